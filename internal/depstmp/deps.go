@@ -1,0 +1,32 @@
+// Package depstmp pins modules while rooms are being built; removed before the end.
+package depstmp
+
+import (
+	_ "github.com/gaissmai/bart"
+	_ "github.com/goccy/go-yaml"
+	_ "github.com/goccy/go-yaml/ast"
+	_ "github.com/goccy/go-yaml/parser"
+	_ "github.com/miekg/dns"
+	_ "github.com/prometheus/client_golang/prometheus"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/prometheus/client_golang/prometheus/testutil"
+	_ "github.com/spf13/cobra"
+	_ "github.com/vishvananda/netlink"
+	_ "github.com/vishvananda/netns"
+	_ "go.uber.org/goleak"
+	_ "golang.org/x/crypto/curve25519"
+	_ "golang.org/x/net/ipv4"
+	_ "golang.org/x/net/bpf"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/term"
+	_ "golang.org/x/time/rate"
+	_ "golang.zx2c4.com/wireguard/device"
+	_ "gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	_ "gvisor.dev/gvisor/pkg/tcpip/link/channel"
+	_ "gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	_ "gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	_ "gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	_ "gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	_ "pgregory.net/rapid"
+)
