@@ -1,0 +1,130 @@
+// Package api is the control API: the requests and answers of its HTTP calls,
+// their errors, and a client.
+//
+//	POST   /v1/attachments      AttachRequest -> 201 AttachResponse
+//	DELETE /v1/attachments/{id} -> 204
+//	GET    /v1/attachments      ?after=ID&limit=N -> AttachmentList
+//	GET    /v1/status           -> Status
+//
+// Every call carries a bearer token: without one the answer is 401, with another
+// one 403. An error is {"error": {"code": "...", "message": "..."}}.
+package api
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+)
+
+// The limits of the calls.
+const (
+	// MaxRequest is the largest request body, in bytes.
+	MaxRequest = 64 << 10
+	// MaxPage is the most attachments in one [AttachmentList], and the default.
+	MaxPage = 1000
+)
+
+// AttachRequest asks for a sandbox to be attached.
+type AttachRequest struct {
+	// Project is a project ID, Environment a name.
+	Project     string    `json:"project"`
+	Environment string    `json:"environment"`
+	Kind        spec.Kind `json:"kind"`
+	Runtime     string    `json:"runtime"`
+	// Region is where the sandbox runs.
+	Region string `json:"region"`
+	// PublicKey is the worker's WireGuard key, in base64. It may be absent where
+	// the answer can only be a bypass.
+	PublicKey string `json:"publicKey,omitempty"`
+	// Resume asks for what the sandbox had before. Optional.
+	Resume *Resume `json:"resume,omitempty"`
+}
+
+// Resume lets a worker attach a running sandbox again with the same ID and
+// addresses, after the control plane lost its memory. It is honoured where they
+// are free and lie in the network; while the attachment is still known with the
+// same fields, the answer is the attachment itself.
+type Resume struct {
+	ID            string     `json:"id"`
+	InnerAddress  netip.Addr `json:"innerAddress"`
+	WorkerAddress netip.Addr `json:"workerAddress"`
+}
+
+// AttachResponse is the answer: the tunnel is ready at the gateway, or the sandbox bypasses.
+type AttachResponse struct {
+	// Attachment has Bypass set where there is no tunnel; then the rest is empty.
+	Attachment spec.Attachment `json:"attachment"`
+	Network    AttachedNetwork `json:"network,omitzero"`
+	// Gateways are the tunnel's far ends, the one in use first.
+	Gateways []spec.Gateway `json:"gateways,omitempty"`
+}
+
+// AttachedNetwork is what a worker needs to know of a network.
+type AttachedNetwork struct {
+	ID     string        `json:"id"`
+	Name   string        `json:"name,omitempty"`
+	Region string        `json:"region"`
+	CIDR   netip.Prefix  `json:"cidr"`
+	Pair   [2]netip.Addr `json:"pair"`
+	// Gateway is the network's first address: probes and DNS.
+	Gateway netip.Addr `json:"gateway"`
+}
+
+// AttachmentList is one page of attachments, by ID.
+type AttachmentList struct {
+	Attachments []spec.Attachment `json:"attachments"`
+	// Next is the ID to ask for more after; empty on the last page.
+	Next string `json:"next,omitempty"`
+}
+
+// Status is what the control plane of one region knows.
+type Status struct {
+	// Region is the one that is served here.
+	Region string `json:"region"`
+	// Revision is that of the newest change.
+	Revision uint64         `json:"revision"`
+	Regions  []RegionStatus `json:"regions"`
+	// Networks are those of the region served here.
+	Networks []NetworkStatus `json:"networks"`
+	// Attachments counts sandboxes with a tunnel.
+	Attachments int `json:"attachments"`
+	// Bypasses counts sandboxes that bypass now, by reason; BypassesTotal all since the start.
+	Bypasses      map[string]int    `json:"bypasses,omitempty"`
+	BypassesTotal map[string]uint64 `json:"bypassesTotal,omitempty"`
+}
+
+// RegionStatus is one region of the desired state.
+type RegionStatus struct {
+	Name  string         `json:"name"`
+	Pool  []netip.Prefix `json:"pool"`
+	Hosts []HostStatus   `json:"hosts"`
+}
+
+// HostStatus is one gateway host. Only hosts of the region that is served here report.
+type HostStatus struct {
+	Name     string     `json:"name"`
+	Endpoint netip.Addr `json:"endpoint"`
+	// Revision is the newest one that the host acknowledged; 0: none.
+	Revision uint64 `json:"revision"`
+	// Reported is when the host last reported; zero: never.
+	Reported time.Time `json:"reported,omitzero"`
+}
+
+// NetworkStatus is one network, with what its hosts reported last.
+type NetworkStatus struct {
+	ID          string             `json:"id"`
+	Name        string             `json:"name,omitempty"`
+	Team        string             `json:"team"`
+	Region      string             `json:"region"`
+	CIDR        netip.Prefix       `json:"cidr"`
+	Pair        [2]netip.Addr      `json:"pair"`
+	Attachments int                `json:"attachments"`
+	Hosts       []NetworkHostState `json:"hosts,omitempty"`
+}
+
+// NetworkHostState is a network on one host.
+type NetworkHostState struct {
+	Host string `json:"host"`
+	spec.NetworkReport
+}
