@@ -47,7 +47,7 @@ type Packet struct {
 	Kind Kind
 	// Proto is the IP protocol number.
 	Proto Proto
-	// TTL is the arriving time to live.
+	// TTL is the time to live as it stands in B.
 	TTL uint8
 	// DF is the don't-fragment bit.
 	DF bool
@@ -59,11 +59,14 @@ type Packet struct {
 	// query the identifier stands in SrcPort of a request and in DstPort of a
 	// reply; the other one is 0.
 	SrcPort, DstPort uint16
-	// Flags, Seq, Ack, Window and Payload (bytes after the TCP header) are valid for KindTCP.
+	// Flags, Seq, Ack and Window are valid for KindTCP.
 	Flags    TCPFlags
 	Seq, Ack uint32
 	Window   uint16
-	Payload  int
+	// Payload counts the bytes after the transport header: the data of a TCP
+	// segment, of a UDP datagram (by its own length field), of an echo. It is
+	// valid for KindTCP, KindUDP and KindICMPQuery; they are the last of Data.
+	Payload int
 	// ICMPType and ICMPCode are valid for KindICMPQuery and KindICMPError.
 	ICMPType, ICMPCode uint8
 	// Inner is valid for KindICMPError: the packet that the error speaks of.
@@ -75,6 +78,7 @@ type Packet struct {
 type Embedded struct {
 	Off              int // offset in Packet.B of the embedded IP header
 	L4               int // offset in Packet.B of the embedded transport header
+	End              int // offset in Packet.B behind the last quoted byte (RFC 4884 extensions lie beyond)
 	Proto            Proto
 	Src, Dst         netip.Addr
 	SrcPort, DstPort uint16 // as in Packet (identifier of an echo request in SrcPort)
