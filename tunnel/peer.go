@@ -1,0 +1,170 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// maxKeepalive is the longest interval that WireGuard takes: 16 bits of seconds.
+const maxKeepalive = math.MaxUint16 * time.Second
+
+// Peer is another tunnel.
+type Peer struct {
+	// PublicKey names the peer.
+	PublicKey Key
+	// AllowedIPs are the addresses behind the peer: packets to them go there,
+	// and packets from there with any other source are dropped. A prefix
+	// belongs to one peer at a time; setting it here takes it from another.
+	AllowedIPs []netip.Prefix
+	// Endpoint is where the peer listens. The zero value leaves it as it is: a
+	// peer without one is learnt from its first authenticated packet, as every
+	// peer's is when it moves.
+	Endpoint netip.AddrPort
+	// Keepalive is the interval of empty packets, in whole seconds up to 65535
+	// (rounded up). Turning it on sends one at once, which shakes hands. 0 sends none.
+	Keepalive time.Duration
+}
+
+// PeerStats is what a tunnel knows about a peer.
+type PeerStats struct {
+	PublicKey     Key
+	AllowedIPs    []netip.Prefix
+	Endpoint      netip.AddrPort // invalid while none is known
+	LastHandshake time.Time      // zero while there was none
+	RxBytes       uint64         // authenticated bytes received, with WireGuard's overhead
+	TxBytes       uint64         // bytes sent, with WireGuard's overhead
+	Keepalive     time.Duration
+}
+
+// SetPeer adds a peer, or changes the one with the same key: its allowed
+// addresses become exactly the given ones. Addresses that stay are not touched,
+// so packets for them flow on during the call.
+func (t *Tunnel) SetPeer(p Peer) error {
+	if err := t.checkPeer(p); err != nil {
+		return fmt.Errorf("set peer %s of the tunnel %s: %w", p.PublicKey, t.public, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed() {
+		return fmt.Errorf("set peer %s of the tunnel %s: %w", p.PublicKey, t.public, ErrClosed)
+	}
+	wanted := make(map[netip.Prefix]struct{}, len(p.AllowedIPs))
+	for _, prefix := range p.AllowedIPs {
+		wanted[prefix.Masked()] = struct{}{}
+	}
+	if err := t.dev.IpcSet(t.peerConfig(p, wanted)); err != nil {
+		return fmt.Errorf("set peer %s of the tunnel %s: %w", p.PublicKey, t.public, err)
+	}
+	for prefix := range t.peers[p.PublicKey] {
+		if _, stays := wanted[prefix]; !stays {
+			delete(t.owner, prefix)
+		}
+	}
+	for prefix := range wanted {
+		if other, taken := t.owner[prefix]; taken && other != p.PublicKey {
+			delete(t.peers[other], prefix)
+		}
+		t.owner[prefix] = p.PublicKey
+	}
+	t.peers[p.PublicKey] = wanted
+	return nil
+}
+
+// checkPeer refuses what WireGuard would silently ignore or cut.
+func (t *Tunnel) checkPeer(p Peer) error {
+	switch {
+	case p.PublicKey.IsZero():
+		return errors.New("the peer has no public key")
+	case p.PublicKey == t.public:
+		return errors.New("the peer has the tunnel's own key; give each end a key of its own")
+	case p.Keepalive < 0 || p.Keepalive > maxKeepalive:
+		return fmt.Errorf("keepalive %v is outside 0 to %v", p.Keepalive, maxKeepalive)
+	}
+	for _, prefix := range p.AllowedIPs {
+		if !prefix.IsValid() {
+			return errors.New("one of the allowed prefixes is empty")
+		}
+	}
+	return nil
+}
+
+// peerConfig writes the change in WireGuard's configuration protocol. Only
+// differences of the allowed prefixes are written. The caller holds t.mu.
+func (t *Tunnel) peerConfig(p Peer, wanted map[netip.Prefix]struct{}) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "public_key=%s\n", p.PublicKey.hex())
+	if p.Endpoint.IsValid() {
+		fmt.Fprintf(&b, "endpoint=%s\n", p.Endpoint)
+	}
+	has := t.peers[p.PublicKey]
+	for prefix := range has {
+		if _, stays := wanted[prefix]; !stays {
+			fmt.Fprintf(&b, "allowed_ip=-%s\n", prefix)
+		}
+	}
+	for prefix := range wanted {
+		if _, there := has[prefix]; !there {
+			fmt.Fprintf(&b, "allowed_ip=%s\n", prefix)
+		}
+	}
+	seconds := (p.Keepalive + time.Second - 1) / time.Second
+	fmt.Fprintf(&b, "persistent_keepalive_interval=%d\n", seconds)
+	return b.String()
+}
+
+// RemovePeer takes a peer out; its packets are dropped from now on. Removing
+// one that is not there is no error.
+func (t *Tunnel) RemovePeer(peer Key) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed() {
+		return fmt.Errorf("remove peer %s of the tunnel %s: %w", peer, t.public, ErrClosed)
+	}
+	t.dev.RemovePeer(device.NoisePublicKey(peer))
+	for prefix := range t.peers[peer] {
+		delete(t.owner, prefix)
+	}
+	delete(t.peers, peer)
+	return nil
+}
+
+// Rehandshake forgets the session with a peer and shakes hands at once. A peer
+// that restarted has lost its side of the session, and this side would notice
+// only after 15 s. The peer needs an endpoint.
+func (t *Tunnel) Rehandshake(peer Key) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed() {
+		return fmt.Errorf("shake hands with peer %s of the tunnel %s: %w", peer, t.public, ErrClosed)
+	}
+	p := t.dev.LookupPeer(device.NoisePublicKey(peer))
+	if p == nil {
+		return fmt.Errorf("shake hands with peer %s of the tunnel %s: there is no such peer", peer, t.public)
+	}
+	p.ExpireCurrentKeypairs()
+	if err := p.SendHandshakeInitiation(false); err != nil {
+		return fmt.Errorf("shake hands with peer %s of the tunnel %s: %w", peer, t.public, err)
+	}
+	return nil
+}
+
+// Peers reads the counters of all peers, ordered by key.
+func (t *Tunnel) Peers() ([]PeerStats, error) {
+	t.mu.Lock()
+	closed := t.closed()
+	t.mu.Unlock()
+	if closed {
+		return nil, fmt.Errorf("read the peers of the tunnel %s: %w", t.public, ErrClosed)
+	}
+	state, err := t.read()
+	if err != nil {
+		return nil, err
+	}
+	return state.peers, nil
+}

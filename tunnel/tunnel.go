@@ -1,0 +1,129 @@
+// Package tunnel is the life of one WireGuard device: its keys, its UDP port,
+// its peers and their counters. What goes through the tunnel comes from and
+// goes to a batching [tun.Device] that the caller hands in.
+//
+// A packet that leaves: Device.Read -> the peer is chosen by destination ->
+// encrypted -> UDP. A packet that arrives: UDP -> decrypted, replays rejected ->
+// dropped unless its source is one of the peer's allowed addresses ->
+// Device.Write, one call per batch of one peer.
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"syscall"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+// Config says what a tunnel is made of.
+type Config struct {
+	// PrivateKey is the tunnel's own key.
+	PrivateKey Key
+	// ListenPort is the UDP port on all of the host's addresses; 0 takes a free one.
+	ListenPort uint16
+	// Device is where packets come from and go to. It belongs to the tunnel
+	// from the call of New on, also when New fails: it is closed with the tunnel.
+	// Its Up and Down events are ignored; a tunnel is up until it is closed.
+	Device tun.Device
+	// Log takes WireGuard's own messages, all at debug level. Nil is silence.
+	Log *slog.Logger
+}
+
+// Tunnel is a WireGuard device that is up. Its methods may be called by many
+// goroutines at once.
+type Tunnel struct {
+	dev    *device.Device
+	public Key
+	port   uint16
+
+	mu    sync.Mutex                        // guards what follows and keeps changes of peers in order
+	peers map[Key]map[netip.Prefix]struct{} // allowed prefixes by peer
+	owner map[netip.Prefix]Key              // the same, from the other side
+	done  bool
+}
+
+// ErrClosed is returned by methods of a tunnel that was closed.
+var ErrClosed = errors.New("the tunnel is closed")
+
+// New makes a tunnel and brings it up. When it fails, everything that was
+// started has ended, and the device is closed. A port that another program
+// holds is an error that wraps [syscall.EADDRINUSE].
+func New(cfg Config) (*Tunnel, error) {
+	if cfg.Device == nil {
+		return nil, errors.New("make a WireGuard tunnel: no packet device was given")
+	}
+	if cfg.PrivateKey.IsZero() {
+		_ = cfg.Device.Close()
+		return nil, errors.New("make a WireGuard tunnel: no private key was given")
+	}
+	dev := device.NewDevice(newAlwaysUp(cfg.Device), conn.NewStdNetBind(), bridge(cfg.Log))
+	t := &Tunnel{
+		dev:    dev,
+		public: cfg.PrivateKey.Public(),
+		peers:  make(map[Key]map[netip.Prefix]struct{}),
+		owner:  make(map[netip.Prefix]Key),
+	}
+	if err := t.start(cfg); err != nil {
+		dev.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// start sets the device's key and port, opens its sockets and learns which port it got.
+func (t *Tunnel) start(cfg Config) error {
+	if err := t.dev.SetPrivateKey(device.NoisePrivateKey(cfg.PrivateKey)); err != nil {
+		return fmt.Errorf("set the private key of the tunnel %s: %w", t.public, err)
+	}
+	if err := t.dev.IpcSet(fmt.Sprintf("listen_port=%d\n", cfg.ListenPort)); err != nil {
+		return fmt.Errorf("set UDP port %d of the tunnel %s: %w", cfg.ListenPort, t.public, err)
+	}
+	if err := t.dev.Up(); err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("listen on UDP port %d for the tunnel %s: %w; stop the program that holds the port (`ss -lunp sport = :%d` names it) or choose another port", cfg.ListenPort, t.public, syscall.EADDRINUSE, cfg.ListenPort)
+		}
+		return fmt.Errorf("listen on UDP port %d for the tunnel %s: %w", cfg.ListenPort, t.public, err)
+	}
+	state, err := t.read()
+	if err != nil {
+		return err
+	}
+	t.port = state.listenPort
+	return nil
+}
+
+// PublicKey is the key by which other tunnels know this one.
+func (t *Tunnel) PublicKey() Key { return t.public }
+
+// ListenPort is the UDP port in use.
+func (t *Tunnel) ListenPort() uint16 { return t.port }
+
+// Done is closed when the tunnel has ended: by Close, or because reading from
+// its packet device failed.
+func (t *Tunnel) Done() <-chan struct{} { return t.dev.Wait() }
+
+// Close ends the tunnel and closes its packet device. It returns when nothing
+// will read from or write to the device any more. It may be called again.
+func (t *Tunnel) Close() {
+	t.mu.Lock()
+	t.done = true
+	t.mu.Unlock()
+	t.dev.Close()
+	<-t.dev.Wait()
+}
+
+// closed reports whether the tunnel has ended. The caller holds t.mu.
+func (t *Tunnel) closed() bool {
+	select {
+	case <-t.dev.Wait():
+		return true
+	default:
+		return t.done
+	}
+}
