@@ -1,0 +1,394 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Kernel is the Host that is a real network namespace. It is bound to the
+// namespace for good, whatever thread calls it.
+type Kernel struct {
+	ns     *Namespace
+	handle *netlink.Handle
+	ioctls int // a socket of the namespace, for requests that netlink does not take
+}
+
+var _ Host = (*Kernel)(nil)
+
+// Here returns a Kernel for the calling thread's network namespace. A caller
+// that has not locked itself to its thread gets the process's.
+func Here() (*Kernel, error) {
+	ns, err := CurrentNamespace()
+	if err != nil {
+		return nil, err
+	}
+	k, err := newKernel(ns)
+	if err != nil {
+		_ = ns.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// Host returns a Kernel for the namespace, which must be kept open as long as
+// the Kernel is used with sysctls. Close the Kernel when done.
+func (n *Namespace) Host() (*Kernel, error) {
+	fd, err := unix.FcntlInt(n.file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: hold network namespace: %w", err)
+	}
+	ns := &Namespace{file: os.NewFile(uintptr(fd), n.file.Name())}
+	k, err := newKernel(ns)
+	if err != nil {
+		_ = ns.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// newKernel takes ownership of ns if it succeeds.
+func newKernel(ns *Namespace) (*Kernel, error) {
+	k := &Kernel{ns: ns}
+	err := ns.Do(func() (err error) {
+		if k.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return fmt.Errorf("hostnet: open netlink socket: %w", err)
+		}
+		k.ioctls, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			k.handle.Close()
+			return fmt.Errorf("hostnet: open socket for ioctls: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// Close gives the Kernel's sockets back. What was applied stays.
+func (k *Kernel) Close() error {
+	k.handle.Close()
+	return errors.Join(unix.Close(k.ioctls), k.ns.Close())
+}
+
+// Apply implements Host. It needs CAP_NET_ADMIN in the namespace, except for
+// what is already there.
+func (k *Kernel) Apply(p Plan) error {
+	if err := p.validate(); err != nil {
+		return err
+	}
+	for _, l := range p.Links {
+		if err := k.applyLink(l); err != nil {
+			return failed("apply link "+l.Name, err)
+		}
+	}
+	for _, a := range p.Addresses {
+		if err := k.applyAddress(a); err != nil {
+			return failed(fmt.Sprintf("put address %v on %s", a.Prefix, a.Link), err)
+		}
+	}
+	for _, r := range p.Routes {
+		if err := k.applyRoute(r); err != nil {
+			return failed("add route "+r.String(), err)
+		}
+	}
+	for _, s := range p.Sysctls {
+		if err := k.applySysctl(s); err != nil {
+			return failed(fmt.Sprintf("set sysctl %s to %q", s.Name, s.Value), err)
+		}
+	}
+	return nil
+}
+
+// Undo implements Host. It goes on after an error and returns all of them.
+func (k *Kernel) Undo(p Plan) error {
+	if err := p.validate(); err != nil {
+		return err
+	}
+	var errs []error
+	for i := len(p.Routes) - 1; i >= 0; i-- {
+		if err := k.undoRoute(p.Routes[i]); err != nil {
+			errs = append(errs, failed("remove route "+p.Routes[i].String(), err))
+		}
+	}
+	for i := len(p.Addresses) - 1; i >= 0; i-- {
+		a := p.Addresses[i]
+		if err := k.undoAddress(a); err != nil {
+			errs = append(errs, failed(fmt.Sprintf("take address %v off %s", a.Prefix, a.Link), err))
+		}
+	}
+	for i := len(p.Links) - 1; i >= 0; i-- {
+		if p.Links[i].Veth == nil {
+			continue
+		}
+		if err := k.Delete(p.Links[i].Name); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Addresses implements Host.
+func (k *Kernel) Addresses() ([]netip.Prefix, error) {
+	list, err := redump(func() ([]netlink.Addr, error) { return k.handle.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, failed("list addresses", err)
+	}
+	prefixes := make([]netip.Prefix, 0, len(list))
+	for _, a := range list {
+		if p, ok := fromIPNet(a.IPNet); ok {
+			prefixes = append(prefixes, p)
+		}
+	}
+	return prefixes, nil
+}
+
+// SetUp brings a link up or down. Links of a Plan come up by themselves.
+func (k *Kernel) SetUp(name string, up bool) error {
+	link, err := k.handle.LinkByName(name)
+	if err == nil {
+		if up {
+			err = k.handle.LinkSetUp(link)
+		} else {
+			err = k.handle.LinkSetDown(link)
+		}
+	}
+	if err != nil {
+		return failed(fmt.Sprintf("set link %s up=%t", name, up), err)
+	}
+	return nil
+}
+
+// Delete removes a link, and with a veth its other end. A link that is not there is not an error.
+func (k *Kernel) Delete(name string) error {
+	link, err := k.handle.LinkByName(name)
+	if absent(err) {
+		return nil
+	}
+	if err == nil {
+		err = k.handle.LinkDel(link)
+	}
+	if err != nil && !absent(err) {
+		return failed("delete link "+name, err)
+	}
+	return nil
+}
+
+// HardwareAddr returns the Ethernet address of a link.
+func (k *Kernel) HardwareAddr(name string) (net.HardwareAddr, error) {
+	link, err := k.handle.LinkByName(name)
+	if err != nil {
+		return nil, failed("look up link "+name, err)
+	}
+	return link.Attrs().HardwareAddr, nil
+}
+
+func (k *Kernel) applyLink(l Link) error {
+	link, err := k.handle.LinkByName(l.Name)
+	if absent(err) && l.Veth != nil {
+		if err := k.addVeth(l); err != nil {
+			return err
+		}
+		link, err = k.handle.LinkByName(l.Name)
+	}
+	if err != nil {
+		return err
+	}
+	attrs := link.Attrs()
+	if l.Veth != nil && link.Type() != "veth" {
+		return fmt.Errorf("it exists and is of type %s, not veth: %w", link.Type(), os.ErrExist)
+	}
+	if link.Type() == "veth" && !l.TxOffload {
+		if err := k.disableTxOffload(l.Name); err != nil {
+			return err
+		}
+	}
+	if l.MTU != 0 && l.MTU != attrs.MTU {
+		if err := k.handle.LinkSetMTU(link, l.MTU); err != nil {
+			return fmt.Errorf("MTU %d: %w", l.MTU, err)
+		}
+	}
+	if l.NoARP && attrs.RawFlags&unix.IFF_NOARP == 0 {
+		if err := k.handle.LinkSetARPOff(link); err != nil {
+			return fmt.Errorf("switch ARP off: %w", err)
+		}
+	}
+	if attrs.RawFlags&unix.IFF_UP == 0 {
+		return k.handle.LinkSetUp(link)
+	}
+	return nil
+}
+
+func (k *Kernel) addVeth(l Link) error {
+	veth := &netlink.Veth{
+		LinkAttrs:        netlink.LinkAttrs{Name: l.Name, MTU: l.MTU, HardwareAddr: l.MAC, TxQLen: -1},
+		PeerName:         l.Veth.Name,
+		PeerHardwareAddr: l.Veth.MAC,
+	}
+	if l.Veth.Namespace != nil {
+		veth.PeerNamespace = netlink.NsFd(int(l.Veth.Namespace.file.Fd()))
+	}
+	if err := k.handle.LinkAdd(veth); err != nil {
+		return fmt.Errorf("make veth pair with peer %q: %w", l.Veth.Name, err)
+	}
+	return nil
+}
+
+func (k *Kernel) applyAddress(a Address) error {
+	link, err := k.handle.LinkByName(a.Link)
+	if err != nil {
+		return err
+	}
+	return k.handle.AddrReplace(link, a.netlink())
+}
+
+func (k *Kernel) undoAddress(a Address) error {
+	link, err := k.handle.LinkByName(a.Link)
+	if absent(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := k.handle.AddrDel(link, a.netlink()); !errors.Is(err, unix.EADDRNOTAVAIL) && !absent(err) {
+		return err
+	}
+	return nil
+}
+
+func (a Address) netlink() *netlink.Addr {
+	addr := &netlink.Addr{IPNet: toIPNet(a.Prefix)}
+	if a.Prefix.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD // usable at once; the address is given, not guessed
+	}
+	return addr
+}
+
+func (k *Kernel) applyRoute(r Route) error {
+	route, err := k.route(r)
+	if err != nil {
+		return err
+	}
+	err = k.handle.RouteReplace(route)
+	if r.Kind == Unreachable && r.Prefix.Addr().Is6() && noIPv6(err) {
+		return nil // a kernel without IPv6 sends nothing there anyway
+	}
+	return err
+}
+
+func (k *Kernel) undoRoute(r Route) error {
+	route, err := k.route(r)
+	if err == nil {
+		err = k.handle.RouteDel(route)
+	}
+	if errors.Is(err, unix.ESRCH) || absent(err) || (r.Prefix.Addr().Is6() && noIPv6(err)) {
+		return nil
+	}
+	return err
+}
+
+func (k *Kernel) route(r Route) (*netlink.Route, error) {
+	route := &netlink.Route{Dst: toIPNet(r.Prefix), Priority: r.Metric, Type: unix.RTN_UNICAST, Table: unix.RT_TABLE_MAIN}
+	if r.Kind == Unreachable {
+		route.Type = unix.RTN_UNREACHABLE
+		return route, nil
+	}
+	if r.Via.IsValid() {
+		route.Gw = r.Via.AsSlice()
+	} else {
+		route.Scope = netlink.SCOPE_LINK
+	}
+	if r.Link != "" {
+		link, err := k.handle.LinkByName(r.Link)
+		if err != nil {
+			return nil, err
+		}
+		route.LinkIndex = link.Attrs().Index
+		if r.Via.IsValid() {
+			route.Flags = int(netlink.FLAG_ONLINK)
+		}
+	}
+	return route, nil
+}
+
+// applySysctl reads before it writes, so that a value that is right already
+// needs no privilege. The files of /proc/sys/net show the namespace of the
+// thread that opens them.
+func (k *Kernel) applySysctl(s Sysctl) error {
+	path := filepath.Join("/proc/sys", s.path())
+	return k.ns.Do(func() error {
+		have, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if strings.Join(strings.Fields(string(have)), " ") == strings.Join(strings.Fields(s.Value), " ") {
+			return nil
+		}
+		// Neither O_CREATE nor O_TRUNC: the files exist, and are no files.
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteString(s.Value)
+		return errors.Join(err, f.Close())
+	})
+}
+
+// redump repeats a listing that a concurrent change disturbed.
+func redump[T any](dump func() ([]T, error)) ([]T, error) {
+	const attempts = 8
+	var list []T
+	var err error
+	for range attempts {
+		if list, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return list, err
+}
+
+// failed wraps what the kernel said with what was tried and, where known, what to do.
+func failed(tried string, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		tried += " (not allowed: give CAP_NET_ADMIN in the network namespace, or run as root)"
+	case errors.Is(err, unix.EROFS):
+		tried += " (/proc/sys is mounted read-only, as in most containers: set it on the host)"
+	case absent(err):
+		tried += " (no such link in this network namespace)"
+	}
+	return fmt.Errorf("hostnet: %s: %w", tried, err)
+}
+
+// absent says whether err means that a link does not exist.
+func absent(err error) bool {
+	var notFound netlink.LinkNotFoundError
+	return errors.As(err, &notFound) || errors.Is(err, unix.ENODEV)
+}
+
+// noIPv6 says whether err means that the kernel has no IPv6.
+func noIPv6(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+func toIPNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func fromIPNet(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), bits), ok
+}

@@ -1,0 +1,139 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// threadNamespace is the network namespace of the thread that opens it.
+const threadNamespace = "/proc/thread-self/ns/net"
+
+// Namespace is a network namespace held by a descriptor. Without a name in the
+// file system and without a process inside, it ends when the descriptor is closed.
+type Namespace struct{ file *os.File }
+
+// NewNamespace makes an empty network namespace: a loopback interface that is
+// down. It needs CAP_SYS_ADMIN in the process's user namespace.
+func NewNamespace() (*Namespace, error) {
+	var ns *Namespace
+	err := aside(func(home *Namespace) (restore bool, err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return true, fmt.Errorf("hostnet: make a network namespace%s: %w", remedy(err), err)
+		}
+		ns, err = CurrentNamespace()
+		return home.enter() == nil, err
+	})
+	return ns, err
+}
+
+// CurrentNamespace returns the network namespace of the calling thread. A
+// caller that has not locked itself to its thread gets the process's.
+func CurrentNamespace() (*Namespace, error) { return OpenNamespace(threadNamespace) }
+
+// OpenNamespace opens a namespace by a path like /proc/PID/ns/net or a name
+// under /run/netns.
+func OpenNamespace(path string) (*Namespace, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: open network namespace%s: %w", remedy(err), err)
+	}
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		_ = f.Close()
+		return nil, fmt.Errorf("hostnet: %s is not a network namespace: give a path like /proc/PID/ns/net or /run/netns/NAME", path)
+	}
+	return &Namespace{file: f}, nil
+}
+
+// File returns the descriptor, which the namespace still owns. It may be passed
+// to other processes.
+func (n *Namespace) File() *os.File { return n.file }
+
+// Close gives the descriptor back. The kernel ends the namespace when no
+// process, socket or other descriptor keeps it.
+func (n *Namespace) Close() error { return n.file.Close() }
+
+// enter moves the calling thread, which must be locked, into the namespace.
+func (n *Namespace) enter() error {
+	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("hostnet: enter network namespace%s: %w", remedy(err), err)
+	}
+	return nil
+}
+
+// same says whether two handles mean one namespace.
+func (n *Namespace) same(o *Namespace) (bool, error) {
+	a, err := n.file.Stat()
+	if err != nil {
+		return false, err
+	}
+	b, err := o.file.Stat()
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(a, b), nil
+}
+
+// Do runs f on a thread inside the namespace and waits for it. Sockets, TUNs
+// and processes that f makes belong to the namespace; goroutines that f starts
+// do not. It needs CAP_SYS_ADMIN, unless the process is in the namespace already.
+// The caller's own thread never leaves its namespace; a thread that cannot
+// return to it is ended and not used again.
+func (n *Namespace) Do(f func() error) error {
+	return aside(func(home *Namespace) (bool, error) {
+		if same, err := n.same(home); err != nil || same {
+			if err != nil {
+				return true, fmt.Errorf("hostnet: compare network namespaces: %w", err)
+			}
+			return true, f()
+		}
+		if err := n.enter(); err != nil {
+			return true, err
+		}
+		err := f()
+		return home.enter() == nil, err
+	})
+}
+
+// aside runs f on a locked thread of its own goroutine and tells it the
+// thread's namespace. f says whether the thread is back in it; if not, or if f
+// never returned, the goroutine ends locked, and its thread with it.
+func aside(f func(home *Namespace) (restored bool, err error)) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		err := errors.New("hostnet: the function ended its goroutine (runtime.Goexit, as testing's FailNow does) instead of returning")
+		defer func() { result <- err }()
+		home, openErr := CurrentNamespace()
+		if openErr != nil {
+			runtime.UnlockOSThread()
+			err = openErr
+			return
+		}
+		defer func() { _ = home.Close() }()
+		restored, ferr := f(home)
+		if restored {
+			runtime.UnlockOSThread()
+		}
+		err = ferr
+	}()
+	return <-result
+}
+
+// remedy says what to do about a refusal, in words that fit behind what was tried.
+func remedy(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return " (not allowed: run as root, with CAP_SYS_ADMIN and CAP_NET_ADMIN, or inside a user namespace)"
+	case errors.Is(err, fs.ErrNotExist):
+		return " (no such namespace, or /proc is not mounted)"
+	case errors.Is(err, unix.ENOSPC):
+		return " (the limit /proc/sys/user/max_net_namespaces is reached)"
+	}
+	return ""
+}
