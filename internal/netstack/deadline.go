@@ -1,0 +1,60 @@
+package netstack
+
+import (
+	"sync"
+	"time"
+)
+
+// deadline is a moment after which a channel is closed; it can be moved. The
+// zero value is not usable; see newDeadline.
+type deadline struct {
+	mu     sync.Mutex
+	passed chan struct{}
+	timer  *time.Timer
+}
+
+func newDeadline() deadline { return deadline{passed: make(chan struct{})} }
+
+// channel returns what is closed when the deadline passes. It must be asked
+// for at the start of each operation.
+func (d *deadline) channel() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.passed
+}
+
+// set moves the deadline; the zero time removes it.
+func (d *deadline) set(t time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+	select {
+	case <-d.passed:
+		d.passed = make(chan struct{})
+	default:
+	}
+	if t.IsZero() {
+		return
+	}
+	left := time.Until(t)
+	if left <= 0 {
+		close(d.passed)
+		return
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(left, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.timer == timer { // else the deadline was moved while this waited for the lock
+			close(d.passed)
+			d.timer = nil
+		}
+	})
+	d.timer = timer
+}
+
+// stop frees the timer.
+func (d *deadline) stop() { d.set(time.Time{}) }

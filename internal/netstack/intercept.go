@@ -1,0 +1,155 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// TCPHandler gets the connection requests of an intercepting Device.
+type TCPHandler interface {
+	// HandleTCP is called on a goroutine of its own for each SYN of a new
+	// connection. It must end with one of the request's methods Accept, Reset or Drop; until
+	// then the client's repeated SYNs are ignored. A request that it
+	// leaves undecided is dropped.
+	HandleTCP(*Request)
+}
+
+// errDecided is returned when a request is decided twice.
+var errDecided = errors.New("connection request was already decided")
+
+// Request is a SYN that nobody has answered yet.
+type Request struct {
+	device              *Device
+	source, destination netip.AddrPort
+
+	mu      sync.Mutex
+	pending *tcp.ForwarderRequest // nil once decided
+}
+
+// intercept sends SYNs to the handler.
+func (d *Device) intercept() {
+	forwarder := tcp.NewForwarder(d.stack, d.config.ReceiveBuffer, d.config.MaxPending, func(fr *tcp.ForwarderRequest) {
+		id := fr.ID()
+		r := &Request{
+			device:      d,
+			source:      addrPort(id.RemoteAddress, id.RemotePort),
+			destination: addrPort(id.LocalAddress, id.LocalPort),
+			pending:     fr,
+		}
+		defer r.Drop()
+		d.config.Handler.HandleTCP(r)
+	})
+	d.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)
+}
+
+// Source is the client's address and port.
+func (r *Request) Source() netip.AddrPort { return r.source }
+
+// Destination is the address and port that the client wants to reach.
+func (r *Request) Destination() netip.AddrPort { return r.destination }
+
+// decide hands out the pending request once.
+func (r *Request) decide() *tcp.ForwarderRequest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	fr := r.pending
+	r.pending = nil
+	return fr
+}
+
+// Reset refuses the request: the client gets a RST. It does nothing when the request was decided.
+func (r *Request) Reset() {
+	if fr := r.decide(); fr != nil {
+		fr.Complete(true)
+	}
+}
+
+// Drop forgets the request without an answer; a repeated SYN is a new
+// request. It does nothing when the request was decided.
+func (r *Request) Drop() {
+	if fr := r.decide(); fr != nil {
+		fr.Complete(false)
+	}
+}
+
+// Accept completes the handshake: SYN/ACK is sent only now. It waits for the
+// client's ACK at most until ctx ends, Config.HandshakeTimeout passes or the device
+// is closed. On an error nothing is left to be closed.
+func (r *Request) Accept(ctx context.Context) (*Conn, error) {
+	fr := r.decide()
+	if fr == nil {
+		return nil, opError("accept", "tcp", r.destination, r.source, errDecided)
+	}
+	defer fr.Complete(false)
+	conn, err := r.device.shakeHands(ctx, fr)
+	if err != nil {
+		return nil, opError("accept", "tcp", r.destination, r.source, err)
+	}
+	return conn, nil
+}
+
+// shakeHands sends SYN/ACK and waits for the connection.
+func (d *Device) shakeHands(ctx context.Context, fr *tcp.ForwarderRequest) (*Conn, error) {
+	if err := d.enter(); err != nil {
+		return nil, err
+	}
+	d.calls.Add(1)
+	d.leave()
+	defer d.calls.Done()
+
+	ctx, cancel := context.WithTimeout(ctx, d.config.HandshakeTimeout)
+	defer cancel()
+	defer context.AfterFunc(d.done, cancel)()
+
+	wq := new(waiter.Queue)
+	finished := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { interrupt(wq, finished) })
+	ep, err := fr.CreateEndpoint(wq)
+	close(finished)
+	stop()
+	if err != nil {
+		return nil, handshakeError(ctx, d, err)
+	}
+	if d.done.Err() != nil {
+		ep.Abort()
+		ep.Close()
+		return nil, os.ErrClosed
+	}
+	return newConn(d, ep, wq), nil
+}
+
+// interrupt wakes the stack's wait for a handshake, which then finds that it is
+// not connected and gives up. The stack has no other way out. It may not
+// have begun to wait, so this repeats until the handshake is over.
+func interrupt(wq *waiter.Queue, finished <-chan struct{}) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		wq.Notify(waiter.WritableEvents)
+		select {
+		case <-finished:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// handshakeError says why a handshake failed.
+func handshakeError(ctx context.Context, d *Device, err tcpip.Error) error {
+	switch {
+	case d.done.Err() != nil:
+		return os.ErrClosed
+	case ctx.Err() != nil:
+		return fmt.Errorf("handshake not completed: %w", ctx.Err())
+	}
+	return toError(err)
+}
