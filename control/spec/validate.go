@@ -14,6 +14,7 @@ func (s State) Validate() Problems {
 		regions:  make(map[string]int),
 		networks: make(map[string]int),
 		projects: make(map[string]int),
+		peerings: make(map[string]int),
 		owners:   make(map[netip.Addr]string),
 	}
 	// References point both ways between the lists, so everything is indexed first.
@@ -22,6 +23,7 @@ func (s State) Validate() Problems {
 	index(c.regions, s.Regions, func(r Region) string { return r.Name })
 	index(c.networks, s.Networks, func(n Network) string { return n.ID })
 	index(c.projects, s.Projects, func(p Project) string { return p.ID })
+	index(c.peerings, s.Peerings, func(p Peering) string { return p.ID })
 	c.checkTeams()
 	c.checkRegions()
 	c.checkNetworks()
@@ -40,10 +42,13 @@ func index[T any](m map[string]int, items []T, key func(T) string) {
 
 // checker collects problems. Its maps lead from IDs to positions in the state.
 type checker struct {
-	state                              State
-	teams, regions, networks, projects map[string]int
-	owners                             map[netip.Addr]string // who uses a public address, in words
-	problems                           Problems
+	state          State
+	teams, regions map[string]int
+	networks       map[string]int
+	projects       map[string]int
+	peerings       map[string]int
+	owners         map[netip.Addr]string // who uses a public address, in words
+	problems       Problems
 }
 
 func (c *checker) add(path, message, remedy string) {

@@ -72,16 +72,10 @@ type taken struct {
 }
 
 func (c *checker) checkPeerings() {
-	ids := make(map[string]bool)
 	open := make(map[string]int)
 	ranges := make(map[string][]taken)
 	for i, p := range c.state.Peerings {
-		if !ValidID(p.ID) {
-			c.id(at("peerings", i, "id"), "peering", p.ID, i, i)
-		} else if ids[p.ID] {
-			c.add(at("peerings", i, "id"), fmt.Sprintf("peering %q is there twice", p.ID), "give each peering an ID of its own")
-		}
-		ids[p.ID] = true
+		c.id(at("peerings", i, "id"), "peering", p.ID, c.peerings[p.ID], i)
 		if !p.State.Known() {
 			c.add(at("peerings", i, "state"), fmt.Sprintf("there is no state %q", p.State),
 				"use initiating-request, pending-acceptance, provisioning, active, rejected, expired, failed or deleted")
