@@ -107,6 +107,14 @@ func aside(f func(home *Namespace) (restored bool, err error)) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The process's first thread stands for the process: /proc/self and
+			// /proc/PID would show the world its namespace. While this
+			// goroutine holds it, the next one gets another.
+			result <- aside(f)
+			runtime.UnlockOSThread()
+			return
+		}
 		err := errors.New("hostnet: the function ended its goroutine (runtime.Goexit, as testing's FailNow does) instead of returning")
 		defer func() { result <- err }()
 		home, openErr := CurrentNamespace()
