@@ -75,7 +75,7 @@ func (f *Fake) Apply(p Plan) error {
 	}
 	for _, s := range p.Sysctls {
 		if _, ok := f.sysctls[s.path()]; !ok {
-			return failed(fmt.Sprintf("set sysctl %s to %q", s.Name, s.Value), os.ErrNotExist)
+			return failed(fmt.Sprintf("set sysctl %s to %q", s.Name, s.Value), unix.ENOENT)
 		}
 		f.sysctls[s.path()] = s.Value
 	}

@@ -290,7 +290,7 @@ func (k *Kernel) undoRoute(r Route) error {
 	if err == nil {
 		err = k.handle.RouteDel(route)
 	}
-	if errors.Is(err, unix.ESRCH) || absent(err) || (r.Prefix.Addr().Is6() && noIPv6(err)) {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) || absent(err) || (r.Prefix.Addr().Is6() && noIPv6(err)) {
 		return nil
 	}
 	return err
