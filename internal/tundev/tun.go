@@ -76,8 +76,15 @@ func FromTUN(f *os.File, c Config) (*Device, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	count := &counters{}
-	return newDevice(f, c, tunMedium{count}, count)
+	m := tunMedium{&counters{}}
+	err := control(f, func(fd int) error {
+		_, err := m.name(fd)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("tundev: use %s, which is not an attached TUN: %w", f.Name(), err)
+	}
+	return newDevice(f, c, m, m.count)
 }
 
 // tunMedium carries bare IP packets (IFF_NO_PI).
