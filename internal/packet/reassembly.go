@@ -143,6 +143,9 @@ func (r *Reassembler) Add(p *Packet, now Instant) ([]byte, Outcome) {
 	}
 	cost := fragmentCost + len(f.data)
 	if !r.affords(f.key.src, cost) {
+		if len(d.parts) == 0 {
+			r.remove(d)
+		}
 		return nil, FragmentLimit
 	}
 	r.charge(d, cost)

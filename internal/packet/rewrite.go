@@ -66,7 +66,7 @@ func (p *Packet) setEndpoint(addrOff, portOff int, to netip.AddrPort) {
 
 // SetEmbeddedSource rewrites the source of the packet that an ICMP error
 // quotes: its address and port (or echo identifier), its IP checksum, its
-// transport checksum where that is quoted, and the ICMP checksum of the error.
+// transport checksum where that is quoted whole, and the ICMP checksum of the error.
 // It does nothing to packets of another kind.
 func (p *Packet) SetEmbeddedSource(to netip.AddrPort) {
 	if p.Kind != KindICMPError {
