@@ -1,0 +1,211 @@
+package nat
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
+
+// Mapping says which flows of an inner endpoint share an external port.
+type Mapping uint8
+
+const (
+	// AddressAndPortDependent gives each TCP connection an external port of its
+	// own choice, so that one external port serves many destinations at once
+	// and no port can be guessed from another. It departs from RFC 5382 REQ-1
+	// (T-1): sandboxes only connect outwards.
+	AddressAndPortDependent Mapping = iota
+	// EndpointIndependent gives an inner endpoint one external port towards all
+	// destinations (RFC 5382 REQ-1). UDP and ICMP echo are always mapped so.
+	EndpointIndependent
+)
+
+// Timers are the times after which silent state goes. A zero stands for the
+// default; nothing may be set below its floor.
+type Timers struct {
+	// UDP is how long a mapping and each of its sessions outlive the last
+	// packet from inside. Packets from outside refresh nothing.
+	UDP time.Duration
+	// TCPEstablished is the time of an established or half-closed connection,
+	// refreshed by acceptable segments of both directions.
+	TCPEstablished time.Duration
+	// TCPOpening is the time of a connection whose handshake is not complete.
+	TCPOpening time.Duration
+	// TCPClosing is the time that a connection is kept after both FINs or a reset.
+	TCPClosing time.Duration
+	// ICMP is how long an echo identifier outlives the last request.
+	ICMP time.Duration
+	// Hold is how long a freed port, or TCP tuple, stays unused.
+	Hold time.Duration
+}
+
+// timerRule is the default and the floor of one timer.
+type timerRule struct {
+	name             string
+	at               func(*Timers) *time.Duration
+	standard, lowest time.Duration
+}
+
+func timerRules() []timerRule {
+	return []timerRule{
+		// U-5: RFC 4787 REQ-5 forbids less than two minutes and recommends five.
+		{"UDP", func(t *Timers) *time.Duration { return &t.UDP }, 300 * time.Second, 120 * time.Second},
+		// T-5: RFC 5382 REQ-5: not less than 2 hours and 4 minutes.
+		{"TCPEstablished", func(t *Timers) *time.Duration { return &t.TCPEstablished }, 7440 * time.Second, 7440 * time.Second},
+		// RFC 7857 section 2.1 recommends four minutes and lets an opening
+		// connection have less; the floor is the 6 s of an unanswered SYN (RFC 5382 REQ-4).
+		{"TCPOpening", func(t *Timers) *time.Duration { return &t.TCPOpening }, 240 * time.Second, 6 * time.Second},
+		// T-5, X-3: RFC 5382 REQ-5 and RFC 7857 section 2.1: not less than four minutes.
+		{"TCPClosing", func(t *Timers) *time.Duration { return &t.TCPClosing }, 240 * time.Second, 240 * time.Second},
+		// I-2: RFC 5508 REQ-2: not less than 60 seconds.
+		{"ICMP", func(t *Timers) *time.Duration { return &t.ICMP }, 60 * time.Second, 60 * time.Second},
+		// C-8: RFC 6888 REQ-8: 120 seconds.
+		{"Hold", func(t *Timers) *time.Duration { return &t.Hold }, 120 * time.Second, 120 * time.Second},
+	}
+}
+
+// longest bounds every timer, far below the span of a tick counter.
+const longest = 365 * 24 * time.Hour
+
+func (t *Timers) complete() error {
+	for _, r := range timerRules() {
+		d := r.at(t)
+		switch {
+		case *d == 0:
+			*d = r.standard
+		case *d < r.lowest:
+			return fmt.Errorf("nat: timer %s is %v, but its RFC allows no less than %v: raise it or leave it out for %v", r.name, *d, r.lowest, r.standard)
+		case *d > longest:
+			return fmt.Errorf("nat: timer %s is %v: set at most %v", r.name, *d, longest)
+		}
+	}
+	return nil
+}
+
+// Limits bound what one inner address may hold (RFC 6888 REQ-4, REQ-5). A zero
+// stands for the default, a negative value for no limit. Whoever is at a limit
+// is refused; nothing that exists is ever evicted for it (C-11).
+type Limits struct {
+	// Sessions counts (mapping, remote endpoint) pairs: default 65536.
+	Sessions int
+	// Ports counts external ports and identifiers of all protocols; a TCP
+	// connection that is mapped by its destination counts one. Default 65536.
+	Ports int
+	// HalfOpen counts TCP connections whose handshake is not complete: default 4096.
+	HalfOpen int
+	// NewPerSecond is the rate of new sessions, Burst how many may come at
+	// once: default 20000, and twice the rate.
+	NewPerSecond, Burst int
+}
+
+// unlimited is what a negative limit becomes.
+const unlimited = 1<<31 - 1
+
+// maxRate keeps a token bucket's arithmetic within 32 bits.
+const maxRate = 100_000_000
+
+func (l *Limits) complete() error {
+	for _, f := range []struct {
+		v        *int
+		standard int
+	}{{&l.Sessions, 65536}, {&l.Ports, 65536}, {&l.HalfOpen, 4096}, {&l.NewPerSecond, 20000}} {
+		switch {
+		case *f.v == 0:
+			*f.v = f.standard
+		case *f.v < 0 || *f.v > unlimited:
+			*f.v = unlimited
+		}
+	}
+	if l.NewPerSecond > maxRate {
+		l.NewPerSecond = unlimited
+	}
+	if l.Burst == 0 && l.NewPerSecond != unlimited {
+		l.Burst = 2 * l.NewPerSecond
+	}
+	if l.NewPerSecond != unlimited && (l.Burst < 1 || l.Burst > 2*maxRate) {
+		return fmt.Errorf("nat: a burst of %d new sessions cannot be: set 1 to %d, or leave it out", l.Burst, 2*maxRate)
+	}
+	return nil
+}
+
+// PortRange is the range of external ports, both ends included.
+type PortRange struct{ First, Last uint16 }
+
+// Config is what a Table is made from.
+type Config struct {
+	// External is the dedicated IPv4 address.
+	External netip.Addr
+	Timers   Timers
+	Limits   Limits
+	// Ports is the range of external ports and echo identifiers: default
+	// 1024-65535 (P-1). It may not begin below 1024 (U-3a).
+	Ports PortRange
+	// Reserved are ports never given to a mapping.
+	Reserved []uint16
+	// TCPMapping is AddressAndPortDependent unless set.
+	TCPMapping Mapping
+	// Seed comes from the system's cryptographic source, fresh for each table.
+	// Ports and the hash key derive from it; all zeros are refused.
+	Seed [32]byte
+	// MaxSessions bounds the table: default 1048576. Freed TCP tuples that are
+	// on hold are bounded by the same number.
+	MaxSessions int
+	// EventBuffer is how many events wait for Drain: default 8192.
+	EventBuffer int
+}
+
+// maxSessions is what 32-bit record numbers leave room for.
+const maxSessions = 1 << 28
+
+func (c *Config) complete() error {
+	if !c.External.Is4() {
+		return fmt.Errorf("nat: external address %v is not IPv4: give the dedicated address of the table", c.External)
+	}
+	if c.Ports == (PortRange{}) {
+		c.Ports = PortRange{1024, 65535}
+	}
+	if c.Ports.First < 1024 || c.Ports.Last < c.Ports.First {
+		return fmt.Errorf("nat: port range %d-%d: it must lie within 1024-65535", c.Ports.First, c.Ports.Last)
+	}
+	if c.TCPMapping > EndpointIndependent {
+		return fmt.Errorf("nat: unknown TCP mapping %d", c.TCPMapping)
+	}
+	if c.Seed == ([32]byte{}) {
+		return fmt.Errorf("nat: the seed of the table for %v is all zeros: fill it from crypto/rand", c.External)
+	}
+	if c.MaxSessions == 0 {
+		c.MaxSessions = 1 << 20
+	}
+	if c.MaxSessions < 1 || c.MaxSessions > maxSessions {
+		return fmt.Errorf("nat: a table of %d sessions cannot be: set 1 to %d", c.MaxSessions, maxSessions)
+	}
+	if c.EventBuffer == 0 {
+		c.EventBuffer = 8192
+	}
+	if c.EventBuffer < 1 || c.EventBuffer > 1<<24 {
+		return fmt.Errorf("nat: an event buffer of %d cannot be: set 1 to %d", c.EventBuffer, 1<<24)
+	}
+	if err := c.Timers.complete(); err != nil {
+		return err
+	}
+	return c.Limits.complete()
+}
+
+// tickLength is the grain of all timers: 100 ms. A deadline is rounded up, so
+// that nothing goes early and nothing stays more than a tick too long.
+const tickLength = 100 * time.Millisecond
+
+// ticksPerSecond is how many ticks a second has.
+const ticksPerSecond = uint32(time.Second / tickLength)
+
+// tickOf is a coarse reading of the clock. It wraps after thirteen years, so
+// two ticks are only ever compared by their difference.
+func tickOf(now packet.Instant) uint32 { return uint32(now / packet.Instant(tickLength)) }
+
+// ticks converts a timer, rounded up.
+func ticks(d time.Duration) uint32 { return uint32((d + tickLength - 1) / tickLength) }
+
+// due says whether a deadline has come.
+func due(deadline, now uint32) bool { return int32(now-deadline) >= 0 }

@@ -1,0 +1,159 @@
+package nat
+
+import (
+	"net/netip"
+
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
+
+// EventKind says what an Event tells.
+type EventKind uint8
+
+// The kinds of events.
+const (
+	Created   EventKind = iota + 1 // a mapping (UDP, ICMP) or a connection (TCP) was made
+	Closed                         // it has gone
+	Refused                        // a quota refused a new one; at most one event per second and inner address
+	Exhausted                      // no external port was free; at most one event per second
+)
+
+var eventNames = [...]string{Created: "created", Closed: "closed", Refused: "refused", Exhausted: "exhausted"}
+
+// String returns the kind's name in lower case.
+func (k EventKind) String() string {
+	if k == 0 || int(k) >= len(eventNames) {
+		return "unknown"
+	}
+	return eventNames[k]
+}
+
+// Reason says why something went or was refused.
+type Reason uint8
+
+// The reasons. The first group ends sessions, the second refuses them.
+const (
+	ReasonNone         Reason = iota // of Created events
+	ReasonExpired                    // it was silent for the time of its timer
+	ReasonFinished                   // a TCP connection that was closed or reset, after its timer
+	ReasonRevoked                    // the inner address was revoked
+	ReasonPortRefused                // the kernel refused the external port
+	ReasonUplinkClosed               // the uplink says that it is over
+	ReasonReused                     // a closed connection's tuple was given to a new one
+
+	ReasonTableFull // the table holds as many sessions as it may
+	ReasonSessions  // the inner address holds as many sessions as it may
+	ReasonPorts     // the inner address holds as many ports as it may
+	ReasonHalfOpen  // the inner address opens as many connections as it may
+	ReasonRate      // the inner address makes new sessions faster than it may
+	ReasonDraining  // the dedicated address is being drained
+	ReasonNoPorts   // every external port is in use or on hold
+	numReasons
+)
+
+var reasonNames = [numReasons]string{
+	"none", "expired", "finished", "revoked", "port_refused", "uplink_closed", "reused",
+	"table_full", "sessions", "ports", "half_open", "rate", "draining", "no_ports",
+}
+
+// String returns the reason's name as it stands in logs and metrics.
+func (r Reason) String() string {
+	if r >= numReasons {
+		return "unknown"
+	}
+	return reasonNames[r]
+}
+
+// Event tells of a change that others act on: the log of mappings, and the
+// uplink, which releases what belongs to a Closed one.
+type Event struct {
+	Kind  EventKind
+	Proto packet.Proto
+	// Inner is the sandbox's endpoint; of an echo the port is its identifier.
+	Inner netip.AddrPort
+	// External is the dedicated address and port; port 0 in Refused and Exhausted.
+	External netip.AddrPort
+	// Remote is the far endpoint of a TCP connection and of what was refused;
+	// not valid in Created and Closed of UDP and ICMP, whose mappings serve many.
+	Remote netip.AddrPort
+	Reason Reason
+	// At is the reading of the clock at which it happened.
+	At packet.Instant
+}
+
+// record is an Event without pointers.
+type record struct {
+	at            packet.Instant
+	inner, remote endpoint
+	port          uint16
+	kind          EventKind
+	reason        Reason
+	proto         packet.Proto
+	hasRemote     bool
+}
+
+// ring keeps the oldest events: when it is full, new ones are lost and counted,
+// so that those that come out are in order and without gaps up to the loss.
+type ring struct {
+	slots []record
+	first int
+	used  int
+	lost  uint64
+}
+
+func (r *ring) put(e record) {
+	if r.used == len(r.slots) {
+		r.lost++
+		return
+	}
+	at := r.first + r.used
+	if at >= len(r.slots) {
+		at -= len(r.slots)
+	}
+	r.slots[at] = e
+	r.used++
+}
+
+// Drain moves the oldest events to dst and returns how many. When the buffer
+// is full, events are lost and counted in Stats.EventsLost; a packet makes two
+// at most, Expire one per session that it removes. Whoever must see each one drains as
+// often as that, and after a loss reads Sessions.
+func (t *Table) Drain(dst []Event) int {
+	n := min(len(dst), t.events.used)
+	for i := range n {
+		e := &t.events.slots[t.events.first]
+		dst[i] = Event{
+			Kind: e.kind, Proto: e.proto, Reason: e.reason, At: e.at,
+			Inner:    e.inner.addrPort(),
+			External: netip.AddrPortFrom(t.config.External, e.port),
+		}
+		if e.hasRemote {
+			dst[i].Remote = e.remote.addrPort()
+		}
+		if t.events.first++; t.events.first == len(t.events.slots) {
+			t.events.first = 0
+		}
+		t.events.used--
+	}
+	return n
+}
+
+// tellSession emits an event about a TCP connection; other protocols' events
+// are about their mappings.
+func (t *Table) tellSession(k EventKind, s *session, why Reason) {
+	if s.proto != packet.TCP {
+		return
+	}
+	t.events.put(record{
+		at: t.now, kind: k, reason: why, proto: s.proto, port: s.port,
+		inner: s.from(), remote: s.to(), hasRemote: true,
+	})
+}
+
+// tellMapping emits an event about a mapping of UDP or ICMP; a mapping of TCP
+// is told of by its connections.
+func (t *Table) tellMapping(k EventKind, m *mapping, why Reason) {
+	if m.proto == packet.TCP {
+		return
+	}
+	t.events.put(record{at: t.now, kind: k, reason: why, proto: m.proto, port: m.port, inner: m.from()})
+}

@@ -1,0 +1,85 @@
+package nat
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
+
+// An ICMP error is translated where the packet that it quotes belongs to a
+// live session (RFC 5508 section 4), with its type and code as they are. It
+// refreshes and removes nothing (I-6, U-12, T-10); where it came from does not matter (U-12 a).
+
+// minMTU is the least next-hop MTU that is believed. Lower ones serve to
+// tell hosts apart or to slow them down; every host must be able to take 576 bytes (RFC 791).
+const minMTU = 576
+
+// needFragmentation is the code of destination unreachable that carries an MTU (RFC 1191).
+const needFragmentation = 4
+
+// ingressError restores an error from outside about a packet that left here (I-4).
+func (t *Table) ingressError(p *packet.Packet) packet.Outcome {
+	e := &p.Inner
+	if !e.Dst.Is4() || e.Src != t.config.External {
+		return packet.NoMapping
+	}
+	if e.Proto == packet.ICMP && p.B[e.L4] != packet.ICMPEchoRequest {
+		return packet.NoMapping // no reply to an echo ever leaves
+	}
+	to := makeEndpoint(number(e.Dst), e.DstPort)
+	i := t.findInbound(t.inboundHash(e.Proto, e.SrcPort, to), e.Proto, e.SrcPort, to)
+	if i == 0 || due(t.sessions.at(i).deadline, t.tick) {
+		return t.missed(e.Proto, e.SrcPort)
+	}
+	s := t.sessions.at(i)
+	if e.Proto == packet.TCP && !s.inFlight(e.Seq) {
+		return packet.Filtered // whoever quotes it has not seen it (RFC 5927 section 4)
+	}
+	if p.ICMPType == packet.ICMPUnreachable && p.ICMPCode == needFragmentation &&
+		binary.BigEndian.Uint16(p.B[p.L4+6:]) < minMTU {
+		return packet.Filtered
+	}
+	inner := s.from().addrPort()
+	p.SetEmbeddedSource(inner)
+	p.SetDestination(inner)
+	return packet.Pass
+}
+
+// inFlight says whether a segment that begins at seq may still be on its way outwards:
+// not acknowledged, and sent.
+func (s *session) inFlight(seq uint32) bool {
+	return !after(s.ack[inward], seq) && !after(seq, s.end[outward])
+}
+
+// egressError translates an error from inside about a packet that came in (I-5).
+// No inner address stays in it, neither outside nor in what it quotes.
+func (t *Table) egressError(p *packet.Packet) packet.Outcome {
+	e := &p.Inner
+	if e.Dst != p.Src || e.Src != p.Dst {
+		return packet.NoMapping // only a host that the packet reached tells its sender
+	}
+	inner, remote := makeEndpoint(number(e.Dst), e.DstPort), makeEndpoint(number(e.Src), e.SrcPort)
+	i := uint32(0)
+	switch e.Proto {
+	case packet.TCP:
+		i = t.findOutbound(t.key.sum(uint64(inner), uint64(remote)), inner, remote)
+	case packet.ICMP:
+		if p.B[e.L4] != packet.ICMPEchoReply {
+			return packet.NoMapping
+		}
+		fallthrough
+	case packet.UDP:
+		if m := t.findMapping(e.Proto, inner); m != 0 {
+			port := t.mappings.at(m).port
+			i = t.findInbound(t.inboundHash(e.Proto, port, remote), e.Proto, port, remote)
+		}
+	}
+	if i == 0 || due(t.sessions.at(i).deadline, t.tick) {
+		return packet.NoMapping
+	}
+	external := netip.AddrPortFrom(t.config.External, t.sessions.at(i).port)
+	p.SetEmbeddedDestination(external)
+	p.SetSource(external)
+	return packet.Pass
+}

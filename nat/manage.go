@@ -1,0 +1,230 @@
+package nat
+
+import (
+	"iter"
+	"net/netip"
+
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
+
+// Flow names a session, or a mapping of UDP or ICMP, as the far side sees it.
+type Flow struct {
+	Proto            packet.Proto
+	External, Remote netip.AddrPort // Remote is not valid where a whole mapping is meant
+}
+
+// endpointOf converts an address and port; false where it is not IPv4.
+func endpointOf(a netip.AddrPort) (endpoint, bool) {
+	if !a.Addr().Is4() {
+		return 0, false
+	}
+	return makeEndpoint(number(a.Addr()), a.Port()), true
+}
+
+// PortRefused tells that the kernel does not let the external port be used. Of
+// TCP the connection goes and its tuple is on hold as though it had just been
+// freed; of UDP and ICMP the whole mapping goes and its port is on hold. The
+// next packet gets another port. A flow that the table no longer knows is held
+// all the same.
+func (t *Table) PortRefused(f Flow, now packet.Instant) {
+	t.clock(now)
+	port := f.External.Port()
+	if f.External.Addr() != t.config.External || !t.blank.has(port) {
+		return
+	}
+	which := spaceOf(f.Proto)
+	if f.Proto == packet.TCP {
+		remote, ok := endpointOf(f.Remote)
+		if !ok {
+			return
+		}
+		if i := t.findInbound(t.inboundHash(f.Proto, port, remote), f.Proto, port, remote); i != 0 {
+			t.removeSession(i, ReasonPortRefused)
+		} else if t.config.TCPMapping == AddressAndPortDependent {
+			t.holdTuple(makeTuple(port, remote))
+		}
+		return
+	}
+	if i := t.spaces[which].owner(port); i != 0 {
+		t.removeMapping(i, ReasonPortRefused)
+	} else if sp := t.spaces[which]; sp != nil && sp.set.take(port) {
+		t.holdPort(which, port)
+	}
+}
+
+// Close tells that the uplink has ended a session, or a whole mapping of UDP
+// or ICMP where f.Remote is not valid. It is removed, and what it frees is on hold.
+func (t *Table) Close(f Flow, now packet.Instant) {
+	t.clock(now)
+	port := f.External.Port()
+	if f.External.Addr() != t.config.External {
+		return
+	}
+	if remote, ok := endpointOf(f.Remote); ok {
+		if i := t.findInbound(t.inboundHash(f.Proto, port, remote), f.Proto, port, remote); i != 0 {
+			t.removeSession(i, ReasonUplinkClosed)
+		}
+		return
+	}
+	if i := t.spaces[spaceOf(f.Proto)].owner(port); i != 0 && f.Proto != packet.TCP {
+		t.removeMapping(i, ReasonUplinkClosed)
+	}
+}
+
+// Revoke removes at once all that an inner address holds and returns the
+// number of sessions. Its time grows with that number.
+func (t *Table) Revoke(inner netip.Addr, now packet.Instant) int {
+	t.clock(now)
+	if !inner.Is4() {
+		return 0
+	}
+	addr := number(inner)
+	i := t.findHost(t.key.sum(uint64(addr), 0), addr)
+	if i == 0 {
+		return 0
+	}
+	n := 0
+	h := t.hosts.at(i)
+	for ; h.conns != 0; n++ {
+		t.removeSession(h.conns, ReasonRevoked)
+	}
+	for h.mappings != 0 {
+		n += t.removeMapping(h.mappings, ReasonRevoked)
+	}
+	return n
+}
+
+// removalCost is what the removal of one session takes of a budget whose unit
+// is a look at a record.
+const removalCost = 8
+
+// Expire goes on with the round over all records from where it stopped, takes
+// away what is over, and returns the number of sessions removed. It ends after one
+// round or when the budget is used up: a unit is a look at one record (some
+// nanoseconds), a removal takes eight. A budget of 8192 takes a few hundred
+// microseconds at most; call it so often that a round takes a few seconds.
+func (t *Table) Expire(now packet.Instant, budget int) int {
+	t.clock(now)
+	budget -= t.releaseHolds(max(budget/4, 1))
+	t.tendCrowds()
+	for n := min(budget/8+1, int(t.hosts.top)); n > 0; n-- {
+		if t.hostSweep++; t.hostSweep >= t.hosts.top {
+			t.hostSweep = 1
+		}
+		if t.hostSweep < t.hosts.top {
+			t.forget(t.hostSweep)
+		}
+	}
+	removed := 0
+	for left := int(t.sessions.top) - 1; left > 0 && budget > 0; left-- {
+		if t.sweep++; t.sweep >= t.sessions.top {
+			t.sweep = 1
+		}
+		budget--
+		s := t.sessions.at(t.sweep)
+		if s.state != stateFree && due(s.deadline, t.tick) {
+			t.removeSession(t.sweep, ReasonExpired)
+			removed++
+			budget -= removalCost - 1
+		}
+	}
+	return removed
+}
+
+// countersSize is a power of two above the number of outcomes.
+const countersSize = 64
+
+// Counters count packets by outcome.
+type Counters [countersSize]uint64
+
+// Of returns the number of packets with outcome o.
+func (c *Counters) Of(o packet.Outcome) uint64 { return c[o&(countersSize-1)] }
+
+// PerProtocol is a number for each protocol.
+type PerProtocol [spaceCount]uint64
+
+// Of returns the number of protocol p.
+func (n *PerProtocol) Of(p packet.Proto) uint64 { return n[spaceOf(p)] }
+
+// PerReason is a number for each Reason.
+type PerReason [numReasons]uint64
+
+// Of returns the number of reason r.
+func (n *PerReason) Of(r Reason) uint64 {
+	if r >= numReasons {
+		return 0
+	}
+	return n[r]
+}
+
+// Stats are the counts of a table. Those of the first group go up and down,
+// the others only up.
+type Stats struct {
+	Sessions   PerProtocol // sessions, including those whose time is over but that Expire has not met
+	Mappings   int         // endpoint-independent mappings
+	HalfOpen   int         // TCP connections whose handshake is not complete
+	Hosts      int         // inner addresses known
+	HeldTuples int         // TCP tuples on hold
+	HeldPorts  int         // ports and identifiers on hold
+	FreePorts  PerProtocol // free ports; of TCP where it is mapped endpoint-independently
+	Crowded    int         // remote endpoints towards which TCP ports are much used
+
+	Egress, Ingress Counters    // packets by outcome
+	Created         PerProtocol // sessions made
+	Ended           PerReason   // sessions gone
+	Refused         PerReason   // new flows refused
+	HoldsShortened  uint64      // holds of tuples ended early, for want of records
+	EventsLost      uint64      // events that found the buffer full
+}
+
+// Stats returns all counts.
+func (t *Table) Stats() Stats {
+	s := t.stats
+	s.Mappings = t.mappings.live
+	s.HalfOpen = int(t.halfOpen)
+	s.Hosts = t.hosts.live
+	s.HeldTuples, s.HeldPorts = t.tuples.live, t.heldPorts.live
+	s.Crowded = len(t.crowds)
+	s.EventsLost = t.events.lost
+	for i, sp := range t.spaces {
+		s.FreePorts[i] = uint64(t.blank.total)
+		if sp != nil {
+			s.FreePorts[i] = uint64(sp.set.free)
+		}
+	}
+	return s
+}
+
+// Session is a copy of what the table knows of one session.
+type Session struct {
+	Proto                   packet.Proto
+	Inner, External, Remote netip.AddrPort // of an echo the ports are identifiers, and 0 of the remote
+	State                   string         // live, opening, established, closed, reset
+	Created, Expires        packet.Instant // to a tick; Expires is when it goes if nothing more is heard
+}
+
+// Sessions yields every session whose time is not over. The table must not be
+// used until the loop ends.
+func (t *Table) Sessions() iter.Seq[Session] {
+	return func(yield func(Session) bool) {
+		for i := uint32(1); i < t.sessions.top; i++ {
+			s := t.sessions.at(i)
+			if s.state == stateFree || due(s.deadline, t.tick) {
+				continue
+			}
+			if !yield(Session{
+				Proto: s.proto,
+				Inner: s.from().addrPort(), External: t.externalPort(s.port), Remote: s.to().addrPort(),
+				State:   stateNames[s.state],
+				Created: t.instantOf(s.created), Expires: t.instantOf(s.deadline),
+			}) {
+				return
+			}
+		}
+	}
+}
+
+// instantOf converts a tick near the present one.
+func (t *Table) instantOf(tick uint32) packet.Instant {
+	return (t.now/packet.Instant(tickLength) + packet.Instant(int32(tick-t.tick))) * packet.Instant(tickLength)
+}

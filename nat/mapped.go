@@ -1,0 +1,171 @@
+package nat
+
+import "github.com/sallyport-net/sallyport/internal/packet"
+
+// The protocols' numbers as indexes of what a table has per protocol.
+const (
+	tcpSpace = iota
+	udpSpace
+	icmpSpace
+	spaceCount
+)
+
+func spaceOf(p packet.Proto) int {
+	switch p {
+	case packet.TCP:
+		return tcpSpace
+	case packet.UDP:
+		return udpSpace
+	}
+	return icmpSpace
+}
+
+// egressMapped translates a packet whose mapping does not depend on where it
+// goes: UDP, and echo requests, whose identifier stands for the port (U-1, I-1).
+func (t *Table) egressMapped(p *packet.Packet) packet.Outcome {
+	f := flow{p.Proto, makeEndpoint(number(p.Src), p.SrcPort), makeEndpoint(number(p.Dst), p.DstPort), 0}
+	i := t.findMapping(f.proto, f.from)
+	if i != 0 && due(t.mappings.at(i).deadline, t.tick) {
+		t.removeMapping(i, ReasonExpired)
+		i = 0
+	}
+	deadline := t.tick + 1 + t.ticks.udp
+	if f.proto == packet.ICMP {
+		deadline = t.tick + 1 + t.ticks.icmp
+	}
+	if i != 0 {
+		port := t.mappings.at(i).port
+		if k := t.findInbound(t.inboundHash(f.proto, port, f.to), f.proto, port, f.to); k != 0 {
+			t.refresh(t.sessions.at(k), t.mappings.at(i), deadline)
+			p.SetSource(t.externalPort(port))
+			return packet.Pass
+		}
+	}
+	i, o := t.open(f, i, deadline)
+	if o != packet.Pass {
+		return o
+	}
+	p.SetSource(t.externalPort(t.mappings.at(i).port))
+	return packet.Pass
+}
+
+// refresh sets the timers of a session and its mapping, without touching their
+// cache lines more than once per tick. A session whose time was over, but not its mapping's, begins anew.
+func (t *Table) refresh(s *session, m *mapping, deadline uint32) {
+	if due(s.deadline, t.tick) {
+		s.created = t.tick
+	}
+	if s.deadline != deadline {
+		s.deadline = deadline
+	}
+	if m.deadline != deadline {
+		m.deadline = deadline
+	}
+}
+
+// open lets mapping m (0: a new one) of a flow hear from where the flow goes.
+func (t *Table) open(f flow, m, deadline uint32) (uint32, packet.Outcome) {
+	hi := t.hostOf(f.from.addr())
+	h := t.hosts.at(hi)
+	if o := t.admit(h, f, m == 0, false); o != packet.Pass {
+		return 0, o
+	}
+	if m == 0 {
+		var ok bool
+		if m, ok = t.bind(f, hi); !ok {
+			return 0, t.exhausted(f)
+		}
+		t.tellMapping(Created, t.mappings.at(m), ReasonNone)
+	}
+	t.charge(h)
+	b := t.mappings.at(m)
+	_, s := t.addSession(f, b.port, hi, m)
+	s.state = stateLive
+	s.deadline, b.deadline = deadline, deadline
+	return m, packet.Pass
+}
+
+// ingressMapped restores the inner destination of a UDP datagram or an echo
+// reply. It passes only from an address and port that the mapping has sent to
+// (U-8, C-7: filtering depends on address and port), and refreshes nothing
+// (U-6a, X-8).
+func (t *Table) ingressMapped(p *packet.Packet) packet.Outcome {
+	from := makeEndpoint(number(p.Src), p.SrcPort)
+	i := t.findInbound(t.inboundHash(p.Proto, p.DstPort, from), p.Proto, p.DstPort, from)
+	if i == 0 || due(t.sessions.at(i).deadline, t.tick) {
+		return t.missed(p.Proto, p.DstPort)
+	}
+	p.SetDestination(t.sessions.at(i).from().addrPort())
+	return packet.Pass
+}
+
+// missed says why a packet from outside has no session: nobody has the port,
+// or its owner has not sent to where the packet comes from.
+func (t *Table) missed(p packet.Proto, port uint16) packet.Outcome {
+	i := t.spaces[spaceOf(p)].owner(port)
+	if i == 0 || p != packet.TCP && due(t.mappings.at(i).deadline, t.tick) {
+		return packet.NoMapping
+	}
+	return packet.Filtered
+}
+
+// bind makes a mapping with a port of its own for a flow of host hi. It has no
+// session yet: the caller adds one.
+func (t *Table) bind(f flow, hi uint32) (uint32, bool) {
+	which := spaceOf(f.proto)
+	sp := t.spaces[which]
+	if sp == nil {
+		sp = &space{set: *t.blank}
+		t.spaces[which] = sp
+	}
+	t.releaseHolds(holdStep)
+	port, ok := sp.set.pick(&t.dice)
+	if !ok {
+		return 0, false
+	}
+	sp.set.take(port)
+	i, m := t.mappings.take()
+	sp.assign(port, i)
+	m.inner, m.innerPort, m.port, m.proto = f.from.addr(), f.from.port(), port, f.proto
+	m.owner, m.issued = hi, t.tick
+	h := t.hosts.at(hi)
+	if m.next = h.mappings; m.next != 0 {
+		t.mappings.at(m.next).prev = i
+	}
+	h.mappings = i
+	h.ports++
+	t.inner.insert(t.key.sum(uint64(f.from), uint64(f.proto)), i)
+	return i, true
+}
+
+// removeMapping removes a mapping with all its sessions and returns how many they were.
+func (t *Table) removeMapping(i uint32, why Reason) int {
+	n := 0
+	m := t.mappings.at(i)
+	for left := m.sessions; left > 0; left-- {
+		t.removeSession(m.first, why) // the last one unbinds the mapping
+		n++
+	}
+	return n
+}
+
+// unbind removes a mapping that has no session left. Its port goes on hold.
+func (t *Table) unbind(i uint32, why Reason) {
+	m := t.mappings.at(i)
+	t.tellMapping(Closed, m, why)
+	h := t.hosts.at(m.owner)
+	if m.next != 0 {
+		t.mappings.at(m.next).prev = m.prev
+	}
+	if m.prev != 0 {
+		t.mappings.at(m.prev).next = m.next
+	} else {
+		h.mappings = m.next
+	}
+	h.ports--
+	t.inner.remove(t.key.sum(uint64(m.from()), uint64(m.proto)), i)
+	which := spaceOf(m.proto)
+	t.spaces[which].assign(m.port, 0)
+	t.holdPort(which, m.port)
+	t.mappings.give(i)
+}

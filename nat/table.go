@@ -1,0 +1,317 @@
+// Package nat is the translation state of one dedicated IPv4 address. It is
+// pure: packets and readings of the clock come in, verdicts come out. It takes
+// no lock, so whoever has the Table calls it from one goroutine at a time.
+package nat
+
+import (
+	"math/rand/v2"
+	"net/netip"
+
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
+
+// How it works, in the order in which a packet meets it.
+//
+// A session is what has been said between an inner endpoint and a remote one
+// under an external port. It is found from inside and from outside:
+//
+//	egress    TCP        outbound index: (inner, remote)                 -> session
+//	          UDP, echo  inner index: inner -> mapping -> external port,
+//	                     then as ingress                                 -> session
+//	ingress   all        inbound index: (protocol, external port, remote) -> session
+//
+// UDP and echo are mapped endpoint-independently: an inner endpoint has one
+// mapping, which owns an external port, and a session for each remote that it
+// has sent to. As a packet from outside must find a session, filtering depends
+// on address and port. TCP is mapped per destination unless configured otherwise: a session
+// owns the tuple (external port, remote), so one port serves many destinations.
+//
+// Free ports are those of a portSet: one per protocol with mappings, and one per remote that
+// so many TCP connections go to that drawing blindly would take long (a crowd).
+// What is freed is held for two minutes, in queues that are in order by themselves.
+//
+// Records live in slabs, 64 bytes a session, linked by number to their mapping or
+// host; indexes map keyed hashes to numbers. Together a TCP session takes 107
+// bytes at most, and nothing of it is visible to the garbage collector.
+//
+// Time is counted in ticks. A record whose deadline has come is as good as gone: lookups do not
+// see it. Expire goes round the slab and takes such records away, a bounded
+// number of steps at a time; nothing else depends on when it comes, but for
+// quotas and ports, which count what has not been taken away yet.
+
+// Table translates between inner endpoints and one external address.
+type Table struct {
+	config Config
+	key    hashKey
+	dice   dice
+	ticks  tickTimers
+
+	now  packet.Instant // latest reading of the clock
+	tick uint32         // the same in ticks
+
+	sessions slab[session, *session]
+	mappings slab[mapping, *mapping]
+	hosts    slab[host, *host]
+
+	inbound   index // sessions by protocol, external port and remote
+	outbound  index // TCP sessions by inner and remote
+	inner     index // mappings by protocol and inner endpoint
+	hostIndex index // hosts by address
+	holdIndex index // held tuples
+
+	blank     *portSet // as a port space is before its first use
+	spaces    [spaceCount]*space
+	crowds    map[endpoint]*crowd
+	tuples    queue // TCP tuples on hold
+	heldPorts queue // ports of spaces on hold
+
+	events   ring
+	stats    Stats
+	halfOpen uint32
+	draining bool
+	warned   bool   // told is valid
+	told     uint32 // tick of the last Exhausted event
+
+	sweep, hostSweep uint32 // the records that Expire looked at last
+}
+
+// tickTimers are the timers in ticks.
+type tickTimers struct {
+	udp, established, opening, closing, icmp, hold uint32
+}
+
+// New returns an empty table, or an error that names the setting that cannot be.
+func New(c Config) (*Table, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	t := &Table{
+		config: c,
+		dice:   dice{rand.NewChaCha8(c.Seed)},
+		blank:  newPortSet(c.Ports, c.Reserved),
+		crowds: make(map[endpoint]*crowd),
+		events: ring{slots: make([]record, c.EventBuffer)},
+		ticks: tickTimers{
+			udp: ticks(c.Timers.UDP), established: ticks(c.Timers.TCPEstablished),
+			opening: ticks(c.Timers.TCPOpening), closing: ticks(c.Timers.TCPClosing),
+			icmp: ticks(c.Timers.ICMP), hold: ticks(c.Timers.Hold),
+		},
+	}
+	t.key = hashKey{t.dice.source.Uint64(), t.dice.source.Uint64()}
+	t.config.Reserved = nil // the caller's memory; blank knows them
+	return t, nil
+}
+
+// External returns the dedicated address of the table.
+func (t *Table) External() netip.Addr { return t.config.External }
+
+// SetDraining says whether the address gives out no new ports. Sessions that
+// exist go on, and so do new ones of mappings that exist.
+func (t *Table) SetDraining(on bool) { t.draining = on }
+
+// clock takes a reading. One that is older than the latest counts as the latest.
+func (t *Table) clock(now packet.Instant) {
+	if now > t.now || t.now == 0 {
+		t.now, t.tick = now, tickOf(now)
+	}
+}
+
+// Egress translates a packet from inside that goes to the internet: its source
+// becomes the external address, and for TCP, UDP and echo requests the external
+// port. p must have passed packet.Parse. On any outcome but Pass the packet is unchanged
+// and must be dropped.
+func (t *Table) Egress(p *packet.Packet, now packet.Instant) packet.Outcome {
+	t.clock(now)
+	o := t.egress(p)
+	t.stats.Egress[o&(countersSize-1)]++
+	return o
+}
+
+func (t *Table) egress(p *packet.Packet) packet.Outcome {
+	if p.Kind == packet.KindUnknown || !p.Src.Is4() || !p.Dst.Is4() {
+		return packet.Malformed
+	}
+	switch t.config.External {
+	case p.Src:
+		return packet.SpoofedSource
+	case p.Dst:
+		return packet.OwnAddress
+	}
+	switch p.Kind {
+	case packet.KindTCP:
+		return t.egressTCP(p)
+	case packet.KindUDP:
+		return t.egressMapped(p)
+	case packet.KindICMPQuery:
+		if p.ICMPType != packet.ICMPEchoRequest {
+			return packet.NoMapping // no request ever comes in, so there is nothing to reply to
+		}
+		return t.egressMapped(p)
+	case packet.KindICMPError:
+		return t.egressError(p)
+	}
+	return packet.Fragment
+}
+
+// Ingress translates a packet that came back to the external address: its
+// destination becomes the inner address, and for TCP, UDP and echo replies the
+// inner port. p must have passed packet.Parse. On any outcome but Pass the packet is
+// unchanged and must be dropped, silently (T-4, A-9).
+func (t *Table) Ingress(p *packet.Packet, now packet.Instant) packet.Outcome {
+	t.clock(now)
+	o := t.ingress(p)
+	t.stats.Ingress[o&(countersSize-1)]++
+	return o
+}
+
+func (t *Table) ingress(p *packet.Packet) packet.Outcome {
+	if p.Kind == packet.KindUnknown || !p.Src.Is4() || !p.Dst.Is4() {
+		return packet.Malformed
+	}
+	if p.Dst != t.config.External {
+		return packet.NoMapping
+	}
+	if p.Src == t.config.External {
+		return packet.Martian
+	}
+	switch p.Kind {
+	case packet.KindTCP:
+		return t.ingressTCP(p)
+	case packet.KindUDP:
+		return t.ingressMapped(p)
+	case packet.KindICMPQuery:
+		if p.ICMPType != packet.ICMPEchoReply {
+			return packet.NoMapping // the address never answers an echo
+		}
+		return t.ingressMapped(p)
+	case packet.KindICMPError:
+		return t.ingressError(p)
+	}
+	return packet.Fragment
+}
+
+func (t *Table) externalPort(p uint16) netip.AddrPort {
+	return netip.AddrPortFrom(t.config.External, p)
+}
+
+func (t *Table) inboundHash(p packet.Proto, port uint16, remote endpoint) uint64 {
+	return t.key.sum(uint64(makeTuple(port, remote)), uint64(p))
+}
+
+// findInbound returns the session with that external port and remote, or 0.
+// It may be one whose deadline has come.
+func (t *Table) findInbound(h uint64, p packet.Proto, port uint16, remote endpoint) uint32 {
+	c := t.inbound.find(h)
+	for i := c.next(); i != 0; i = c.next() {
+		if s := t.sessions.at(i); s.to() == remote && s.port == port && s.proto == p {
+			return i
+		}
+	}
+	return 0
+}
+
+// findOutbound returns the TCP session between those endpoints, or 0.
+func (t *Table) findOutbound(h uint64, from, to endpoint) uint32 {
+	c := t.outbound.find(h)
+	for i := c.next(); i != 0; i = c.next() {
+		if s := t.sessions.at(i); s.from() == from && s.to() == to {
+			return i
+		}
+	}
+	return 0
+}
+
+// findMapping returns the mapping of an inner endpoint, or 0.
+func (t *Table) findMapping(p packet.Proto, from endpoint) uint32 {
+	c := t.inner.find(t.key.sum(uint64(from), uint64(p)))
+	for i := c.next(); i != 0; i = c.next() {
+		if m := t.mappings.at(i); m.from() == from && m.proto == p {
+			return i
+		}
+	}
+	return 0
+}
+
+// addSession makes the session of a flow under a port that is already its
+// own: of mapping m or, where that is 0, of host hi itself. The caller gives it a state and a deadline.
+func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session) {
+	i, s := t.sessions.take()
+	s.inner, s.innerPort = f.from.addr(), f.from.port()
+	s.remote, s.remotePort = f.to.addr(), f.to.port()
+	s.port, s.proto, s.created = port, f.proto, t.tick
+	h := t.hosts.at(hi)
+	h.sessions++
+	head := &h.conns
+	s.owner = hi
+	if m != 0 {
+		b := t.mappings.at(m)
+		b.sessions++
+		head = &b.first
+		s.owner, s.flags = m, mapped
+	} else {
+		h.ports++
+		if c := t.crowds[f.to]; c != nil {
+			c.set.take(port)
+		}
+	}
+	if s.next = *head; s.next != 0 {
+		t.sessions.at(s.next).prev = i
+	}
+	*head = i
+	t.inbound.insert(t.inboundHash(f.proto, port, f.to), i)
+	t.stats.Sessions[spaceOf(f.proto)]++
+	t.stats.Created[spaceOf(f.proto)]++
+	return i, s
+}
+
+// removeSession removes a session, and its mapping with the last one. What it
+// frees goes on hold, unless a new connection takes its place.
+func (t *Table) removeSession(i uint32, why Reason) {
+	s := t.sessions.at(i)
+	if why == ReasonExpired && (s.state == stateClosed || s.state == stateReset) {
+		why = ReasonFinished
+	}
+	t.stats.Ended[why]++
+	t.stats.Sessions[spaceOf(s.proto)]--
+	t.tellSession(Closed, s, why)
+	t.enter(s, stateFree)
+	t.inbound.remove(t.inboundHash(s.proto, s.port, s.to()), i)
+	if s.proto == packet.TCP {
+		t.outbound.remove(t.key.sum(uint64(s.from()), uint64(s.to())), i)
+	}
+	h := t.hosts.at(t.hostOfSession(s))
+	h.sessions--
+	head := &h.conns
+	if s.flags&mapped != 0 {
+		head = &t.mappings.at(s.owner).first
+	}
+	if s.next != 0 {
+		t.sessions.at(s.next).prev = s.prev
+	}
+	if s.prev != 0 {
+		t.sessions.at(s.prev).next = s.next
+	} else {
+		*head = s.next
+	}
+	owner, port, remote, shared := s.owner, s.port, s.to(), s.flags&mapped != 0
+	t.sessions.give(i)
+	if !shared {
+		h.ports--
+		if why != ReasonReused {
+			t.holdTuple(makeTuple(port, remote))
+		}
+		return
+	}
+	m := t.mappings.at(owner)
+	if m.sessions--; m.sessions == 0 {
+		t.unbind(owner, why)
+	}
+}
+
+// hostOfSession returns the number of the host that a session belongs to.
+func (t *Table) hostOfSession(s *session) uint32 {
+	if s.flags&mapped != 0 {
+		return t.mappings.at(s.owner).owner
+	}
+	return s.owner
+}

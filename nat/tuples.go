@@ -1,0 +1,184 @@
+package nat
+
+import "github.com/sallyport-net/sallyport/internal/packet"
+
+// blindGuesses is how often a free tuple is drawn for before a crowd that is
+// still being surveyed is surveyed to its end.
+const blindGuesses = 64
+
+// holdStep is how many due holds each new connection releases: more than it
+// will ever add, so that what is due does not pile up between sweeps.
+const holdStep = 4
+
+// pickTuple returns an external port that is neither in use nor on hold
+// towards remote, each such port with the same probability (P-1, P-2). isn is
+// the initial sequence number of the connection that wants it.
+func (t *Table) pickTuple(remote endpoint, isn uint32) (uint16, bool) {
+	t.releaseHolds(holdStep)
+	c := t.crowds[remote]
+	if c == nil {
+		if p, ok := t.guessTuple(remote, guesses); ok {
+			return p, true
+		}
+		c = &crowd{set: *t.blank, known: uint32(t.blank.first)}
+		t.crowds[remote] = c
+	}
+	if !c.complete() {
+		t.survey(remote, c, crowdStep)
+	}
+	if !c.complete() {
+		if p, ok := t.guessTuple(remote, blindGuesses); ok {
+			return p, true
+		}
+		t.survey(remote, c, 1<<16)
+	}
+	if c.set.free*crowdReuse < c.set.total && c.closedCount > 0 {
+		if p, ok := t.pickClosed(remote, c, isn); ok {
+			return p, true
+		}
+	}
+	return c.set.pick(&t.dice)
+}
+
+// guessTuple draws ports until one is free towards remote, n times at most.
+func (t *Table) guessTuple(remote endpoint, n int) (uint16, bool) {
+	span := uint32(t.blank.last-t.blank.first) + 1
+	for range n {
+		p := t.blank.first + uint16(t.dice.below(span))
+		if !t.blank.has(p) {
+			continue
+		}
+		if inUse, onHold := t.tupleTaken(makeTuple(p, remote)); inUse == 0 && !onHold {
+			return p, true
+		}
+	}
+	return 0, false
+}
+
+// pickClosed draws among the free tuples and those whose connection has seen
+// both FINs. Where it falls on one of these, and the new initial sequence number is
+// higher than all that the old connection sent, the remote can tell the two
+// apart, and the old one ends early (RFC 6888 REQ-8, RFC 6191 section 2).
+func (t *Table) pickClosed(remote endpoint, c *crowd, isn uint32) (uint16, bool) {
+	for range 2 * guesses {
+		n := int(t.dice.below(uint32(c.set.free + c.closedCount)))
+		if n < c.set.free {
+			return c.set.nth(n), true
+		}
+		p := c.nthClosed(n - c.set.free)
+		i, _ := t.tupleTaken(makeTuple(p, remote))
+		if i == 0 {
+			continue
+		}
+		if s := t.sessions.at(i); s.state == stateClosed && after(isn, s.end[outward]) {
+			t.removeSession(i, ReasonReused)
+			return p, true
+		}
+	}
+	return 0, false
+}
+
+// survey asks for the next n ports of a crowd whether they are taken.
+func (t *Table) survey(remote endpoint, c *crowd, n int) {
+	for ; n > 0 && !c.complete(); n-- {
+		p := uint16(c.known)
+		c.known++
+		if !t.blank.has(p) {
+			continue
+		}
+		i, onHold := t.tupleTaken(makeTuple(p, remote))
+		if i == 0 && !onHold {
+			continue
+		}
+		c.set.take(p)
+		if i != 0 && t.sessions.at(i).state == stateClosed {
+			c.setClosed(p, true)
+		}
+	}
+}
+
+// tupleTaken returns the session that uses the tuple, or 0, and whether it is on hold.
+func (t *Table) tupleTaken(tp tuple) (inUse uint32, onHold bool) {
+	h := t.inboundHash(packet.TCP, tp.port(), tp.remote())
+	if i := t.findInbound(h, packet.TCP, tp.port(), tp.remote()); i != 0 {
+		return i, false
+	}
+	return 0, t.findHold(h, tp) != 0
+}
+
+func (t *Table) findHold(h uint64, tp tuple) uint32 {
+	c := t.holdIndex.find(h)
+	for i := c.next(); i != 0; i = c.next() {
+		if t.tuples.at(i).key == uint64(tp) {
+			return i
+		}
+	}
+	return 0
+}
+
+// holdTuple keeps a tuple from being given out for the time of a hold (C-8).
+// Holds take no more records than sessions may: beyond, the oldest ends early,
+// which address-and-port-dependent filtering allows (RFC 6888 REQ-8 c).
+func (t *Table) holdTuple(tp tuple) {
+	h := t.inboundHash(packet.TCP, tp.port(), tp.remote())
+	if t.findHold(h, tp) != 0 {
+		return
+	}
+	if t.tuples.live >= t.config.MaxSessions {
+		t.releaseTuple()
+		t.stats.HoldsShortened++
+	}
+	i := t.tuples.push(uint64(tp), t.tick+1+t.ticks.hold)
+	t.holdIndex.insert(h, i)
+	if c := t.crowds[tp.remote()]; c != nil {
+		c.set.take(tp.port())
+	}
+}
+
+// releaseTuple ends the oldest hold of a tuple.
+func (t *Table) releaseTuple() {
+	i := t.tuples.head
+	tp := tuple(t.tuples.at(i).key)
+	t.holdIndex.remove(t.inboundHash(packet.TCP, tp.port(), tp.remote()), i)
+	t.tuples.pop()
+	if c := t.crowds[tp.remote()]; c != nil {
+		c.set.release(tp.port())
+	}
+}
+
+// holdPort keeps a taken port of a space from being given out for the time of a hold.
+func (t *Table) holdPort(which int, p uint16) {
+	t.heldPorts.push(uint64(which)<<16|uint64(p), t.tick+1+t.ticks.hold)
+}
+
+// releaseHolds ends the holds that are due, n of each kind at most, and returns
+// how many.
+func (t *Table) releaseHolds(n int) int {
+	done := 0
+	for k := 0; k < n && t.tuples.head != 0 && due(t.tuples.at(t.tuples.head).until, t.tick); k++ {
+		t.releaseTuple()
+		done++
+	}
+	for k := 0; k < n && t.heldPorts.head != 0; k++ {
+		h := t.heldPorts.at(t.heldPorts.head)
+		if !due(h.until, t.tick) {
+			break
+		}
+		t.spaces[h.key>>16].set.release(uint16(h.key))
+		t.heldPorts.pop()
+		done++
+	}
+	return done
+}
+
+// tendCrowds goes on with unfinished surveys and forgets crowds that are none
+// any more.
+func (t *Table) tendCrowds() {
+	for remote, c := range t.crowds {
+		if !c.complete() {
+			t.survey(remote, c, crowdStep)
+		} else if (c.set.total-c.set.free)*crowdLeave <= c.set.total {
+			delete(t.crowds, remote)
+		}
+	}
+}
