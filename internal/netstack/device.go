@@ -117,8 +117,12 @@ type Device struct {
 	raw      sync.Pool // *[]byte of injected packets
 	copies   sync.Pool // *[]byte of copySize
 
-	readMu sync.Mutex
-	taken  []outbound // what Read took from the queue and has not handed out
+	coalescers sync.Pool // *coalescer
+
+	readMu  sync.Mutex
+	taken   []outbound // what Read took from the queue
+	takenAt int        // the first of them that is not read to its end
+	current segmenter  // reads that one
 
 	// gate is held for reading by all that enters the stack from outside, and
 	// for writing by Close, after which nothing enters.
@@ -142,6 +146,7 @@ func New(c Config) (*Device, error) {
 	d.done, d.end = context.WithCancel(context.Background())
 	d.raw.New = func() any { b := make([]byte, 0, c.MTU); return &b }
 	d.copies.New = func() any { b := make([]byte, copySize); return &b }
+	d.coalescers.New = func() any { return &coalescer{link: d.link} }
 	d.events <- tun.EventUp
 	if err := d.start(); err != nil {
 		d.Close()
@@ -253,10 +258,10 @@ func (d *Device) Close() error {
 		d.stack.Wait()
 	}
 	d.readMu.Lock()
-	for i := range d.taken {
-		d.release(&d.taken[i])
+	for i := range d.taken[d.takenAt:] {
+		d.release(&d.taken[d.takenAt+i])
 	}
-	d.taken = nil
+	d.taken, d.takenAt, d.current = nil, 0, segmenter{}
 	d.readMu.Unlock()
 	close(d.events)
 	return nil

@@ -1,11 +1,5 @@
 package netstack
 
-import (
-	"gvisor.dev/gvisor/pkg/buffer"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/stack"
-)
-
 // Write hands packets to the stack. The caller's buffers may be reused on
 // return. It returns os.ErrClosed once the device is closed, and no other error:
 // what the stack does not take is dropped and counted.
@@ -14,37 +8,17 @@ func (d *Device) Write(bufs [][]byte, offset int) (int, error) {
 		return 0, err
 	}
 	defer d.leave()
+	c := d.coalescers.Get().(*coalescer)
 	for _, b := range bufs {
-		b = b[offset:]
-		if !d.admit(b) {
-			continue
+		b, v := d.admit(b[offset:])
+		d.counters.written[v].Add(1)
+		if v == admitted {
+			c.add(b)
 		}
-		d.counters.packetsIn.Add(1)
-		d.link.deliver(stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)}))
 	}
+	c.flush()
+	d.coalescers.Put(c)
 	return len(bufs), nil
-}
-
-// admit reports whether the stack may see b.
-func (d *Device) admit(b []byte) bool {
-	if len(b) < header.IPv4MinimumSize || b[0]>>4 != header.IPv4Version {
-		d.counters.malformed.Add(1)
-		return false
-	}
-	if !d.config.Intercept {
-		return true
-	}
-	h := header.IPv4(b)
-	switch h.TransportProtocol() {
-	case header.TCPProtocolNumber:
-		return true
-	case header.ICMPv4ProtocolNumber:
-		if l4 := int(h.HeaderLength()); len(b) > l4 && header.ICMPv4Type(b[l4]) == header.ICMPv4DstUnreachable {
-			return true
-		}
-	}
-	d.counters.notIntercepted.Add(1)
-	return false
 }
 
 // Read fills bufs from offset on with packets that the stack sent and with
@@ -53,42 +27,33 @@ func (d *Device) admit(b []byte) bool {
 func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	d.readMu.Lock()
 	defer d.readMu.Unlock()
-	taken, err := d.queue.take(d.taken[:0], min(len(bufs), BatchSize))
-	d.taken = taken
-	n := 0
-	for i := range taken {
-		o := &taken[i]
-		dst := bufs[n][offset:]
-		size := 0
-		if o.raw != nil {
-			size = copy(dst, *o.raw)
-		} else {
-			size = copyPacket(dst, o.pkt)
+	n, want := 0, min(len(bufs), BatchSize)
+	if d.left() == 0 {
+		taken, err := d.queue.take(d.taken[:0], want)
+		d.taken, d.takenAt = taken, 0
+		if err != nil {
+			return 0, err
 		}
-		sizes[n] = size
-		d.release(o)
-		n++
 	}
-	d.taken = d.taken[:0]
+	for n < want && d.left() > 0 {
+		if !d.current.busy() {
+			d.current.begin(d.taken[d.takenAt])
+		}
+		size, last := d.current.next(bufs[n][offset:])
+		sizes[n] = size
+		n++
+		if last {
+			d.release(&d.taken[d.takenAt])
+			d.takenAt++
+			d.current.o = outbound{}
+		}
+	}
 	d.counters.packetsOut.Add(uint64(n))
-	return n, err
+	return n, nil
 }
 
-// copyPacket copies the bytes of pkt to dst and returns their number.
-func copyPacket(dst []byte, pkt *stack.PacketBuffer) int {
-	views, offset := pkt.AsViewList()
-	n := 0
-	for v := views.Front(); v != nil; v = v.Next() {
-		b := v.AsSlice()
-		if offset >= len(b) {
-			offset -= len(b)
-			continue
-		}
-		n += copy(dst[n:], b[offset:])
-		offset = 0
-	}
-	return n
-}
+// left returns how many things taken from the queue are not read to their end.
+func (d *Device) left() int { return len(d.taken) - d.takenAt }
 
 // Inject appends a copy of the IPv4 packet pkt to what Read returns, as though the
 // stack had sent it. It never waits: it reports false, and counts it, when the queue is

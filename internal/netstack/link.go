@@ -17,13 +17,22 @@ type link struct {
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
 }
 
-var _ stack.LinkEndpoint = (*link)(nil)
+var (
+	_ stack.LinkEndpoint = (*link)(nil)
+	_ stack.GSOEndpoint  = (*link)(nil)
+)
+
+// SupportedGSO says that TCP segments above the MTU are taken; Device.Read cuts them.
+func (*link) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSupported }
+
+// GSOMaxSize is the largest packet in bytes that is taken, which the IP header's length field bounds.
+func (*link) GSOMaxSize() uint32 { return maxRunSize }
 
 // WritePackets queues packets of the stack. See the package comment for when
 // it waits and when it drops.
 func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 	for i, pkt := range list.AsSlice() {
-		o := outbound{pkt: pkt.IncRef(), weight: 1}
+		o := outbound{pkt: pkt.IncRef(), weight: weight(pkt)}
 		switch {
 		case isReply(pkt):
 			if !l.queue.offer(o, l.queue.reserve) {
@@ -77,9 +86,10 @@ func (l *link) MTU() uint32 { return uint32(l.mtu) }
 // SetMTU does nothing: the MTU is fixed at New.
 func (*link) SetMTU(uint32) {}
 
-// Capabilities are none: checksums on the way in are verified by the stack
-// unless the coalescer did it for a packet.
-func (*link) Capabilities() stack.LinkEndpointCapabilities { return stack.CapabilityNone }
+// Capabilities says that the checksums of what the link delivers are verified.
+func (*link) Capabilities() stack.LinkEndpointCapabilities {
+	return stack.CapabilityRXChecksumOffload
+}
 
 // MaxHeaderLength is 0: there is no link header.
 func (*link) MaxHeaderLength() uint16 { return 0 }

@@ -4,11 +4,10 @@ import "sync/atomic"
 
 // counters are what the device counts itself.
 type counters struct {
-	packetsIn, packetsOut   atomic.Uint64
+	written                 [admitted + 1]atomic.Uint64 // packets given to Write, by verdict
+	packetsOut              atomic.Uint64
 	injected, injectRefused atomic.Uint64
 	repliesDropped          atomic.Uint64
-	malformed               atomic.Uint64
-	notIntercepted          atomic.Uint64
 }
 
 // Stats are counters since New, and two gauges.
@@ -19,9 +18,10 @@ type Stats struct {
 	InjectRefused  uint64 // refused by Inject: the queue was full
 	RepliesDropped uint64 // resets and ICMP messages dropped: the queue and its reserve were full
 	Malformed      uint64 // dropped by Write: not IPv4, or cut short
+	BadChecksum    uint64 // dropped by Write: a wrong checksum
+	Fragments      uint64 // dropped by Write: fragments, which the caller has to reassemble
 	NotIntercepted uint64 // dropped by Write with Config.Intercept: neither TCP nor an ICMP error
 	PendingDropped uint64 // SYNs dropped: Config.MaxPending requests were pending
-	BadChecksum    uint64 // TCP segments with a wrong checksum
 	QueueDropped   uint64 // segments dropped: the receive queue of their connection was full
 	Retransmits    uint64 // TCP segments sent again
 	Timeouts       uint64 // retransmission timers that ran out
@@ -34,15 +34,16 @@ type Stats struct {
 func (d *Device) Stats() Stats {
 	s := d.stack.Stats()
 	return Stats{
-		PacketsIn:      d.counters.packetsIn.Load(),
+		PacketsIn:      d.counters.written[admitted].Load(),
 		PacketsOut:     d.counters.packetsOut.Load(),
 		Injected:       d.counters.injected.Load(),
 		InjectRefused:  d.counters.injectRefused.Load(),
 		RepliesDropped: d.counters.repliesDropped.Load(),
-		Malformed:      d.counters.malformed.Load(),
-		NotIntercepted: d.counters.notIntercepted.Load(),
+		Malformed:      d.counters.written[malformed].Load(),
+		NotIntercepted: d.counters.written[notIntercepted].Load(),
 		PendingDropped: s.TCP.ForwardMaxInFlightDrop.Value(),
-		BadChecksum:    s.TCP.ChecksumErrors.Value(),
+		BadChecksum:    d.counters.written[badChecksum].Load(),
+		Fragments:      d.counters.written[fragmented].Load(),
 		QueueDropped:   s.DroppedPackets.Value(),
 		Retransmits:    s.TCP.Retransmits.Value(),
 		Timeouts:       s.TCP.Timeouts.Value(),
