@@ -1,0 +1,125 @@
+# Everything that is done to this repository is a target here, and `make check`
+# is exactly what CI runs. `make help` lists the targets.
+
+.DEFAULT_GOAL := build
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+
+GO ?= $(firstword $(shell command -v go 2>/dev/null) /usr/local/go/bin/go)
+GOFMT = $(shell $(GO) env GOROOT)/bin/gofmt
+FUZZTIME ?= 10s
+TIMEOUT ?= 5m
+
+# Debian packages that tests against other programs need, and the C compiler of
+# the race detector.
+PACKAGES := iproute2 iperf3 wireguard-tools wireguard-go curl tcpdump dnsutils iputils-ping nftables gcc libc6-dev git
+
+# A user without a home of their own, like nobody, gets Go's caches in the clone.
+ifeq ($(shell test -n "$$HOME" && test -d "$$HOME" && test -w "$$HOME" && echo home),)
+export GOCACHE := $(CURDIR)/.cache/build
+export GOPATH := $(CURDIR)/.cache/go
+export GOMODCACHE := $(CURDIR)/.cache/go/mod
+export GOENV := off
+export GOTELEMETRY := off
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+endif
+
+# Git refuses to describe a clone that belongs to someone else; the go command
+# would fail because of it.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+VERSION ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# run-tests runs go test with the arguments $(1) and says at the end which tests
+# could not run here, which go test itself keeps to itself.
+define run-tests
+	list=$$(mktemp); trap 'rm -f "$$list"' EXIT; status=0; \
+	SALLYPORT_NOTRUN=$$list $(GO) test -timeout $(TIMEOUT) $(1) || status=$$?; \
+	if [ -s "$$list" ]; then \
+		echo; echo "NOT RUN ($$(wc -l < "$$list")):"; sed 's/^NOT RUN: /  /' "$$list"; \
+	else \
+		echo "Nothing was left out."; \
+	fi; \
+	exit $$status
+endef
+
+# stage announces a part of check.
+define stage
+	@printf '\n==== %s ====\n' '$(1)'
+endef
+
+##@ Building
+
+.PHONY: build
+build: ## build the programs into bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/...
+
+.PHONY: clean
+clean: ## remove what was built, and the caches in the clone
+	@if [ -d .cache ]; then chmod -R u+w .cache; fi # Go's module cache is read-only
+	rm -rf bin .cache
+
+.PHONY: deps
+deps: ## install the Debian packages that tests and demo use (as root or with sudo)
+	@if dpkg -s $(PACKAGES) >/dev/null 2>&1; then echo "All packages are installed."; exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "This is no Debian or Ubuntu. Install the equivalents of: $(PACKAGES)" >&2; exit 1; \
+	fi; \
+	sudo=; if [ "$$(id -u)" != 0 ]; then sudo="sudo --preserve-env=DEBIAN_FRONTEND"; fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	$$sudo apt-get update -q; \
+	$$sudo apt-get install -q -y --no-install-recommends $(PACKAGES)
+
+##@ Checking
+
+.PHONY: test
+test: ## run every test that this machine and user can run, and list the others
+	@$(call run-tests,./...)
+
+.PHONY: race
+race: ## run every test with the race detector
+	@$(call run-tests,-race ./...)
+
+.PHONY: netns
+netns: ## run the tests in network namespaces, verbosely, as root
+	@exec=(); if [ "$$(id -u)" != 0 ]; then exec=(-exec "sudo --preserve-env=SALLYPORT_NOTRUN"); fi; \
+	packages=$$(grep -rl --include='*_test.go' '"github.com/sallyport-net/sallyport/internal/netlab"' internal tunnel gateway sidecar control bench cmd 2>/dev/null | xargs -r -n1 dirname | sort -u | sed 's,^,./,'); \
+	$(call run-tests,-count=1 -v "$${exec[@]}" $$packages)
+
+.PHONY: lint
+lint: ## gofmt, go vet and staticcheck
+	@unformatted=$$(find . -name '*.go' -not -path './.cache/*' -exec $(GOFMT) -l {} +); \
+	if [ -n "$$unformatted" ]; then echo "gofmt these files: $$unformatted" >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (10s)
+	@grep -rE --include='*_test.go' --exclude-dir=.cache -o '^func Fuzz[A-Za-z0-9_]*' . | sed 's/:func / /' | \
+	while read -r file target; do \
+		echo "---- $${file%/*} $$target"; \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$${file%/*}"; \
+	done
+
+.PHONY: bench
+bench: ## run the benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: demo
+demo: build ## show the gateway at work on this machine
+	bin/sallyport-bench demo
+
+.PHONY: check
+check: ## what CI runs: lint, the tests with the race detector, the demo
+	$(call stage,lint)
+	@$(MAKE) lint
+	$(call stage,race)
+	@$(MAKE) race
+	$(call stage,demo)
+	@$(MAKE) demo
+	$(call stage,all is well)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
