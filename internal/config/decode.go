@@ -102,13 +102,13 @@ func (d *document) sequence(n ast.Node, v reflect.Value, key string) {
 func (d *document) text(n ast.Node, v reflect.Value, key string) {
 	s, ok := scalarText(n)
 	if !ok {
-		d.add(where(n), key, describe(n)+" stands where one value is wanted", wanted(v))
+		d.unreadable(n, v, key, describe(n))
 		return
 	}
 	if v.Type() == durationType {
 		length, err := time.ParseDuration(s)
 		if err != nil {
-			d.add(where(n), key, fmt.Sprintf("%q is not a length of time", s), wanted(v))
+			d.unreadable(n, v, key, strconv.Quote(s))
 			return
 		}
 		v.SetInt(int64(length))
@@ -121,14 +121,14 @@ func (d *document) text(n ast.Node, v reflect.Value, key string) {
 		}
 	}
 	if err := v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(s)); err != nil {
-		d.add(where(n), key, fmt.Sprintf("%q cannot be read", s), wanted(v))
+		d.unreadable(n, v, key, strconv.Quote(s))
 	}
 }
 
 func (d *document) scalar(n ast.Node, v reflect.Value, key string) {
 	s, ok := scalarText(n)
 	if !ok {
-		d.add(where(n), key, describe(n)+" stands where one value is wanted", wanted(v))
+		d.unreadable(n, v, key, describe(n))
 		return
 	}
 	var err error
@@ -155,7 +155,7 @@ func (d *document) scalar(n ast.Node, v reflect.Value, key string) {
 		panic(fmt.Sprintf("config: no rule reads a %v", v.Type())) // a field of ours, not the file's fault
 	}
 	if err != nil {
-		d.add(where(n), key, fmt.Sprintf("%q cannot be read", s), wanted(v))
+		d.unreadable(n, v, key, strconv.Quote(s))
 	}
 }
 
@@ -170,29 +170,35 @@ func scalarText(n ast.Node) (string, bool) {
 	return "", false
 }
 
-// wanted says what a value of a type looks like.
-func wanted(v reflect.Value) string {
+// kindOf says in words what a value of a type is, with an example.
+func kindOf(v reflect.Value) (what, example string) {
 	switch v.Interface().(type) {
 	case time.Duration:
-		return "write a number and a unit, such as 300s or 5m"
+		return "a length of time", "300s or 5m"
 	case netip.Addr:
-		return "write an IP address, such as 203.0.113.7"
+		return "an IP address", "203.0.113.7"
 	case netip.Prefix:
-		return "write a valid CIDR, such as 10.20.0.0/16"
+		return "a valid CIDR", "10.20.0.0/16"
 	case netip.AddrPort:
-		return "write an IP address and a port, such as 127.0.0.1:9469"
+		return "an IP address and a port", "127.0.0.1:9469"
 	case spec.PortRange:
-		return "write a port or a range of ports, such as 443 or 1000-2000"
+		return "a port or a range of ports", "443 or 1000-2000"
 	case time.Time:
-		return "write a time, such as 2025-01-02T15:04:05Z"
+		return "a time", "2025-01-02T15:04:05Z"
 	}
 	switch v.Kind() {
 	case reflect.Bool:
-		return "write true or false"
+		return "a truth value", "true or false"
 	case reflect.Int:
-		return "write a whole number"
+		return "a whole number", "1000"
 	}
-	return "write text"
+	return "text", `"text"`
+}
+
+// unreadable says that what was written is not of the kind that is wanted.
+func (d *document) unreadable(n ast.Node, v reflect.Value, key, written string) {
+	what, example := kindOf(v)
+	d.add(where(n), key, written+" is not "+what, "write one such as "+example)
 }
 
 // describe names the kind of a node.
