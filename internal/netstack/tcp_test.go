@@ -79,8 +79,10 @@ func TestBulkBothWays(t *testing.T) {
 			n := connect(t, cc, sc, lose)
 			c, s := dialPair(t, n)
 			exchange(t, c, s, tc.size)
-			if got := n.client.Stats().Retransmits + n.server.Stats().Retransmits; tc.loss == 0 && got > 0 {
-				t.Errorf("%d retransmits on a wire without loss", got)
+			// A tail probe may be needless where the scheduler is slower than the round trip.
+			all := uint64(n.out.packets.Load() + n.back.packets.Load())
+			if got := n.client.Stats().Retransmits + n.server.Stats().Retransmits; tc.loss == 0 && got > 2+all/500 {
+				t.Errorf("%d retransmits among %d packets on a wire without loss", got, all)
 			}
 		})
 	}
