@@ -84,7 +84,7 @@ race: ## run every test with the race detector
 .PHONY: netns
 netns: ## run the tests in network namespaces, verbosely, as root
 	@exec=(); if [ "$$(id -u)" != 0 ]; then exec=(-exec "sudo --preserve-env=SALLYPORT_NOTRUN"); fi; \
-	packages=$$(grep -rl --include='*_test.go' '"github.com/sallyport-net/sallyport/internal/netlab"' internal tunnel gateway sidecar control bench cmd 2>/dev/null | xargs -r -n1 dirname | sort -u | sed 's,^,./,'); \
+	packages=$$(grep -rl --include='*_test.go' --exclude-dir=.cache '"github.com/sallyport-net/sallyport/internal/netlab"' . | xargs -n1 dirname | sort -u); \
 	$(call run-tests,-count=1 -v "$${exec[@]}" $$packages)
 
 .PHONY: lint
@@ -96,11 +96,11 @@ lint: ## gofmt, go vet and staticcheck
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (10s)
-	@grep -rE --include='*_test.go' --exclude-dir=.cache -o '^func Fuzz[A-Za-z0-9_]*' . | sed 's/:func / /' | \
-	while read -r file target; do \
+	@status=0; while read -r file target; do \
 		echo "---- $${file%/*} $$target"; \
-		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$${file%/*}"; \
-	done
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$${file%/*}" || status=$$?; \
+	done < <(grep -rE --include='*_test.go' --exclude-dir=.cache -o '^func Fuzz[A-Za-z0-9_]*' . | sed 's/:func / /'); \
+	exit $$status
 
 .PHONY: bench
 bench: ## run the benchmarks
