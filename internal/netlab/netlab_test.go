@@ -15,11 +15,25 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
-func TestMain(m *testing.M) { os.Exit(netlab.Enter(m)) }
+func TestMain(m *testing.M) { os.Exit(netlab.Enter(leakChecked{m})) }
+
+// leakChecked fails the package if a goroutine outlives its tests.
+type leakChecked struct{ m *testing.M }
+
+func (l leakChecked) Run() int {
+	code := l.m.Run()
+	if err := goleak.Find(goleak.IgnoreAnyFunction("os/signal.loop")); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
 
 var (
 	left   = netip.MustParseAddr("10.1.0.2")
