@@ -1,0 +1,88 @@
+package uplink
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// descriptorCap is the answer of DescriptorLimit where the process has no limit.
+const descriptorCap = 1 << 20
+
+// DescriptorLimit returns how many sockets the process may open for sessions: its
+// RLIMIT_NOFILE (which the Go runtime has raised to the hard limit) less a share for
+// everything else, which is a sixteenth and at least 64.
+func DescriptorLimit() int {
+	n := descriptors()
+	return max(n-max(n/16, 64), 1)
+}
+
+func descriptors() int {
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil || r.Cur > descriptorCap {
+		return descriptorCap
+	}
+	return int(r.Cur)
+}
+
+// probeAddress finds out whether sockets can be bound to a on this host.
+func probeAddress(a netip.Addr) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a socket to try the dedicated address %v: %w", a, err)
+	}
+	defer unix.Close(fd)
+	err = unix.Bind(fd, &unix.SockaddrInet4{Addr: a.As4()})
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return fmt.Errorf("dedicated address %v is not on this host: add it, for example with `ip address add %v/32 dev lo`: %w", a, a, err)
+	}
+	if err != nil {
+		return fmt.Errorf("bind a socket to the dedicated address %v: %w", a, err)
+	}
+	return nil
+}
+
+// pingAllowed finds out whether the kernel gives this process ping sockets.
+func pingAllowed() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
+// sysctl returns a setting under /proc/sys/net with its fields joined by sep, or
+// "unknown".
+func sysctl(name, sep string) string {
+	b, err := os.ReadFile("/proc/sys/net/" + name)
+	if err != nil {
+		return "unknown"
+	}
+	return strings.Join(strings.Fields(string(b)), sep)
+}
+
+// describe is the line of String that does not change after the start.
+func describe(c SocketsConfig, ping bool) string {
+	icmp := "ICMP echo by ping sockets"
+	if !ping {
+		icmp = fmt.Sprintf("no ICMP echo (net.ipv4.ping_group_range %s leaves this process out)", sysctl("ipv4/ping_group_range", " "))
+	}
+	return fmt.Sprintf("sockets on %s: at most %d sessions of %d descriptors, %d pending connects, %d per destination; %s; "+
+		"ports %s are shared with the host (net.ipv4.ip_local_port_range), one that it uses is refused and chosen anew; "+
+		"UDP buffers of %d KiB, net.core.rmem_max %s and wmem_max %s",
+		joinAddrs(c.Addresses), c.MaxSessions, descriptors(), c.MaxPending, c.MaxPendingPerDestination, icmp,
+		sysctl("ipv4/ip_local_port_range", "-"), socketBuffer>>10, sysctl("core/rmem_max", " "), sysctl("core/wmem_max", " "))
+}
+
+func joinAddrs(addrs []netip.Addr) string {
+	s := make([]string, len(addrs))
+	for i, a := range addrs {
+		s[i] = a.String()
+	}
+	return strings.Join(s, " and ")
+}
