@@ -42,13 +42,18 @@ type AttachRequest struct {
 }
 
 // Resume lets a worker attach a running sandbox again with the same ID and
-// addresses, after the control plane lost its memory. It is honoured where they
-// are free and lie in the network; while the attachment is still known with the
-// same fields, the answer is the attachment itself.
+// addresses, after the control plane lost its memory. While the attachment is
+// still known with the same fields, the answer is the attachment itself. Else the
+// ID and InnerAddress must be free and the address in the network, or the answer
+// is [CodeConflict]: the sandbox has to start anew. The worker may come to another
+// address than WorkerAddress; the one in the answer counts.
 type Resume struct {
-	ID            string     `json:"id"`
-	InnerAddress  netip.Addr `json:"innerAddress"`
-	WorkerAddress netip.Addr `json:"workerAddress"`
+	ID string `json:"id"`
+	// Network is the network's ID; empty: whichever it is now. The addresses are
+	// empty for a sandbox that bypasses.
+	Network       string     `json:"network,omitempty"`
+	InnerAddress  netip.Addr `json:"innerAddress,omitzero"`
+	WorkerAddress netip.Addr `json:"workerAddress,omitzero"`
 }
 
 // AttachResponse is the answer: the tunnel is ready at the gateway, or the sandbox bypasses.
