@@ -183,7 +183,7 @@ func (t *Table) Stats() Stats {
 	s.Mappings = t.mappings.live
 	s.HalfOpen = int(t.halfOpen)
 	s.Hosts = t.hosts.live
-	s.HeldTuples, s.HeldPorts = t.tuples.live, t.heldPorts.live
+	s.HeldTuples, s.HeldPorts = t.tuples.len(), t.heldPorts.len()
 	s.Crowded = len(t.crowds)
 	s.EventsLost = t.events.lost
 	for i, sp := range t.spaces {

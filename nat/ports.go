@@ -161,12 +161,16 @@ func (h *held) link() *uint32 { return &h.next }
 // queue holds freed things in the order of their deadlines, which is the order
 // of their coming because all are held for the same time.
 type queue struct {
-	slab[held, *held]
+	records    slab[held, *held]
 	head, tail uint32
 }
 
+func (q *queue) len() int { return q.records.live }
+
+func (q *queue) at(i uint32) *held { return q.records.at(i) }
+
 func (q *queue) push(key uint64, until uint32) uint32 {
-	i, h := q.take()
+	i, h := q.records.take()
 	h.key, h.until = key, until
 	if q.tail == 0 {
 		q.head = i
@@ -183,7 +187,7 @@ func (q *queue) pop() {
 	if q.head = q.at(i).next; q.head == 0 {
 		q.tail = 0
 	}
-	q.give(i)
+	q.records.give(i)
 }
 
 // crowd is the port space of one remote endpoint to which so many TCP tuples

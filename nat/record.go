@@ -65,7 +65,9 @@ const (
 	ackedIn                           // we have acknowledged the remote's SYN
 	finOut                            // FIN from inside
 	finIn                             // FIN from outside
-	opened                            // handshake = synIn, ackedOut and ackedIn were all seen
+
+	// opened: the handshake is complete.
+	opened = synIn | ackedOut | ackedIn
 )
 
 func (s *session) link() *uint32 { return &s.next }

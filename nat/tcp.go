@@ -297,7 +297,7 @@ func (t *Table) reset(s *session) {
 		return
 	}
 	t.enter(s, stateReset)
-	if d := t.tick + 1 + t.ticks.closing; !due(d, s.deadline) {
+	if d := t.tick + 1 + t.ticks.closing; due(d, s.deadline) {
 		s.deadline = d
 	}
 }

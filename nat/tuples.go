@@ -124,7 +124,7 @@ func (t *Table) holdTuple(tp tuple) {
 	if t.findHold(h, tp) != 0 {
 		return
 	}
-	if t.tuples.live >= t.config.MaxSessions {
+	if t.tuples.len() >= t.config.MaxSessions {
 		t.releaseTuple()
 		t.stats.HoldsShortened++
 	}
