@@ -128,6 +128,7 @@ type Device struct {
 	// for writing by Close, after which nothing enters.
 	gate   sync.RWMutex
 	closed bool
+	once   sync.Once
 	done   context.Context    // ended by Close
 	end    context.CancelFunc // ends done
 	calls  sync.WaitGroup     // handshakes that someone waits for
@@ -160,7 +161,7 @@ func (d *Device) start() error {
 	d.stack = stack.New(stack.Options{
 		// Policy and translation decided about addresses before a packet
 		// comes here; loopback ones are real in a region made of loopback addresses.
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocolWithOptions(ipv4.Options{AllowExternalLoopbackTraffic: d.config.Intercept})},
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocolWithOptions(ipv4.Options{AllowExternalLoopbackTraffic: true})},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocolCUBIC, udp.NewProtocol, icmp.NewProtocol4},
 	})
 	if err := d.configureTCP(); err != nil {
@@ -241,16 +242,18 @@ func (d *Device) Events() <-chan tun.Event { return d.events }
 
 // Close resets all connections, closes all listeners and ends the stack's
 // goroutines; a blocked Read returns os.ErrClosed. Packets not read are lost,
-// the resets among them.
+// the resets among them. It returns when nothing of the stack runs any more.
 func (d *Device) Close() error {
+	d.once.Do(d.shut)
+	return nil
+}
+
+func (d *Device) shut() {
+	// Whoever is blocked on the queue inside the stack gets out first.
 	rest := d.queue.close()
 	d.gate.Lock()
-	already := d.closed
 	d.closed = true
 	d.gate.Unlock()
-	if already {
-		return nil
-	}
 	for i := range rest {
 		d.release(&rest[i])
 	}
@@ -267,7 +270,6 @@ func (d *Device) Close() error {
 	d.taken, d.takenAt, d.current = nil, 0, segmenter{}
 	d.readMu.Unlock()
 	close(d.events)
-	return nil
 }
 
 // release gives back what o holds.
