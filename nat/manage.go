@@ -105,16 +105,8 @@ const removalCost = 8
 // microseconds at most; call it so often that a round takes a few seconds.
 func (t *Table) Expire(now packet.Instant, budget int) int {
 	t.clock(now)
+	hosts := budget/8 + 1
 	budget -= t.releaseHolds(max(budget/4, 1))
-	t.tendCrowds()
-	for n := min(budget/8+1, int(t.hosts.top)); n > 0; n-- {
-		if t.hostSweep++; t.hostSweep >= t.hosts.top {
-			t.hostSweep = 1
-		}
-		if t.hostSweep < t.hosts.top {
-			t.forget(t.hostSweep)
-		}
-	}
 	removed := 0
 	for left := int(t.sessions.top) - 1; left > 0 && budget > 0; left-- {
 		if t.sweep++; t.sweep >= t.sessions.top {
@@ -128,7 +120,19 @@ func (t *Table) Expire(now packet.Instant, budget int) int {
 			budget -= removalCost - 1
 		}
 	}
+	t.tendCrowds()
+	t.tendHosts(hosts)
 	return removed
+}
+
+// tendHosts goes on with the round over the inner addresses, n at most.
+func (t *Table) tendHosts(n int) {
+	for n = min(n, int(t.hosts.top)-1); n > 0; n-- {
+		if t.hostSweep++; t.hostSweep >= t.hosts.top {
+			t.hostSweep = 1
+		}
+		t.forget(t.hostSweep)
+	}
 }
 
 // countersSize is a power of two above the number of outcomes.
@@ -138,19 +142,19 @@ const countersSize = 64
 type Counters [countersSize]uint64
 
 // Of returns the number of packets with outcome o.
-func (c *Counters) Of(o packet.Outcome) uint64 { return c[o&(countersSize-1)] }
+func (c Counters) Of(o packet.Outcome) uint64 { return c[o&(countersSize-1)] }
 
 // PerProtocol is a number for each protocol.
 type PerProtocol [spaceCount]uint64
 
 // Of returns the number of protocol p.
-func (n *PerProtocol) Of(p packet.Proto) uint64 { return n[spaceOf(p)] }
+func (n PerProtocol) Of(p packet.Proto) uint64 { return n[spaceOf(p)] }
 
 // PerReason is a number for each Reason.
 type PerReason [numReasons]uint64
 
 // Of returns the number of reason r.
-func (n *PerReason) Of(r Reason) uint64 {
+func (n PerReason) Of(r Reason) uint64 {
 	if r >= numReasons {
 		return 0
 	}
