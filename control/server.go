@@ -190,11 +190,12 @@ func (s *server) answer(w http.ResponseWriter, status int, body any) {
 // fail answers with an error. One that is not of the API is ours: the caller
 // learns that there was one, the log which.
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
-	if r.Context().Err() != nil {
-		return // the caller has gone
-	}
 	var known *api.Error
-	if !errors.As(err, &known) {
+	switch {
+	case errors.As(err, &known):
+	case r.Context().Err() != nil: // the caller has gone, or the server is stopping
+		known = &api.Error{Status: http.StatusServiceUnavailable, Code: api.CodeStopping, Message: "the control plane is stopping; ask again"}
+	default:
 		s.log.Error("a call of the control API failed", "method", r.Method, "path", r.URL.Path, "error", err)
 		known = &api.Error{Status: http.StatusInternalServerError, Code: api.CodeInternal, Message: "the control plane failed; see the log of sallyportd"}
 	}

@@ -15,6 +15,7 @@ const (
 	CodeWrongRegion    = "wrong_region"        // 421: another region's control plane serves it
 	CodeInternal       = "internal"            // 500
 	CodeExhausted      = "addresses_exhausted" // 503: the network's CIDR, or the room for attachments, is full
+	CodeStopping       = "stopping"            // 503: the control plane is being stopped
 	CodeGatewayPending = "gateway_not_ready"   // 503: the gateway did not confirm in time
 )
 

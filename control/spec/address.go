@@ -2,7 +2,6 @@ package spec
 
 import (
 	"encoding/binary"
-	"math/bits"
 	"net/netip"
 )
 
@@ -24,13 +23,15 @@ func (r Region) Loopback() bool {
 }
 
 // EgressIndex says which address of its network's pair an inner address leaves
-// from: 0 or 1. It is the parity of the address's bits, so it needs no memory,
-// never changes, and any run of 2k consecutive addresses that begins at an even
-// one is split exactly in halves; so is every second address of a run, which is
-// what workers with one sandbox each are given.
+// from: 0 or 1. It needs no memory and never changes.
+//
+// It is the top bit of the address times 2^32 over the golden ratio (Knuth's
+// multiplicative hash). Parts of a run of addresses, such as every second or third
+// one, which is what workers' sandboxes are given, are halved about as evenly as
+// the whole; the lowest bit, or the parity of all bits, would not do that.
 func EgressIndex(inner netip.Addr) int {
 	b := inner.As16()
-	return bits.OnesCount32(binary.BigEndian.Uint32(b[12:])) & 1
+	return int(binary.BigEndian.Uint32(b[12:]) * 0x9e3779b1 >> 31)
 }
 
 // HostsOf names the hosts that hold the two addresses of a network's pair. A

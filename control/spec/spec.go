@@ -67,8 +67,9 @@ type Host struct {
 	// It is never a dedicated address: those carry no service.
 	Endpoint netip.Addr `json:"endpoint"`
 	// Bypass is the public address from which traffic leaves that a rule sends
-	// past the pair. Optional; in no pair and on no other host.
-	Bypass netip.Addr `json:"bypass,omitzero"`
+	// past the pair. Optional; in no pair and on no other host. The YAML tag is
+	// without omitzero, which goccy/go-yaml takes every netip.Addr for.
+	Bypass netip.Addr `json:"bypass,omitzero" yaml:"bypass"`
 }
 
 // Network is one team's private network in one region with its dedicated pair.
