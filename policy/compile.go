@@ -52,7 +52,6 @@ type class struct {
 // compiler holds what making classes takes. It does not change.
 type compiler struct {
 	config Config
-	all    ruleSet
 	open   [4]ruleSet            // by dimension: the rules that leave it open
 	naming [4]map[string]ruleSet // by dimension: the rules that name a value
 }
