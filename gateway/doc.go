@@ -1,0 +1,33 @@
+// Package gateway is the shell of an egress host: for each network one
+// [Forwarder] between the network's WireGuard device and its uplink, one
+// nat.Table with a lock of its own for each dedicated IP, the tasks that expire
+// state and carry events, and the metrics.
+//
+// # The life of a packet
+//
+// On the way out (egress), in the order of the code in egress.go:
+//
+//  1. wireguard-go hands one peer's decrypted batch to [Forwarder.Write]; the
+//     clock is read once.
+//  2. Each packet is parsed in place; fragments wait in the network's bounded
+//     reassembler until their datagram is whole.
+//  3. The policy snapshot decides: forward, a local service, reject, drop.
+//  4. The inner address names one dedicated IP of the pair; under that table's
+//     lock the packet is translated, for the whole batch at once.
+//  5. A last check compares each source with the table's dedicated IP, and the
+//     survivors go to the uplink in one Write.
+//
+// On the way back (ingress.go): the uplink's batch is parsed, the dedicated IP
+// names the table, the table restores the inner destination or drops, and
+// [Forwarder.Read] returns the same buffers to wireguard-go, which encrypts.
+//
+// What the gateway says itself (ICMP errors, resets, answers of its services)
+// waits in a bounded queue that Read empties first.
+//
+// # Who owns what
+//
+// The Forwarder owns its tables, the reply queue and the counters. The uplink,
+// the services and the tunnel are owned by the network's tasks (network.go),
+// which start and end them in order; a [Host] owns the networks and follows the
+// desired state.
+package gateway

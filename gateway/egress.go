@@ -1,0 +1,264 @@
+package gateway
+
+import (
+	"os"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/packet"
+	"github.com/sallyport-net/sallyport/policy"
+)
+
+// egressBatch is the scratch of one Write. It belongs to one call at a time.
+type egressBatch struct {
+	packets [batchSize]packet.Packet
+	frames  [batchSize][]byte // the caller's buffer of each packet, offset included
+	side    [batchSize]int8   // table of each packet
+	n       int
+
+	local  [][]byte // frames for the local services
+	out    [][]byte // frames that go to the uplink
+	bytes  int
+	whole  [maxDatagram + wholeHeadroom]byte
+	single [1][]byte
+}
+
+const (
+	maxDatagram = 65535
+	// wholeHeadroom is room in front of a reassembled datagram for the largest
+	// offset that wireguard-go uses.
+	wholeHeadroom = 64
+)
+
+func (b *egressBatch) reset() {
+	b.n, b.bytes = 0, 0
+	b.local, b.out = b.local[:0], b.out[:0]
+}
+
+// Write is egress: one peer's decrypted packets, each at bufs[i][offset:]. The
+// buffers are the caller's again on return. It reports all packets as written,
+// since a dropped one is counted, not an error; after Close it returns
+// os.ErrClosed.
+func (f *Forwarder) Write(bufs [][]byte, offset int) (int, error) {
+	if f.closed.Load() {
+		return 0, os.ErrClosed
+	}
+	b := f.batches.Get().(*egressBatch)
+	defer f.batches.Put(b)
+	now := f.clock.Now()
+	for rest := bufs; len(rest) > 0; {
+		part := rest[:min(len(rest), batchSize)]
+		rest = rest[len(part):]
+		b.reset()
+		for _, buf := range part {
+			f.admit(b, buf, offset, now)
+		}
+		f.flush(b, offset, now)
+	}
+	return len(bufs), nil
+}
+
+// admit parses one packet and asks the policy; what may be forwarded joins the
+// batch, at its place in the caller's buffer.
+func (f *Forwarder) admit(b *egressBatch, frame []byte, offset int, now packet.Instant) {
+	p := &b.packets[b.n]
+	if o := packet.Parse(p, frame[offset:]); o != packet.Pass {
+		f.counters.drop(Egress, o)
+		return
+	}
+	if p.Kind == packet.KindFragment {
+		f.admitFragment(b, p, offset, now)
+		return
+	}
+	f.decide(b, frame, p, offset, now)
+}
+
+// admitFragment adds a fragment to the reassembler; the fragment that completes
+// a datagram brings the whole of it through the path on its own.
+func (f *Forwarder) admitFragment(b *egressBatch, p *packet.Packet, offset int, now packet.Instant) {
+	f.fragMu.Lock()
+	whole, o := f.fragments.Add(p, now)
+	if whole == nil {
+		f.fragMu.Unlock()
+		if o != packet.Pass {
+			f.counters.drop(Egress, o)
+		}
+		return
+	}
+	n := copy(b.whole[offset:], whole)
+	f.fragMu.Unlock()
+	// b.whole holds one datagram: what was collected so far goes first.
+	f.flush(b, offset, now)
+	b.reset()
+	frame := b.whole[:offset+n]
+	p = &b.packets[0]
+	if o := packet.Parse(p, frame[offset:]); o != packet.Pass {
+		f.counters.drop(Egress, o)
+		return
+	}
+	f.decide(b, frame, p, offset, now)
+	f.flush(b, offset, now)
+	b.reset()
+}
+
+func (f *Forwarder) decide(b *egressBatch, frame []byte, p *packet.Packet, offset int, now packet.Instant) {
+	d := f.verdict(p)
+	switch d.Verdict {
+	case policy.Local:
+		b.local = append(b.local, frame[:offset+len(p.B)])
+	case policy.Forward:
+		if o := p.DecrementTTL(); o != packet.Pass {
+			f.refuse(p, o, now)
+			return
+		}
+		b.frames[b.n] = frame[:offset+len(p.B)]
+		b.side[b.n] = int8(f.table(spec.EgressIndex(p.Src)))
+		b.n++
+	case policy.Reject:
+		f.refuse(p, d.Outcome, now)
+	default:
+		f.counters.drop(Egress, d.Outcome)
+	}
+}
+
+// verdict asks the snapshot, and keeps sidecars' own addresses to the local
+// services.
+func (f *Forwarder) verdict(p *packet.Packet) policy.Decision {
+	d := f.policy.Load().Decide(p)
+	if d.Verdict == policy.Local || d.Verdict == policy.Drop {
+		return d
+	}
+	if _, ok := (*f.workers.Load())[p.Src]; ok {
+		return policy.Decision{Verdict: policy.Drop, Outcome: packet.PolicyDropped}
+	}
+	return d
+}
+
+// flush translates the batch, each table under its own lock once, and hands
+// the survivors to the uplink and to the local services.
+func (f *Forwarder) flush(b *egressBatch, offset int, now packet.Instant) {
+	for side := range f.tables {
+		f.translate(b, int8(side), now)
+	}
+	if len(b.out) > 0 {
+		if _, err := f.uplink.Write(b.out, offset); err != nil {
+			for range b.out {
+				f.counters.drop(Egress, packet.Closed)
+			}
+		} else {
+			f.counters.forwarded(Egress, len(b.out), b.bytes)
+		}
+	}
+	if len(b.local) > 0 {
+		if _, err := f.local.Write(b.local, offset); err != nil {
+			for range b.local {
+				f.counters.drop(Egress, packet.Closed)
+			}
+		}
+	}
+}
+
+// translate runs the packets of one table through it.
+func (f *Forwarder) translate(b *egressBatch, side int8, now packet.Instant) {
+	t := &f.tables[side]
+	locked := false
+	for i := 0; i < b.n; i++ {
+		if b.side[i] != side {
+			continue
+		}
+		if !locked {
+			t.mu.Lock()
+			locked = true
+		}
+		p := &b.packets[i]
+		o := t.nat.Egress(p, now)
+		if o == packet.Pass && p.Src != t.external {
+			o = packet.WrongSource
+		}
+		if o != packet.Pass {
+			f.refuse(p, o, now)
+			continue
+		}
+		p.ClampMSS(f.mss)
+		b.out = append(b.out, b.frames[i])
+		b.bytes += len(p.B)
+	}
+	if locked {
+		t.mu.Unlock()
+	}
+}
+
+// icmpError is type, code and the rest-of-header field of an ICMP error.
+type icmpError struct {
+	typ, code uint8
+	info      uint32
+}
+
+// refuse counts a drop on the way out and tells the sandbox where that is due.
+// The packet still has its inner source: a table changes a packet only when it
+// passes.
+func (f *Forwarder) refuse(p *packet.Packet, o packet.Outcome, now packet.Instant) {
+	f.counters.drop(Egress, o)
+	told := false
+	switch o {
+	case packet.TTLExpired:
+		told = f.replies.pushError(icmpError{typ: 11}, f, p, now)
+	case packet.NoSession:
+		told = f.replies.pushRST(p, now)
+	case packet.PortsExhausted, packet.Draining:
+		told = f.replies.pushError(icmpError{typ: 3, code: 1}, f, p, now) // RFC 6888 REQ-11 B
+	case packet.SessionLimit, packet.RateLimit, packet.PolicyRejected,
+		packet.PrivateDestination, packet.OwnAddress:
+		told = f.replies.pushError(icmpError{typ: 3, code: 13}, f, p, now) // RFC 5508 REQ-8
+	case packet.NoLocalService:
+		if p.Kind == packet.KindTCP {
+			told = f.replies.pushRST(p, now)
+		} else {
+			told = f.replies.pushError(icmpError{typ: 3, code: 3}, f, p, now)
+		}
+	}
+	if told {
+		f.counters.replies.Add(1)
+		f.uplink.Wake()
+	}
+}
+
+// WriteLocal takes what the local services send, each packet at
+// bufs[i][offset:]: answers to sandboxes wait for Read; queries to a configured
+// resolver go out through the pair like a sandbox's; all else is dropped.
+func (f *Forwarder) WriteLocal(bufs [][]byte, offset int) {
+	b := f.batches.Get().(*egressBatch)
+	defer f.batches.Put(b)
+	b.reset()
+	now, replied := f.clock.Now(), false
+	for _, frame := range bufs {
+		if b.n == batchSize {
+			f.flush(b, offset, now)
+			b.reset()
+		}
+		p := &b.packets[b.n]
+		if o := packet.Parse(p, frame[offset:]); o != packet.Pass {
+			f.counters.drop(Egress, o)
+			continue
+		}
+		if f.network.Contains(p.Dst) {
+			if f.replies.push(p.B) {
+				replied = true
+				f.counters.replies.Add(1)
+			} else {
+				f.counters.drop(Ingress, packet.QueueFull)
+			}
+			continue
+		}
+		if p.Src != f.gateway || !f.isResolver(p) {
+			f.counters.drop(Egress, packet.PolicyDropped)
+			continue
+		}
+		b.frames[b.n] = frame[:offset+len(p.B)]
+		b.side[b.n] = int8(f.table(spec.EgressIndex(p.Src)))
+		b.n++
+	}
+	f.flush(b, offset, now)
+	if replied {
+		f.uplink.Wake()
+	}
+}

@@ -1,0 +1,134 @@
+package gateway
+
+import (
+	"net/netip"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/packet"
+	"github.com/sallyport-net/sallyport/nat"
+)
+
+// report is what the control plane and the operator see of one network.
+func (n *network) report(endpoint netip.AddrPort) spec.NetworkReport {
+	c := &n.fwd.counters
+	r := spec.NetworkReport{
+		ID:        n.spec.ID,
+		PublicKey: n.public.String(),
+		Endpoint:  endpoint,
+		Egress:    spec.Traffic{Packets: c.Packets(Egress), Bytes: c.Bytes(Egress)},
+		Ingress:   spec.Traffic{Packets: c.Packets(Ingress), Bytes: c.Bytes(Ingress)},
+		Drops:     map[string]uint64{},
+	}
+	if peers, err := n.tun.Peers(); err == nil {
+		r.Peers = len(peers)
+	}
+	up := n.up.Stats()
+	for o := range packet.Outcomes() {
+		if o == packet.Pass {
+			continue
+		}
+		if d := c.Drops(Egress, o) + c.Drops(Ingress, o) + up.Drops[o]; d > 0 {
+			r.Drops[o.String()] = d
+		}
+	}
+	r.WrongSource = r.Drops[packet.WrongSource.String()]
+	for i := range n.spec.Pair {
+		r.Sessions[i] = sessions(n.tableStats(i))
+	}
+	return r
+}
+
+func (n *network) tableStats(side int) (s nat.Stats) {
+	n.fwd.withTable(n.spec.Pair[side], func(t *nat.Table) { s = t.Stats() })
+	return s
+}
+
+// sessions are the live sessions of all protocols.
+func sessions(s nat.Stats) int {
+	return int(s.Sessions.Of(packet.TCP) + s.Sessions.Of(packet.UDP) + s.Sessions.Of(packet.ICMP))
+}
+
+// Describe implements prometheus.Collector.
+func (h *Host) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range metrics() {
+		ch <- d
+	}
+}
+
+// metricDescs are the names of what a host counts. Labels carry ids of networks
+// and reasons of the closed set, never addresses of customers' flows.
+type metricDescs struct {
+	packets, bytes, drops, replies, sessions, mappings, peers, sockets, pending, ready *prometheus.Desc
+}
+
+func descs() metricDescs {
+	d := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("sallyport_"+name, help, labels, nil)
+	}
+	return metricDescs{
+		packets:  d("packets_total", "Packets forwarded; directions are seen from the sandbox.", "network", "direction"),
+		bytes:    d("bytes_total", "Bytes of IP packets forwarded.", "network", "direction"),
+		drops:    d("drops_total", "Packets dropped, by reason. wrong_source must stay 0.", "network", "direction", "reason"),
+		replies:  d("replies_total", "ICMP errors, resets and answers that the gateway made itself.", "network"),
+		sessions: d("sessions", "Live sessions of one dedicated IP.", "network", "ip"),
+		mappings: d("mappings", "Live mappings of one dedicated IP.", "network", "ip"),
+		peers:    d("wireguard_peers", "WireGuard peers of the network on this host.", "network"),
+		sockets:  d("uplink_sockets", "Kernel sockets open for the network.", "network", "protocol"),
+		pending:  d("uplink_pending_connects", "Connects that the far side has not answered yet.", "network"),
+		ready:    d("ready", "1 while the host serves its networks."),
+	}
+}
+
+func metrics() []*prometheus.Desc {
+	d := descs()
+	return []*prometheus.Desc{d.packets, d.bytes, d.drops, d.replies, d.sessions, d.mappings, d.peers, d.sockets, d.pending, d.ready}
+}
+
+// Collect implements prometheus.Collector.
+func (h *Host) Collect(ch chan<- prometheus.Metric) {
+	d := descs()
+	gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(desc *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), labels...)
+	}
+	ready := 0.0
+	if h.Ready() {
+		ready = 1
+	}
+	gauge(d.ready, ready)
+	for _, n := range h.list() {
+		id, c, up := n.spec.ID, &n.fwd.counters, n.up.Stats()
+		for _, dir := range []Direction{Egress, Ingress} {
+			counter(d.packets, c.Packets(dir), id, dir.String())
+			counter(d.bytes, c.Bytes(dir), id, dir.String())
+			for o := range packet.Outcomes() {
+				drops := c.Drops(dir, o)
+				if dir == Egress {
+					drops += up.Drops[o]
+				}
+				if o == packet.WrongSource || (o != packet.Pass && drops > 0) {
+					counter(d.drops, drops, id, dir.String(), o.String())
+				}
+			}
+		}
+		counter(d.replies, c.Replies(), id)
+		for i, ip := range n.spec.Pair {
+			if h.holds(n.spec, i) {
+				s := n.tableStats(i)
+				gauge(d.sessions, float64(sessions(s)), id, ip.String())
+				gauge(d.mappings, float64(s.Mappings), id, ip.String())
+			}
+		}
+		if peers, err := n.tun.Peers(); err == nil {
+			gauge(d.peers, float64(len(peers)), id)
+		}
+		gauge(d.sockets, float64(up.TCP), id, "tcp")
+		gauge(d.sockets, float64(up.UDP), id, "udp")
+		gauge(d.sockets, float64(up.ICMP), id, "icmp")
+		gauge(d.pending, float64(up.Pending), id)
+	}
+}

@@ -1,0 +1,265 @@
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/gateway/service"
+	"github.com/sallyport-net/sallyport/gateway/uplink"
+	"github.com/sallyport-net/sallyport/internal/config"
+	"github.com/sallyport-net/sallyport/internal/packet"
+	"github.com/sallyport-net/sallyport/nat"
+	"github.com/sallyport-net/sallyport/policy"
+	"github.com/sallyport-net/sallyport/tunnel"
+)
+
+const (
+	// tunnelMTU is the inner MTU: 1500 less 60 for IPv6, UDP and WireGuard,
+	// rounded down to WireGuard's multiple of 16.
+	tunnelMTU = 1420
+	// tick is how often a network's tables are swept.
+	tick = 250 * time.Millisecond
+	// sweepBudget is how many records one tick looks at under a table's lock.
+	sweepBudget = 4096
+	// linger is how long a table keeps a session whose sockets are closed: the
+	// sandbox may still have to see the last FIN, or repeat its own.
+	linger = 5 * time.Second
+	// lingering bounds how many such sessions wait.
+	lingering = 65536
+	// fragmentMemory bounds the fragments of one network, in bytes.
+	fragmentMemory = 4 << 20
+)
+
+// network is one network on this host: its Forwarder, what the Forwarder wraps,
+// and the tasks beside the packet path.
+type network struct {
+	spec   spec.Network
+	log    *slog.Logger
+	clock  Clock
+	fwd    *Forwarder
+	up     uplink.Uplink
+	svc    *service.Services
+	tun    *tunnel.Tunnel
+	public tunnel.Key
+
+	started bool // its tasks run; the supervisor's
+	members members
+	closing []lingerer
+}
+
+type lingerer struct {
+	flow uplink.Flow
+	due  packet.Instant
+}
+
+// openNetwork builds everything of one network and brings its WireGuard device
+// up on port. On an error nothing is left behind.
+func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network, err error) {
+	cfg := &h.cfg
+	net := &network{spec: n, log: cfg.Log.With("network", n.ID), clock: cfg.Clock, members: newMembers()}
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for i := len(undo) - 1; i >= 0; i-- {
+				undo[i]()
+			}
+			err = fmt.Errorf("network %s: %w", n.ID, err)
+		}
+	}()
+
+	gw := n.Gateway()
+	fc := ForwarderConfig{
+		Name: "sallyport-" + n.ID, Network: n.CIDR, Gateway: gw, External: n.Pair,
+		MTU: tunnelMTU, Clock: cfg.Clock, Resolvers: cfg.Daemon.DNS.Upstreams,
+		Policy:     snapshot,
+		Reassembly: packet.ReassemblyConfig{MaxBytes: fragmentMemory},
+	}
+	var held []netip.Addr
+	for i, ip := range n.Pair {
+		if !h.holds(n, i) {
+			continue
+		}
+		held = append(held, ip)
+		tc := config.NATConfig(cfg.Daemon, ip)
+		tc.TCPMapping = config.TCPMapping(n.TCPMapping)
+		if _, err := rand.Read(tc.Seed[:]); err != nil {
+			return nil, fmt.Errorf("read 32 random bytes for the table of %s: %w", ip, err)
+		}
+		if fc.Tables[i], err = nat.New(tc); err != nil {
+			return nil, fmt.Errorf("table of %s: %w", ip, err)
+		}
+	}
+
+	net.up, err = uplink.NewSockets(uplink.SocketsConfig{
+		Addresses: held, Gateway: gw, MTU: tunnelMTU, Log: net.log,
+		MaxSessions:              h.socketShare(),
+		MaxPending:               cfg.Daemon.Limits.PendingConnects,
+		MaxPendingPerDestination: cfg.Daemon.Limits.PendingConnectsPerDestination,
+	})
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() { net.up.Close() })
+	fc.Uplink = net.up
+
+	net.svc, err = service.New(service.Config{
+		Address: gw, Network: n.CIDR, MTU: tunnelMTU,
+		Upstreams: cfg.Daemon.DNS.Upstreams, Health: h,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("local services on %s: %w", gw, err)
+	}
+	undo = append(undo, func() { net.svc.Close() })
+	fc.Local = net.svc.Device()
+
+	if net.fwd, err = NewForwarder(fc); err != nil {
+		return nil, err
+	}
+	key, err := tunnel.DeriveKey(cfg.Secret, n.ID)
+	if err != nil {
+		return nil, fmt.Errorf("derive the WireGuard key: %w", err)
+	}
+	net.public = key.Public()
+	net.tun, err = tunnel.New(tunnel.Config{PrivateKey: key, ListenPort: h.ports[n.ID], Device: net.fwd, Log: net.log})
+	return net, err
+}
+
+// run does the work beside the packet path until ctx ends, then closes
+// everything of the network.
+func (n *network) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.svc.Run(ctx) })
+	g.Go(func() error { return n.pumpLocal() })
+	g.Go(func() error { return n.keep(ctx) })
+	g.Go(func() error {
+		<-ctx.Done()
+		n.close()
+		return nil
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("network %s: %w", n.spec.ID, err)
+	}
+	return nil
+}
+
+// close ends tunnel, Forwarder, uplink and services. It may be called twice.
+func (n *network) close() {
+	n.tun.Close()
+	n.fwd.Close()
+	n.svc.Close()
+}
+
+// pumpLocal carries what the local services send to the Forwarder.
+func (n *network) pumpLocal() error {
+	dev := n.svc.Device()
+	bufs, sizes := make([][]byte, dev.BatchSize()), make([]int, dev.BatchSize())
+	for i := range bufs {
+		bufs[i] = make([]byte, tunnelMTU+wholeHeadroom)
+	}
+	frames := make([][]byte, 0, len(bufs))
+	for {
+		k, err := dev.Read(bufs, sizes, 0)
+		if errors.Is(err, os.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read from the local services: %w", err)
+		}
+		frames = frames[:0]
+		for i := range k {
+			if sizes[i] > 0 {
+				frames = append(frames, bufs[i][:sizes[i]])
+			}
+		}
+		n.fwd.WriteLocal(frames, 0)
+	}
+}
+
+// keep sweeps the tables and carries events between tables and uplink.
+func (n *network) keep(ctx context.Context) error {
+	timer := time.NewTicker(tick)
+	defer timer.Stop()
+	events := make([]nat.Event, 512)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case e, ok := <-n.up.Events():
+			if !ok {
+				return nil
+			}
+			n.uplinkEvent(e)
+		case <-timer.C:
+			n.sweep(events)
+		}
+	}
+}
+
+// uplinkEvent tells the table what the uplink has learnt.
+func (n *network) uplinkEvent(e uplink.Event) {
+	now := n.clock.Now()
+	switch e.Kind {
+	case uplink.PortRefused:
+		n.fwd.withTable(e.Flow.External.Addr(), func(t *nat.Table) {
+			t.PortRefused(nat.Flow(e.Flow), now)
+		})
+	case uplink.SessionClosed:
+		if len(n.closing) == lingering {
+			n.closeSession(n.closing[0].flow, now)
+			n.closing = n.closing[1:]
+		}
+		n.closing = append(n.closing, lingerer{flow: e.Flow, due: now + packet.Instant(linger)})
+	}
+}
+
+func (n *network) closeSession(f uplink.Flow, now packet.Instant) {
+	n.fwd.withTable(f.External.Addr(), func(t *nat.Table) { t.Close(nat.Flow(f), now) })
+}
+
+// sweep is one tick: sessions whose sockets are long closed go, what is idle
+// expires, and the sockets of what has ended are closed.
+func (n *network) sweep(events []nat.Event) {
+	now := n.clock.Now()
+	due := 0
+	for due < len(n.closing) && n.closing[due].due <= now {
+		n.closeSession(n.closing[due].flow, now)
+		due++
+	}
+	n.closing = n.closing[due:]
+	n.fwd.expireFragments(now)
+	for _, ip := range n.spec.Pair {
+		for more := true; more; {
+			k := 0
+			n.fwd.withTable(ip, func(t *nat.Table) {
+				t.Expire(now, sweepBudget)
+				k = t.Drain(events)
+			})
+			for _, e := range events[:k] {
+				if e.Kind == nat.Closed {
+					n.up.Release(uplink.Flow{Proto: e.Proto, External: e.External, Remote: e.Remote})
+				}
+			}
+			more = k == len(events)
+		}
+	}
+}
+
+// setPolicy puts compiled rules in force for everybody who is attached.
+func (n *network) setPolicy(s *policy.Snapshot) {
+	for _, a := range n.members.attached {
+		s = s.With(a.Inner, subject(a))
+		if a.Worker.IsValid() {
+			s = s.With(a.Worker, policy.Subject{Kind: workerKind})
+		}
+	}
+	n.fwd.SetPolicy(s)
+}

@@ -1,0 +1,22 @@
+package gateway
+
+import (
+	"context"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+)
+
+// Source is the desired state that a gateway follows: list, watch, acknowledge.
+// The control plane's store serves it in the same process; a client of another
+// process may serve it as well. All methods are safe for concurrent use.
+type Source interface {
+	// Next blocks until there is something newer than revision after, and
+	// returns it. After 0, or where the source no longer knows what came since,
+	// the update is full: it replaces everything before.
+	Next(ctx context.Context, after uint64) (spec.Update, error)
+	// Acknowledge says that host has applied everything up to revision: a
+	// sandbox that was attached by then may send.
+	Acknowledge(ctx context.Context, host string, revision uint64) error
+	// Report tells keys, ports and counters of the host's networks.
+	Report(ctx context.Context, report spec.HostReport) error
+}
