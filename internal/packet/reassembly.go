@@ -217,7 +217,7 @@ func fragmentOf(p *Packet) (f fragment, ok bool) {
 // part is not needed and does no harm.
 func (d *datagram) place(f fragment) (int, Outcome) {
 	stop := f.off + len(f.data)
-	if d.end >= 0 && (stop > d.end || f.last && stop != d.end) {
+	if d.end >= 0 && stop > d.end {
 		return 0, FragmentOverlap
 	}
 	i, found := slices.BinarySearchFunc(d.parts, f.off, func(q part, off int) int { return q.off - off })

@@ -345,6 +345,9 @@ func TestReassemblyFragmentCount(t *testing.T) {
 	if _, o := r.Add(mustParse(t, piece(t, UDP, 1, 0, true, make([]byte, 8))), 0); o != FragmentLimit || r.Used() != datagramCost {
 		t.Errorf("%v, %d bytes used", o, r.Used())
 	}
+	if d := r.oldest; d == nil || !d.condemned || d.parts != nil || d.header != nil {
+		t.Errorf("a condemned datagram keeps its bytes: %+v", d)
+	}
 }
 
 // TestReassemblySameID is A-13 f within a network: other addresses or another
