@@ -103,9 +103,6 @@ func (d *document) find(key string) position {
 	}
 }
 
-// has reports whether the file has a key.
-func (d *document) has(key string) bool { _, ok := d.at[key]; return ok }
-
 func where(n ast.Node) position {
 	if m, ok := n.(*ast.MappingNode); ok && len(m.Values) > 0 && !m.IsFlowStyle {
 		return where(m.Values[0].Key) // the token of a block mapping is its first colon

@@ -7,16 +7,19 @@ import (
 	"github.com/sallyport-net/sallyport/policy"
 )
 
-// PolicyRules turns the rules of a network's desired state into those that the
-// policy compiles. Its error names the rule; a state that [spec.State.Validate]
-// finds good has none.
+// The protocol numbers of RFC 790, by which the compiler knows transports.
+const (
+	protoICMP = 1
+	protoTCP  = 6
+	protoUDP  = 17
+)
+
+// PolicyRules puts a network's policy in the compiler's words. That of a valid
+// state has no error; an error names the rule.
 func PolicyRules(p spec.Policy) (policy.Mode, []policy.Rule, error) {
-	mode, ok := map[spec.Mode]policy.Mode{
-		"": policy.ModeAllow, spec.ModeAllow: policy.ModeAllow,
-		spec.ModeDeny: policy.ModeDeny, spec.ModeCustom: policy.ModeCustom,
-	}[p.Mode]
-	if !ok {
-		return 0, nil, fmt.Errorf("mode %q: write allow, deny or custom", p.Mode)
+	mode, err := policyMode(p.Mode)
+	if err != nil {
+		return 0, nil, err
 	}
 	rules := make([]policy.Rule, 0, len(p.Rules))
 	for i, r := range p.Rules {
@@ -29,35 +32,52 @@ func PolicyRules(p spec.Policy) (policy.Mode, []policy.Rule, error) {
 	return mode, rules, nil
 }
 
-func policyRule(r spec.Rule) (policy.Rule, error) {
-	out := policy.Rule{Projects: r.Projects, Environments: r.Environments, Runtimes: r.Runtimes}
-	for _, k := range r.Kinds {
-		out.Kinds = append(out.Kinds, string(k))
+func policyMode(m spec.Mode) (policy.Mode, error) {
+	switch m {
+	case "", spec.ModeAllow:
+		return policy.ModeAllow, nil
+	case spec.ModeDeny:
+		return policy.ModeDeny, nil
+	case spec.ModeCustom:
+		return policy.ModeCustom, nil
 	}
-	for _, c := range r.CIDRs {
-		out.CIDRs = append(out.CIDRs, c.Masked())
+	return 0, fmt.Errorf("mode: there is no mode %q; use allow, deny or custom", m)
+}
+
+func policyRule(r spec.Rule) (policy.Rule, error) {
+	rule := policy.Rule{
+		Projects:     r.Projects,
+		Environments: r.Environments,
+		Runtimes:     r.Runtimes,
+		CIDRs:        r.CIDRs,
+	}
+	for _, k := range r.Kinds {
+		rule.Kinds = append(rule.Kinds, string(k))
 	}
 	for _, p := range r.Ports {
-		out.Ports = append(out.Ports, policy.PortRange(p))
+		rule.Ports = append(rule.Ports, policy.PortRange(p))
 	}
 	for _, p := range r.Protocols {
-		switch p { // IP protocol numbers
+		switch p {
 		case spec.ProtocolTCP:
-			out.Protocols = append(out.Protocols, 6)
+			rule.Protocols = append(rule.Protocols, protoTCP)
 		case spec.ProtocolUDP:
-			out.Protocols = append(out.Protocols, 17)
+			rule.Protocols = append(rule.Protocols, protoUDP)
 		case spec.ProtocolICMP:
-			out.Protocols = append(out.Protocols, 1)
+			rule.Protocols = append(rule.Protocols, protoICMP)
 		default:
-			return policy.Rule{}, fmt.Errorf("protocol %q: write tcp, udp or icmp", p)
+			return policy.Rule{}, fmt.Errorf("protocols: there is no protocol %q; use tcp, udp or icmp", p)
 		}
 	}
-	verdict, ok := map[spec.Verdict]policy.RuleVerdict{
-		spec.VerdictAllow: policy.RuleAllow, spec.VerdictReject: policy.RuleReject, spec.VerdictDrop: policy.RuleDrop,
-	}[r.Verdict]
-	if !ok {
-		return policy.Rule{}, fmt.Errorf("verdict %q: write allow, reject or drop", r.Verdict)
+	switch r.Verdict {
+	case spec.VerdictAllow:
+		rule.Verdict = policy.RuleAllow
+	case spec.VerdictReject:
+		rule.Verdict = policy.RuleReject
+	case spec.VerdictDrop:
+		rule.Verdict = policy.RuleDrop
+	default:
+		return policy.Rule{}, fmt.Errorf("verdict: there is no verdict %q; use allow, reject or drop", r.Verdict)
 	}
-	out.Verdict = verdict
-	return out, nil
+	return rule, nil
 }
