@@ -123,14 +123,23 @@ func (s *Sockets) refuse(o packet.Outcome, code uint8, info uint32, about []byte
 	if s.errors.allow() {
 		var buf [errorMax]byte
 		e := icmpError{typ: packet.ICMPUnreachable, code: code, info: info, from: s.gateway}
-		s.device.Inject(buf[:e.build(buf[:], about)])
+		s.push(buf[:e.build(buf[:], about)])
 	}
 	return s.drop(o)
 }
 
 // deliver queues a packet for Read, or counts that it was lost.
 func (s *Sockets) deliver(pkt []byte) {
-	if !s.device.Inject(pkt) {
+	if !s.push(pkt) {
 		s.drop(packet.QueueFull)
 	}
+}
+
+// push queues a packet for Read and reports whether there was room.
+func (s *Sockets) push(pkt []byte) bool {
+	first, ok := s.outlet.push(pkt)
+	if first {
+		s.device.Wake()
+	}
+	return ok
 }

@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,6 +54,8 @@ type sandbox struct {
 	t   *testing.T
 	up  *Sockets
 	dev *netstack.Device
+
+	slow atomic.Bool // the tunnel is the bottleneck
 
 	mu    sync.Mutex
 	seen  [][]byte // what Read gave and is not TCP, as the uplink gave it
@@ -121,6 +125,9 @@ func (s *sandbox) ingress() {
 		n, err := s.up.Read(bufs, sizes, 8)
 		if err != nil {
 			return
+		}
+		for begun := time.Now(); s.slow.Load() && time.Since(begun) < time.Millisecond; {
+			runtime.Gosched()
 		}
 		for i := range n {
 			s.take(bufs[i][8 : 8+sizes[i]])

@@ -31,6 +31,7 @@ type Sockets struct {
 	line    string
 
 	device  *netstack.Device
+	outlet  outlet
 	dialer  net.Dialer
 	batches sync.Pool // *batch
 	pieces  sync.Pool // *[]byte of pieceSize
@@ -201,9 +202,24 @@ func (s *Sockets) holds(a [4]byte) bool {
 	return false
 }
 
-// Read implements Uplink.
+// Read implements Uplink. Where both the stack and the sockets of mappings have
+// packets, neither keeps the other waiting.
 func (s *Sockets) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	return s.device.Read(bufs, sizes, offset)
+	n := s.outlet.take(bufs[:(len(bufs)+1)/2], sizes, offset)
+	if n == 0 {
+		k, err := s.device.Read(bufs, sizes, offset)
+		if k == 0 && err == nil {
+			k = s.outlet.take(bufs, sizes, offset)
+		}
+		return k, err
+	}
+	// Woken in advance, the stack's Read does not wait.
+	s.device.Wake()
+	k, err := s.device.Read(bufs[n:], sizes[n:], offset)
+	if err != nil {
+		return 0, err
+	}
+	return n + k, nil
 }
 
 // Wake implements Uplink.
