@@ -204,9 +204,24 @@ func (s *Store) ready(e entry) (resp api.AttachResponse, missing string, err err
 		Attachment: e.Attachment,
 		Network: api.AttachedNetwork{
 			ID: n.ID, Name: n.Name, Region: n.Region, CIDR: n.CIDR, Pair: n.Pair, Gateway: n.Gateway(),
+			DNS: []netip.Addr{n.Gateway()}, MTU: spec.TunnelMTU,
 		},
 		Gateways: gateways,
+		Passive:  s.passive(e.Attachment),
 	}, "", nil
+}
+
+// passive says where the attachment's environment goes while this region is
+// unavailable.
+func (s *Store) passive(a spec.Attachment) *api.PassiveRegion {
+	r, err := spec.Resolve(*s.state, spec.Query{
+		Project: a.Project, Environment: a.Environment, Kind: a.Kind, Runtime: a.Runtime, Region: a.Region,
+	})
+	if err != nil || r.Passive == nil {
+		return nil
+	}
+	region, _ := s.state.Region(r.Passive.Region)
+	return &api.PassiveRegion{Region: region.Name, Network: r.Passive.ID, API: region.API}
 }
 
 // gateways lists the hosts of a network, that of the attachment's egress address
@@ -225,19 +240,19 @@ func (s *Store) gateways(n spec.Network, e entry) ([]spec.Gateway, string) {
 	if !ok {
 		return nil, fmt.Sprintf("gateway host %q has not reported a tunnel for network %q", hosts[active], n.ID)
 	}
-	list := []spec.Gateway{gateway(spec.RoleActive, hosts[active], report)}
+	list := []spec.Gateway{gateway(spec.RoleActive, hosts[active], n.Pair[active], report)}
 	if sibling := hosts[1-active]; sibling != hosts[active] {
 		if h := s.hosts[sibling]; h != nil {
 			if report, ok := h.networks[n.ID]; ok {
-				list = append(list, gateway(spec.RoleSibling, sibling, report))
+				list = append(list, gateway(spec.RoleSibling, sibling, n.Pair[1-active], report))
 			}
 		}
 	}
 	return list, ""
 }
 
-func gateway(role spec.GatewayRole, host string, r spec.NetworkReport) spec.Gateway {
-	return spec.Gateway{Role: role, Host: host, Network: r.ID, PublicKey: r.PublicKey, Endpoint: r.Endpoint}
+func gateway(role spec.GatewayRole, host string, egress netip.Addr, r spec.NetworkReport) spec.Gateway {
+	return spec.Gateway{Role: role, Host: host, Network: r.ID, PublicKey: r.PublicKey, Endpoint: r.Endpoint, EgressIP: egress}
 }
 
 // Detach ends an attachment. One that is not known is an [*api.Error] with

@@ -23,9 +23,8 @@ import (
 )
 
 const (
-	// tunnelMTU is the inner MTU: 1500 less 60 for IPv6, UDP and WireGuard,
-	// rounded down to WireGuard's multiple of 16.
-	tunnelMTU = 1420
+	// tunnelMTU is the inner MTU, in bytes.
+	tunnelMTU = spec.TunnelMTU
 	// tick is how often a network's tables are swept.
 	tick = 250 * time.Millisecond
 	// sweepBudget is how many records one tick looks at under a table's lock.

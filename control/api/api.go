@@ -63,6 +63,19 @@ type AttachResponse struct {
 	Network    AttachedNetwork `json:"network,omitzero"`
 	// Gateways are the tunnel's far ends, the one in use first.
 	Gateways []spec.Gateway `json:"gateways,omitempty"`
+	// Passive is where the worker attaches the sandbox too, itself and as well as
+	// it can; nil where the environment has no passive network.
+	Passive *PassiveRegion `json:"passive,omitempty"`
+}
+
+// PassiveRegion is the region that is used while the active one is unavailable.
+type PassiveRegion struct {
+	Region string `json:"region"`
+	// Network is the ID of the passive network.
+	Network string `json:"network"`
+	// API is that region's control API as the desired state has it; empty where
+	// it names none.
+	API string `json:"api,omitempty"`
 }
 
 // AttachedNetwork is what a worker needs to know of a network.
@@ -72,8 +85,12 @@ type AttachedNetwork struct {
 	Region string        `json:"region"`
 	CIDR   netip.Prefix  `json:"cidr"`
 	Pair   [2]netip.Addr `json:"pair"`
-	// Gateway is the network's first address: probes and DNS.
+	// Gateway is the network's first address, where probes are answered.
 	Gateway netip.Addr `json:"gateway"`
+	// DNS are the name servers of the network's sandboxes.
+	DNS []netip.Addr `json:"dns"`
+	// MTU is that of the sandboxes' interfaces, in bytes.
+	MTU int `json:"mtu"`
 }
 
 // AttachmentList is one page of attachments, by ID.

@@ -100,6 +100,9 @@ type Gateway struct {
 	PublicKey string `json:"publicKey"`
 	// Endpoint is where the tunnel's datagrams go.
 	Endpoint netip.AddrPort `json:"endpoint"`
+	// EgressIP is the address of the pair that the sandbox leaves from through
+	// this gateway.
+	EgressIP netip.Addr `json:"egressIP"`
 }
 
 // Update is what a gateway is told when it follows the control plane.

@@ -15,6 +15,10 @@ import (
 	"time"
 )
 
+// TunnelMTU is the MTU inside the tunnels in bytes: 1500 less the 80 of IPv6,
+// UDP and WireGuard, the larger of the two outer headers.
+const TunnelMTU = 1420
+
 // The limits of one network and of the names in it.
 const (
 	// MaxProjects is how many projects may use one network.
