@@ -157,9 +157,10 @@ func (s *Sockets) refuseMapping(key mappingKey, p *packet.Packet, err error) pac
 	return s.refuse(packet.Unreachable, codeHost, 0, p.B)
 }
 
-// exhausted reports whether err says that descriptors or socket memory ran out.
+// exhausted reports whether err says that descriptors, socket memory or (ENOSPC)
+// places in epoll ran out.
 func exhausted(err error) bool {
-	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM} {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ENOSPC} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -51,7 +51,7 @@ func swap(a netip.Addr, own, far [3]byte, from byte) netip.Addr {
 
 // sandbox is a TCP/IP stack behind an uplink, with a fixed translation between them.
 type sandbox struct {
-	t   *testing.T
+	t   testing.TB
 	up  *Sockets
 	dev *netstack.Device
 
@@ -65,7 +65,7 @@ type sandbox struct {
 
 // newSandbox starts an uplink with cfg, whose addresses are filled in, and a sandbox
 // with the addresses inner1 and inner2.
-func newSandbox(t *testing.T, cfg SocketsConfig) *sandbox {
+func newSandbox(t testing.TB, cfg SocketsConfig) *sandbox {
 	t.Helper()
 	current := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, current) })
@@ -303,7 +303,7 @@ func (s *sandbox) eventually(what string, ok func() bool) {
 }
 
 // listen starts a TCP listener on the loopback.
-func listen(t *testing.T) net.Listener {
+func listen(t testing.TB) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -314,7 +314,7 @@ func listen(t *testing.T) net.Listener {
 }
 
 // accept takes one connection with a deadline.
-func accept(t *testing.T, l net.Listener) *net.TCPConn {
+func accept(t testing.TB, l net.Listener) *net.TCPConn {
 	t.Helper()
 	l.(*net.TCPListener).SetDeadline(time.Now().Add(patience))
 	c, err := l.Accept()

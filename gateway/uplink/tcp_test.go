@@ -69,13 +69,8 @@ func TestTCPRefusedByRST(t *testing.T) {
 	s.wantDrops(nil)
 }
 
-// stuck is a listener whose backlog is full, so that it does not answer SYNs.
-type stuck struct {
-	net.Listener
-	fd int
-}
-
-func listenStuck(t *testing.T) *stuck {
+// listenStuck starts a listener whose backlog is full, so that it does not answer SYNs.
+func listenStuck(t *testing.T) net.Listener {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -99,7 +94,7 @@ func listenStuck(t *testing.T) *stuck {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return &stuck{Listener: l}
+	return l
 }
 
 func TestTCPAnswersOnlyAfterTheFarSide(t *testing.T) {
@@ -116,7 +111,7 @@ func TestTCPAnswersOnlyAfterTheFarSide(t *testing.T) {
 		t.Fatalf("dial returned %v before the server answered", err)
 	default:
 	}
-	accept(t, l.Listener) // makes room; the kernel repeats its SYN within a second or two
+	accept(t, l) // makes room; the kernel repeats its SYN within a second or two
 	if err := <-dialled; err != nil {
 		t.Fatal(err)
 	}

@@ -33,8 +33,8 @@ func (s *Sockets) sendRun(msg *message, ps []packet.Packet) {
 		if err == nil {
 			return
 		}
-		if err == unix.EIO || err == unix.ENOPROTOOPT || err == unix.EINVAL {
-			// The kernel or the interface cannot cut datagrams.
+		if err == unix.EIO {
+			// The interface has no checksum offload, which the kernel wants for this.
 			s.segmentation.Store(false)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // udpServer is a UDP socket on the loopback.
-func udpServer(t *testing.T) *net.UDPConn {
+func udpServer(t testing.TB) *net.UDPConn {
 	t.Helper()
 	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
 	if err != nil {
