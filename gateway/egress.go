@@ -207,7 +207,7 @@ func (f *Forwarder) refuse(p *packet.Packet, o packet.Outcome, now packet.Instan
 	case packet.PortsExhausted, packet.Draining:
 		told = f.replies.pushError(icmpError{typ: 3, code: 1}, f, p, now) // RFC 6888 REQ-11 B
 	case packet.SessionLimit, packet.RateLimit, packet.PolicyRejected,
-		packet.PrivateDestination, packet.OwnAddress:
+		packet.PrivateDestination, packet.OwnAddress, packet.Martian:
 		told = f.replies.pushError(icmpError{typ: 3, code: 13}, f, p, now) // RFC 5508 REQ-8
 	case packet.NoLocalService:
 		if p.Kind == packet.KindTCP {

@@ -63,23 +63,23 @@ func TestRefusals(t *testing.T) {
 	last[8], last[10], last[11] = 1, 0, 0
 	fixHeader(last)
 	for name, c := range map[string]struct {
-		packet     []byte
-		reason     string
-		kind       packet.Kind // of the answer; KindUnknown for none
-		typ, code  uint8
-		workerSend bool
+		packet    []byte
+		reason    string
+		kind      packet.Kind // of the answer; KindUnknown for none
+		typ, code uint8
 	}{
-		"policy":      {udp(t, at(alice, 1), forbidden, nil), "policy_rejected", packet.KindICMPError, 3, 13, false},
-		"unattached":  {udp(t, at(stranger, 1), origin, nil), "unattached", 0, 0, 0, false},
-		"private":     {udp(t, at(alice, 1), netip.MustParseAddrPort("10.99.0.1:80"), nil), "private_destination", packet.KindICMPError, 3, 13, false},
-		"metadata":    {udp(t, at(alice, 1), netip.MustParseAddrPort("169.254.169.254:80"), nil), "martian", 0, 0, 0, false},
-		"own address": {udp(t, at(alice, 1), at(pair[0], 80), nil), "own_address", packet.KindICMPError, 3, 13, false},
-		"no service":  {udp(t, at(alice, 1), at(gw, 9999), nil), "no_local_service", packet.KindICMPError, 3, 3, false},
-		"mid-flow":    {tcp(t, mid), "no_session", packet.KindTCP, 0, 0, false},
-		"TTL":         {last, "ttl_expired", packet.KindICMPError, 11, 0, false},
-		"worker":      {udp(t, at(worker, 1), origin, nil), "policy_dropped", 0, 0, 0, false},
-		"IPv6":        {append([]byte{0x60}, make([]byte, 59)...), "not_ipv4", 0, 0, 0, false},
-		"nonsense":    {[]byte("nonsense"), "malformed", 0, 0, 0, false},
+		"policy":      {udp(t, at(alice, 1), forbidden, nil), "policy_rejected", packet.KindICMPError, 3, 13},
+		"unattached":  {udp(t, at(stranger, 1), origin, nil), "unattached", 0, 0, 0},
+		"private":     {udp(t, at(alice, 1), netip.MustParseAddrPort("10.99.0.1:80"), nil), "private_destination", packet.KindICMPError, 3, 13},
+		"metadata":    {udp(t, at(alice, 1), netip.MustParseAddrPort("169.254.169.254:80"), nil), "martian", packet.KindICMPError, 3, 13},
+		"multicast":   {udp(t, at(alice, 1), netip.MustParseAddrPort("224.0.0.1:80"), nil), "martian", 0, 0, 0},
+		"own address": {udp(t, at(alice, 1), at(pair[0], 80), nil), "own_address", packet.KindICMPError, 3, 13},
+		"no service":  {udp(t, at(alice, 1), at(gw, 9999), nil), "no_local_service", packet.KindICMPError, 3, 3},
+		"mid-flow":    {tcp(t, mid), "no_session", packet.KindTCP, 0, 0},
+		"TTL":         {last, "ttl_expired", packet.KindICMPError, 11, 0},
+		"worker":      {udp(t, at(worker, 1), origin, nil), "policy_dropped", 0, 0, 0},
+		"IPv6":        {append([]byte{0x60}, make([]byte, 59)...), "not_ipv4", 0, 0, 0},
+		"nonsense":    {[]byte("nonsense"), "malformed", 0, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
