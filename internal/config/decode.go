@@ -22,6 +22,10 @@ func (d *document) decode(into any) {
 	if d.root != nil {
 		d.value(d.root, reflect.ValueOf(into).Elem(), "")
 	}
+	d.unread = make(map[string]bool)
+	for _, p := range d.problems {
+		d.unread[p.Key] = true
+	}
 }
 
 var (

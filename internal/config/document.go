@@ -25,6 +25,7 @@ type document struct {
 	name     string
 	root     ast.Node // nil: the file says nothing
 	at       map[string]position
+	unread   map[string]bool // keys whose values could not be read
 	problems Problems
 }
 
@@ -90,8 +91,12 @@ func (d *document) add(pos position, key, message, remedy string) {
 }
 
 // wrong adds a problem at a key, or, if the file does not have the key, where it
-// would be.
-func (d *document) wrong(key, message, remedy string) { d.add(d.find(key), key, message, remedy) }
+// would be. Of a value that could not be read this has been said, and is enough.
+func (d *document) wrong(key, message, remedy string) {
+	if !d.unread[key] {
+		d.add(d.find(key), key, message, remedy)
+	}
+}
 
 // find is where a key stands, or the nearest one around it that does.
 func (d *document) find(key string) position {

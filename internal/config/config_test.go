@@ -1,0 +1,300 @@
+package config
+
+import (
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/nat"
+	"github.com/sallyport-net/sallyport/policy"
+)
+
+const minimal = `host: gw-a
+region: iad1
+secret_file: secret
+desired_state: state.yaml
+api: {token_file: token}
+dns: {upstreams: [192.0.2.53]}
+`
+
+func TestDaemonDefaults(t *testing.T) {
+	d, err := ReadDaemon("/etc/sallyport/sallyportd.yaml", strings.NewReader(minimal))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Daemon{
+		Host: "gw-a", Region: "iad1", SecretFile: "/etc/sallyport/secret", DesiredState: "/etc/sallyport/state.yaml",
+		API:       API{Network: "unix", Address: "/run/sallyport/api.sock", TokenFile: "/etc/sallyport/token"},
+		Admin:     Admin{Listen: netip.MustParseAddrPort("127.0.0.1:9469")},
+		WireGuard: WireGuard{Ports: spec.PortRange{First: 51820, Last: 52843}},
+		Uplink:    "sockets",
+		Limits:    Limits{1 << 20, 65536, 20000, 4096, 1024},
+		Timers:    Timers{300 * time.Second, 7440 * time.Second, 240 * time.Second, 60 * time.Second},
+		Log:       Log{"info", "text"},
+	}
+	upstreams := d.DNS.Upstreams
+	d.DNS = DNS{}
+	if !equal(d, want) {
+		t.Errorf("got  %+v\nwant %+v", d, want)
+	}
+	if !slices.Equal(upstreams, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}) {
+		t.Errorf("upstreams: %v", upstreams)
+	}
+}
+
+func equal(a, b Daemon) bool {
+	return a.Host == b.Host && a.Region == b.Region && a.SecretFile == b.SecretFile && a.DesiredState == b.DesiredState &&
+		a.API == b.API && a.Admin == b.Admin && a.WireGuard == b.WireGuard && a.Uplink == b.Uplink &&
+		a.Limits == b.Limits && a.Timers == b.Timers && a.Log == b.Log
+}
+
+// Each row is a file and the whole error.
+func TestErrorsSayWhere(t *testing.T) {
+	daemon := func(r io.Reader) error { _, err := ReadDaemon("d.yaml", r); return err }
+	sidecar := func(r io.Reader) error { _, err := ReadSidecar("s.yaml", r); return err }
+	state := func(r io.Reader) error { _, err := ReadState("w.yaml", r); return err }
+	for _, tc := range []struct {
+		name string
+		read func(io.Reader) error
+		text string
+		want []string
+	}{
+		{"unknown key", daemon, minimal + "hots: x\n", []string{
+			`d.yaml:7:1: hots: unknown key; the keys here are host, region, secret_file, desired_state, api, admin, wireguard, uplink, dns, limits, timers, log`}},
+		{"unknown inner key", daemon, minimal + "log:\n  levle: info\n", []string{
+			`d.yaml:8:3: log.levle: unknown key; the keys here are level, format`}},
+		{"nothing", daemon, "", []string{
+			`d.yaml:1:1: host: is missing; write the name that this host has in the desired state, such as gw-a`,
+			`d.yaml:1:1: region: is missing; write the name of this host's region, such as iad1`,
+			`d.yaml:1:1: secret_file: is missing; name the file with this host's 32-byte secret`,
+			`d.yaml:1:1: desired_state: is missing; name the file with the desired state`,
+			`d.yaml:1:1: api.token_file: is missing; name the file with the API's bearer token`,
+			`d.yaml:1:1: dns.upstreams: names no resolver; list the IPv4 addresses of those that sandboxes' queries go to`}},
+		{"several, by line", daemon, "timers:\n  icmp: 5s\n  udp: 10\n" + strings.Replace(minimal, "gw-a", "GW", 1) + "limits:\n  sessions_per_ip: 0\n  pending_connects: many\n", []string{
+			`d.yaml:2:9: timers.icmp: 5s is less than RFC 5508 REQ-2 allows; write 1m0s or more`,
+			`d.yaml:3:8: timers.udp: "10" is not a length of time; write one such as 300s or 5m`,
+			`d.yaml:4:7: host: "GW" is not a name; use lower-case letters, digits, - and .; write the name that this host has in the desired state, such as gw-a`,
+			`d.yaml:11:20: limits.sessions_per_ip: 0 cannot be; write 1 to 268435456: as many as one dedicated address may carry`,
+			`d.yaml:12:21: limits.pending_connects: "many" is not a whole number; write one such as 1000`}},
+		{"API on the network", daemon, strings.Replace(minimal, "{token_file: token}", "{token_file: token, listen: 192.0.2.1:9470}", 1), []string{
+			`d.yaml:5:34: api.listen: 192.0.2.1:9470 is not a loopback address, and the API's token would cross the network in the clear; write unix:///path, or 127.0.0.1 and a port`}},
+		{"API on all addresses", daemon, strings.Replace(minimal, "{token_file: token}", `{token_file: token, listen: "0.0.0.0:9470"}`, 1), []string{
+			`d.yaml:5:34: api.listen: 0.0.0.0:9470 is not a loopback address, and the API's token would cross the network in the clear; write unix:///path, or 127.0.0.1 and a port`}},
+		{"API port 0", daemon, strings.Replace(minimal, "{token_file: token}", `{token_file: token, listen: "127.0.0.1:0"}`, 1), []string{
+			`d.yaml:5:34: api.listen: port 0 would be another one at each start; write a port, such as 127.0.0.1:9470`}},
+		{"API nowhere", daemon, strings.Replace(minimal, "{token_file: token}", "{token_file: token, listen: localhost}", 1), []string{
+			`d.yaml:5:34: api.listen: "localhost" is not an address to listen at; write unix:///path, or a loopback address and a port, such as 127.0.0.1:9470`}},
+		{"uplink", daemon, minimal + "uplink: tun\n", []string{`d.yaml:7:9: uplink: there is no "tun"; use sockets`}},
+		{"ports", daemon, minimal + "wireguard: {ports: 52000-51000, address: 0.0.0.0}\n", []string{
+			`d.yaml:7:20: wireguard.ports: "52000-51000" is not a port or a range of ports; write one such as 443 or 1000-2000`,
+			`d.yaml:7:42: wireguard.address: 0.0.0.0 is not the address of a host; write the one at which workers reach this host, or leave it out`}},
+		{"resolvers", daemon, strings.Replace(minimal, "192.0.2.53", "192.0.2.53, '2001:db8::1', dns.example", 1), []string{
+			`d.yaml:6:31: dns.upstreams[1]: "2001:db8::1" is not the IPv4 address of a resolver; write one such as 192.0.2.53 or 192.0.2.53:5353`,
+			`d.yaml:6:46: dns.upstreams[2]: "dns.example" is not the IPv4 address of a resolver; write one such as 192.0.2.53 or 192.0.2.53:5353`}},
+		{"one destination takes all", daemon, minimal + "limits: {pending_connects: 5}\n", []string{
+			`d.yaml:7:9: limits.pending_connects_per_destination: 1024 is more than limits.pending_connects, 5: one dead destination could take all of them; write less`}},
+		{"log", daemon, minimal + "log: {level: loud, format: xml}\n", []string{
+			`d.yaml:7:14: log.level: there is no "loud"; use debug or info or warn or error`,
+			`d.yaml:7:28: log.format: there is no "xml"; use text or json`}},
+		{"long socket", sidecar, "token_file: t\nregion: iad1\nsocket: /" + strings.Repeat("x", 107) + "\n", []string{
+			`s.yaml:3:9: socket: the path /` + strings.Repeat("x", 107) + ` has 108 bytes, more than the 107 that a unix socket can have; choose a shorter one`}},
+		{"API of a sidecar", sidecar, "token_file: t\nregion: iad1\napi: http://203.0.113.9:80\n", []string{
+			`s.yaml:3:6: api: 203.0.113.9:80 is not a loopback address, and the token would cross the network in the clear; write unix:///path or http://127.0.0.1:port`}},
+		{"API of a sidecar, by name", sidecar, "token_file: t\nregion: iad1\napi: https://api.example\n", []string{
+			`s.yaml:3:6: api: "https://api.example" is not the address of a control API; write unix:///path or http://127.0.0.1:port`}},
+		{"text for a mapping", sidecar, "token_file: t\nregion: iad1\nlog: loud\n", []string{
+			`s.yaml:3:6: log: a single value stands where keys are wanted; write keys such as level, format`}},
+		{"truth for text", sidecar, "token_file: t\nregion: true\n", []string{
+			`s.yaml:2:9: region: true is not text; write it in quotes if text is meant`}},
+		{"syntax", state, "teams:\n  - id: [x\n", nil},
+		{"tab", state, "teams:\n\t- id: x\n", nil},
+		{"key twice", state, "teams: []\nteams: []\n", nil},
+		{"two documents", state, "teams: []\n---\nregions: []\n", []string{`w.yaml:3:1: a second YAML document begins here; write one document per file`}},
+		{"alias", state, "teams: &t []\nregions: *t\n", []string{
+			`w.yaml:1:8: teams: anchors, aliases and tags are not read here; write the value out`,
+			`w.yaml:2:10: regions: anchors, aliases and tags are not read here; write the value out`}},
+		{"list for text", state, "teams:\n  - id: [x]\n", []string{`w.yaml:2:9: teams[0].id: a list is not text; write one such as "text"`}},
+		{"mapping for a list", state, "teams:\n  id: x\n", []string{`w.yaml:2:3: teams: a mapping stands where a list is wanted; write [a, b], or one line with a dash per entry`}},
+		{"address", state, "regions:\n  - name: iad1\n    pool: [203.0.113.0/28]\n    hosts: [{name: a, endpoint: gw.example}]\n", []string{
+			`w.yaml:4:33: regions[0].hosts[0].endpoint: "gw.example" is not an IP address; write one such as 203.0.113.7`}},
+		{"pair of three", state, "networks:\n  - pair: [203.0.113.1, 203.0.113.2, 203.0.113.3]\n", []string{
+			`w.yaml:2:11: networks[0].pair: the list has 3 entries; write exactly 2`}},
+		{"not a CIDR", state, "networks:\n  - cidr: 10.20/16\n", []string{`w.yaml:2:11: networks[0].cidr: "10.20/16" is not a valid CIDR; write one such as 10.20.0.0/16`}},
+		{"builds", state, "projects:\n  - environments:\n      - builds: 'yes'\n", []string{
+			`w.yaml:3:17: projects[0].environments[0].builds: "yes" is not a truth value; write one such as true or false`}},
+		{"rules of the state", state, "teams: [{id: t}]\nprojects:\n  - id: p\n    team: x\n    environments:\n      - name: production\n        active:\n          - n\n", []string{
+			`w.yaml:4:11: projects[0].team: there is no team "x"; name a team by its ID, or add it to teams`,
+			`w.yaml:8:13: projects[0].environments[0].active[0]: there is no network "n"; name a network by its ID, or add it to networks`}},
+		{"missing key, at what is around it", state, "teams:\n  - name: x\n", []string{
+			`w.yaml:2:5: teams[0].id: "" is not an ID; use 1 to 64 letters, digits, - and _, beginning with a letter or digit`}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := tc.read(strings.NewReader(tc.text))
+			var problems Problems
+			if !errors.As(err, &problems) {
+				t.Fatalf("got %v", err)
+			}
+			if tc.want == nil {
+				if len(problems) != 1 || problems[0].Line < 2 || !strings.Contains(err.Error(), "not YAML: ") {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if got := strings.Split(err.Error(), "\n"); !slices.Equal(got, tc.want) {
+				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tc.want, "\n"))
+			}
+		})
+	}
+}
+
+func TestPathsBeginAtTheFile(t *testing.T) {
+	s, err := ReadSidecar("/etc/sallyport/sidecar.yaml", strings.NewReader("token_file: ../token\nregion: iad1\nsocket: run/s.sock\napi: unix://run/api.sock\nadmin: {listen: '127.0.0.1:0'}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.TokenFile != "/etc/token" || s.Socket != "/etc/sallyport/run/s.sock" || s.API != "unix:///etc/sallyport/run/api.sock" || !s.Admin.Listen.IsValid() {
+		t.Errorf("got %+v", s)
+	}
+	s, err = ReadSidecar("sidecar.yaml", strings.NewReader("token_file: /t\nregion: iad1\napi: http://127.0.0.1:9470\n"))
+	if err != nil || s.TokenFile != "/t" || s.API != "http://127.0.0.1:9470" || s.Admin.Listen.IsValid() {
+		t.Errorf("got %+v, %v", s, err)
+	}
+	d, err := ReadDaemon("/e/d.yaml", strings.NewReader(strings.Replace(minimal, "{token_file: token}", "{token_file: token, listen: 'unix://a.sock'}", 1)))
+	if err != nil || d.API.Address != "/e/a.sock" {
+		t.Errorf("got %+v, %v", d.API, err)
+	}
+	d, err = ReadDaemon("/e/d.yaml", strings.NewReader(strings.Replace(minimal, "{token_file: token}", "{token_file: token, listen: '[::1]:9470'}", 1)))
+	if err != nil || d.API.Network != "tcp" || d.API.Address != "[::1]:9470" {
+		t.Errorf("got %+v, %v", d.API, err)
+	}
+}
+
+func TestStateTakesSingleAddresses(t *testing.T) {
+	s, err := ReadState("w.yaml", strings.NewReader(`
+regions:
+- name: iad1
+  pool: [203.0.113.1, 203.0.113.8/29]
+  hosts:
+  - {name: gw-a, endpoint: 192.0.2.1}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Regions[0].Pool; !slices.Equal(got, []netip.Prefix{netip.MustParsePrefix("203.0.113.1/32"), netip.MustParsePrefix("203.0.113.8/29")}) {
+		t.Errorf("got %v", got)
+	}
+	if s, err := ReadState("w.yaml", strings.NewReader("teams:\nregions: ~\n")); err != nil || len(s.Teams) != 0 {
+		t.Errorf("keys without values: %v, %v", s, err)
+	}
+}
+
+func TestReaderFails(t *testing.T) {
+	if _, err := ReadState("w.yaml", iotest.ErrReader(os.ErrPermission)); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := ReadState("w.yaml", io.LimitReader(zeros{}, maxFile+1)); err == nil || !strings.Contains(err.Error(), "MiB") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// zeros is a file without end.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { return len(b), nil }
+
+func TestNATConfig(t *testing.T) {
+	d, err := ReadDaemon("d.yaml", strings.NewReader(minimal+"wireguard: {ports: 51820-51822}\nadmin: {listen: '0.0.0.0:9469'}\nlimits: {sessions_per_ip: 1000, sessions_per_sandbox: 100, new_flows_per_second: 10}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	external := netip.MustParseAddr("203.0.113.1")
+	c := NATConfig(d, external)
+	if !slices.Equal(c.Reserved, []uint16{51820, 51821, 51822, 9469}) {
+		t.Errorf("reserved %v", c.Reserved)
+	}
+	if c.External != external || c.MaxSessions != 1000 || c.Limits.Sessions != 100 || c.Limits.NewPerSecond != 10 ||
+		c.Timers.UDP != 300*time.Second || c.Timers.TCPOpening != 240*time.Second || c.Timers.TCPClosing != 240*time.Second ||
+		c.Timers.TCPEstablished != 7440*time.Second || c.Timers.ICMP != 60*time.Second {
+		t.Errorf("got %+v", c)
+	}
+	c.Seed[0] = 1
+	if _, err := nat.New(c); err != nil {
+		t.Error(err)
+	}
+	if NATConfig(Daemon{}, external).Reserved != nil {
+		t.Error("ports are reserved that nobody configured")
+	}
+	if TCPMapping("") != nat.AddressAndPortDependent || TCPMapping(spec.MapEndpointIndependent) != nat.EndpointIndependent {
+		t.Error("mappings are mixed up")
+	}
+}
+
+func TestPolicyRules(t *testing.T) {
+	cidr := netip.MustParsePrefix("198.51.100.0/24")
+	mode, rules, err := PolicyRules(spec.Policy{Mode: spec.ModeCustom, Rules: []spec.Rule{
+		{
+			Projects: []string{"p"}, Environments: []string{"e"}, Kinds: []spec.Kind{spec.KindBuild}, Runtimes: []string{"go"}, CIDRs: []netip.Prefix{cidr},
+			Ports: []spec.PortRange{{First: 1, Last: 2}}, Protocols: []spec.Protocol{"tcp", "udp", "icmp"}, Verdict: spec.VerdictAllow,
+		},
+		{Verdict: spec.VerdictReject}, {Verdict: spec.VerdictDrop},
+	}})
+	if err != nil || mode != policy.ModeCustom || len(rules) != 3 {
+		t.Fatalf("got %v, %v, %v", mode, rules, err)
+	}
+	r := rules[0]
+	if r.Projects[0] != "p" || r.Environments[0] != "e" || r.Kinds[0] != "build" || r.Runtimes[0] != "go" || r.CIDRs[0] != cidr ||
+		r.Ports[0] != (policy.PortRange{First: 1, Last: 2}) || r.Protocols[0] != 6 || r.Protocols[1] != 17 || r.Protocols[2] != 1 {
+		t.Errorf("got %+v", r)
+	}
+	if r.Verdict != policy.RuleAllow || rules[1].Verdict != policy.RuleReject || rules[2].Verdict != policy.RuleDrop {
+		t.Errorf("verdicts are mixed up: %+v", rules)
+	}
+	for m, want := range map[spec.Mode]policy.Mode{"": policy.ModeAllow, "allow": policy.ModeAllow, "deny": policy.ModeDeny} {
+		if got, _, err := PolicyRules(spec.Policy{Mode: m}); err != nil || got != want {
+			t.Errorf("%q: got %v, %v", m, got, err)
+		}
+	}
+	for _, p := range []spec.Policy{{Mode: "x"}, {Rules: []spec.Rule{{}}}, {Rules: []spec.Rule{{Protocols: []spec.Protocol{"x"}, Verdict: "allow"}}}} {
+		if _, _, err := PolicyRules(p); err == nil {
+			t.Errorf("%+v passed", p)
+		}
+	}
+}
+
+// Whatever the bytes: no panic, and an error that says where.
+func FuzzReadState(f *testing.F) {
+	for _, name := range []string{"desired-state.yaml", "sallyportd.yaml"} {
+		b, err := os.ReadFile(deploy + "/" + name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Add([]byte("a: &x [*x]"))
+	f.Add([]byte("? {a: b}\n: c\n"))
+	f.Add([]byte("teams: |\n  x\n"))
+	f.Add([]byte("<<: {a: b}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, read := range []func() error{
+			func() error { _, err := ReadState("x", strings.NewReader(string(b))); return err },
+			func() error { _, err := ReadDaemon("x", strings.NewReader(string(b))); return err },
+		} {
+			var problems Problems
+			if err := read(); err != nil && !errors.As(err, &problems) {
+				t.Fatalf("an error that does not say where: %v", err)
+			}
+			for _, p := range problems {
+				if p.Line < 1 || p.Column < 1 || p.Message == "" {
+					t.Fatalf("%+v", p)
+				}
+			}
+		}
+	})
+}

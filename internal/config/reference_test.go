@@ -1,0 +1,131 @@
+package config
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+)
+
+const deploy = "../../deploy"
+
+var index = regexp.MustCompile(`\[\d+\]`)
+
+// Every key of a reference file is known, every known key is in it, and each has a
+// comment above it where it comes first.
+func TestReferenceFilesAreComplete(t *testing.T) {
+	for file, raw := range map[string]any{
+		"sallyportd.yaml":        &rawDaemon{},
+		"sallyport-sidecar.yaml": &rawSidecar{},
+		"desired-state.yaml":     &spec.State{},
+	} {
+		text, err := os.ReadFile(filepath.Join(deploy, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := readDocument(file, strings.NewReader(string(text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.decode(raw)
+		if err := d.problems.err(); err != nil {
+			t.Fatal(err)
+		}
+		first := make(map[string]int)
+		for key, pos := range d.at {
+			key = index.ReplaceAllString(key, "")
+			if line, ok := first[key]; !ok || pos.line < line {
+				first[key] = pos.line
+			}
+		}
+		lines := strings.Split(string(text), "\n")
+		for _, key := range knownKeys(reflect.TypeOf(raw).Elem(), "") {
+			line, ok := first[key]
+			if !ok {
+				t.Errorf("%s does not document %s", file, key)
+				continue
+			}
+			name := key[strings.LastIndex(key, ".")+1:]
+			if !commented(lines, line, name) {
+				t.Errorf("%s: %s has no comment above it (value in line %d)", file, key, line)
+			}
+		}
+	}
+}
+
+// commented reports whether the line above the key is a comment. The value stands
+// in a line (from 1) at or below its key's.
+func commented(lines []string, value int, name string) bool {
+	for i := value - 1; i > 0; i-- {
+		if strings.HasPrefix(strings.TrimLeft(lines[i], " -"), name+":") {
+			return strings.Contains(lines[i-1], "#")
+		}
+	}
+	return false
+}
+
+func knownKeys(t reflect.Type, prefix string) []string {
+	var keys []string
+	for i := range t.NumField() {
+		key := join(prefix, fileName(t.Field(i)))
+		keys = append(keys, key)
+		inner := t.Field(i).Type
+		for inner.Kind() == reflect.Slice || inner.Kind() == reflect.Array {
+			inner = inner.Elem()
+		}
+		if inner.Kind() == reflect.Struct && inner != durationType && !reflect.PointerTo(inner).Implements(textType) {
+			keys = append(keys, knownKeys(inner, key)...)
+		}
+	}
+	return keys
+}
+
+func TestReferenceFilesAreValid(t *testing.T) {
+	name := filepath.Join(deploy, "sallyportd.yaml")
+	d := read(t, name, ReadDaemon)
+	// What the comments call defaults are the defaults.
+	std := defaultDaemon()
+	if d.Limits != Limits(std.Limits) || d.Timers != Timers(std.Timers) || d.Log != Log(std.Log) ||
+		d.Admin.Listen != std.Admin.Listen || d.WireGuard.Ports != std.WireGuard.Ports || d.Uplink != std.Uplink ||
+		d.API.Network != "unix" || "unix://"+d.API.Address != std.API.Listen {
+		t.Errorf("%s: a value is not the default that its comment says: %+v", name, d)
+	}
+	if d.SecretFile != filepath.Join(deploy, "secret") || d.DesiredState != filepath.Join(deploy, "desired-state.yaml") {
+		t.Errorf("relative paths became %q and %q", d.SecretFile, d.DesiredState)
+	}
+	if d.Timers.TCPEstablished != 7440*time.Second || len(d.DNS.Upstreams) != 2 || d.DNS.Upstreams[0].Port() != 53 || d.DNS.Upstreams[1].Port() != 5353 {
+		t.Errorf("got %+v", d)
+	}
+	sidecar := read(t, filepath.Join(deploy, "sallyport-sidecar.yaml"), ReadSidecar)
+	if sidecar.API != "unix:///run/sallyport/api.sock" || sidecar.TokenFile != filepath.Join(deploy, "api-token") || sidecar.Region != d.Region {
+		t.Errorf("got %+v", sidecar)
+	}
+	s := read(t, d.DesiredState, ReadState)
+	region, ok := s.Region(d.Region)
+	if !ok || region.Hosts[0].Name != d.Host || region.Hosts[0].Endpoint != d.WireGuard.Address {
+		t.Errorf("the daemon's file and the desired state do not fit: %+v", region)
+	}
+	if _, rules, err := PolicyRules(s.Networks[0].Policy); err != nil || len(rules) != 2 {
+		t.Errorf("policy: %v, %v", rules, err)
+	}
+}
+
+func read[T any](t *testing.T, name string, reader func(string, io.Reader) (T, error)) T {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	v, err := reader(name, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
