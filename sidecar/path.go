@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
@@ -51,7 +52,6 @@ func (d *directory) find(inner [4]byte) *sandbox {
 // pathConfig is what a path is made of.
 type pathConfig struct {
 	gateway   netip.Addr // the network's first address
-	worker    netip.Addr // the sidecar's own address in the network
 	mtu       int
 	sandboxes *directory
 	pool      *bufferPool
@@ -72,6 +72,8 @@ type path struct {
 	once   sync.Once
 	ended  chan struct{} // closed with the path
 
+	worker atomic.Uint32 // the sidecar's own address in the network, as a number
+
 	toGateway, toSandbox traffic
 
 	probing sync.Mutex // guards what follows
@@ -81,7 +83,9 @@ type path struct {
 
 var _ tun.Device = (*path)(nil)
 
-func newPath(cfg pathConfig) *path {
+// newPath makes a path that probes from the worker's own address. It ends with
+// Close, which the tunnel calls that it is given to.
+func newPath(cfg pathConfig, worker netip.Addr) *path {
 	p := &path{
 		pathConfig: cfg,
 		queue:      newQueue(),
@@ -95,8 +99,15 @@ func newPath(cfg pathConfig) *path {
 	_, _ = rand.Read(nonce[:]) // never fails: it ends the program instead
 	p.prober.nonce = binary.BigEndian.Uint64(nonce[:])
 	p.prober.answered = cfg.clock.now()
+	p.setWorker(worker)
 	go p.probe()
 	return p
+}
+
+// setWorker changes the address that probes come from.
+func (p *path) setWorker(worker netip.Addr) {
+	b := worker.As4()
+	p.worker.Store(binary.BigEndian.Uint32(b[:]))
 }
 
 // pathBatch is how many packets WireGuard reads and writes at once: as many as
@@ -188,7 +199,7 @@ func (p *path) deliver(dst [4]byte, bufs [][]byte, offset int) {
 		s.deliver(bufs, offset)
 		return
 	}
-	if dst != p.worker.As4() {
+	if binary.BigEndian.Uint32(dst[:]) != p.worker.Load() {
 		p.count.ingress.add(packet.Unattached, len(bufs))
 		return
 	}
@@ -228,7 +239,9 @@ func (p *path) sendProbe() packet.Instant {
 	var payload [packet.ProbeSize]byte
 	m.Put(payload[:])
 	b := p.pool.get()
-	from := netip.AddrPortFrom(p.worker, packet.ProbePort)
+	var worker [4]byte
+	binary.BigEndian.PutUint32(worker[:], p.worker.Load())
+	from := netip.AddrPortFrom(netip.AddrFrom4(worker), packet.ProbePort)
 	to := netip.AddrPortFrom(p.gateway, packet.ProbePort)
 	b.n = packet.BuildUDP(b.b, from, to, payload[:], probeTTL, 0)
 	if b.n == 0 || !p.queue.putUrgent(b) {

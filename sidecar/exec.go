@@ -1,0 +1,149 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/sidecar/confine"
+	"github.com/sallyport-net/sallyport/sidecar/handover"
+)
+
+// attachTimeout is how long exec waits for the sidecar to attach its sandbox.
+const attachTimeout = 20 * time.Second
+
+// ExecConfig is a command that shall run in a sandbox.
+type ExecConfig struct {
+	// Socket is that of the sidecar on this machine.
+	Socket string
+	// Project, Environment, Kind and Runtime say whose command it is.
+	Project, Environment string
+	Kind                 spec.Kind
+	Runtime              string
+	// Command is the program and its arguments.
+	Command []string
+	// Interface is how packets come out of the sandbox.
+	Interface confine.Interface
+	// Verbose tells on Messages what is done, and not only what goes wrong.
+	Verbose bool
+	// Messages takes lines for whoever started the command.
+	Messages io.Writer
+	// Stdin, Stdout and Stderr are the command's; nil ones are this program's.
+	Stdin, Stdout, Stderr *os.File
+}
+
+// Exec runs a command whose network is that of its project's environment, and
+// returns its exit code. Before the command runs, a packet has been through the
+// tunnel and back. What bypasses runs untouched. An error is one of this
+// function's own; the exit code is then one of confine's.
+func Exec(cfg ExecConfig) (int, error) {
+	if len(cfg.Command) == 0 {
+		return confine.ExitFailed, errors.New("no command was given; write it behind --")
+	}
+	socket, err := filepath.Abs(cfg.Socket)
+	if err != nil {
+		return confine.ExitFailed, fmt.Errorf("find the socket %s: %w", cfg.Socket, err)
+	}
+	client := newLocalClient(socket)
+	ctx, cancel := context.WithTimeout(context.Background(), attachTimeout)
+	defer cancel()
+	box, err := client.attach(ctx, sandboxRequest{
+		Project: cfg.Project, Environment: cfg.Environment, Kind: cfg.Kind, Runtime: cfg.Runtime,
+	})
+	if err != nil {
+		return confine.ExitFailed, fmt.Errorf("attach a sandbox: %w", err)
+	}
+	conn, err := client.device(ctx, box.ID)
+	if err != nil {
+		return confine.ExitFailed, fmt.Errorf("attach a sandbox: %w", err)
+	}
+	defer conn.Close()
+	code, err := cfg.run(conn, box, filepath.Dir(socket))
+	// The end of the connection would do, but this waits until it is done, so that
+	// what counts sandboxes after the command has ended counts right.
+	ending, cancelEnding := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancelEnding()
+	if gone := client.detach(ending, box.ID); gone != nil && cfg.Verbose {
+		cfg.say("detach the sandbox: %v", gone)
+	}
+	return code, err
+}
+
+// run runs the command with the connection that holds its sandbox.
+func (cfg ExecConfig) run(conn *net.UnixConn, box sandboxAnswer, folder string) (int, error) {
+	started, notes := make(chan struct{}), make(chan string, 16)
+	c := confine.Config{
+		Command: cfg.Command, Sidecar: conn, Inner: box.Inner, DNS: box.DNS, MTU: box.MTU,
+		Hide: []string{folder}, Interface: cfg.Interface,
+		Stdin: cfg.Stdin, Stdout: cfg.Stdout, Stderr: cfg.Stderr, Started: started, Notes: notes,
+	}
+	ended := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		cfg.watch(conn, started, ended)
+	}()
+	defer func() { close(ended); _ = conn.SetReadDeadline(time.Now()); <-watched }()
+
+	if box.Bypass != "" {
+		if err := holdBypass(conn); err != nil {
+			return confine.ExitFailed, err
+		}
+		if cfg.Verbose {
+			cfg.say("bypass (%s): the command runs without a tunnel", box.Bypass)
+		}
+		return confine.RunBare(c)
+	}
+	if cfg.Verbose {
+		cfg.say("sandbox %s in network %s has the address %v", box.ID, box.Network, box.Inner)
+	}
+	code, err := confine.Run(c)
+	close(notes)
+	for note := range notes {
+		if cfg.Verbose {
+			cfg.say("%s", note)
+		}
+	}
+	return code, err
+}
+
+// holdBypass tells the sidecar that what bypasses runs now.
+func holdBypass(conn *net.UnixConn) error {
+	if err := handover.Send(conn, handover.Message{Type: handover.None}, nil); err != nil {
+		return err
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(deviceTimeout))
+	if err := handover.Await(conn); err != nil {
+		return err
+	}
+	return conn.SetReadDeadline(time.Time{})
+}
+
+// watch says when the sidecar ends before the command does.
+func (cfg ExecConfig) watch(conn *net.UnixConn, started, ended <-chan struct{}) {
+	select {
+	case <-started:
+	case <-ended:
+		return
+	}
+	_, err := conn.Read(make([]byte, 1))
+	select {
+	case <-ended:
+	default:
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			cfg.say("the sidecar let go of the sandbox: the command has no network any more")
+		}
+	}
+}
+
+func (cfg ExecConfig) say(format string, args ...any) {
+	if cfg.Messages != nil {
+		_, _ = fmt.Fprintf(cfg.Messages, "sallyport-sidecar: "+format+"\n", args...)
+	}
+}

@@ -1,0 +1,197 @@
+// Package sidecar is the worker's end of the tunnels: one process for all
+// sandboxes of a worker.
+//
+// # The life of a packet
+//
+// A sandbox has one interface, whose far end is a descriptor here. One goroutine
+// per sandbox reads it in batches (sandbox.go): the source must be exactly the
+// sandbox's inner address, the flow's path is looked up or chosen (flow.go), and
+// the packets are queued to that path (queue.go). A path is the packet device of
+// one WireGuard tunnel (path.go), which takes them from the queue, encrypts and
+// sends. Back: WireGuard hands a batch to the path, which writes each run of one
+// destination to the sandbox that has this address, and to no other.
+//
+// There is one tunnel per network and gateway host, made with the first
+// attachment and closed with the last; its key is made at the start of the
+// process and never stored. From an address of the worker's own in the network a
+// path sends probes to the gateway (prober.go): a sandbox runs only after one was
+// answered, and later they tell whether the path lives.
+//
+// # The local API
+//
+// JSON over HTTP on a Unix socket that only the sidecar's user can open. An
+// error is {"error": {"code": "...", "message": "..."}}, as in the control API.
+//
+//	POST   /v1/sandboxes             {project, environment, kind, runtime} -> 201
+//	                                 {id, bypass} or {id, network, inner, dns, mtu}
+//	POST   /v1/sandboxes/{id}/device Upgrade: sallyport-device -> 101, then as
+//	                                 package handover says
+//	DELETE /v1/sandboxes/{id}        -> 204
+//	GET    /v1/sandboxes             all, with counters
+//	GET    /v1/status                the sidecar, its tunnels and the control plane
+//
+// A sandbox whose device does not come within 10 s is detached, and so is one
+// whose connection ends. What bypasses has no device, and is held by a
+// connection all the same.
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sallyport-net/sallyport/control/api"
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/tunnel"
+)
+
+// DefaultMTU is the MTU of sandboxes in bytes: what WireGuard over IPv6 leaves of
+// an Ethernet frame.
+const DefaultMTU = 1420
+
+// Control is what a sidecar asks of the control plane; [*api.Client] is one.
+type Control interface {
+	// Attach returns when the gateway is ready for the sandbox.
+	Attach(ctx context.Context, req api.AttachRequest) (api.AttachResponse, error)
+	Detach(ctx context.Context, id string) error
+	// Attachments lists those of all workers.
+	Attachments(ctx context.Context) ([]spec.Attachment, error)
+}
+
+// Config is what a sidecar is made of.
+type Config struct {
+	// Control is the control plane of the worker's region.
+	Control Control
+	// Region is the name of that region.
+	Region string
+	// Socket is the path of the local API's socket. Its folder is made if it does
+	// not exist, and must be nobody else's, because sandboxes see it empty.
+	Socket string
+	// MTU is that of the sandboxes, in bytes; 0 means DefaultMTU.
+	MTU int
+	// Admin is where metrics are served over HTTP; not valid: nowhere.
+	Admin netip.AddrPort
+	// Log is where the sidecar says what it does. Nil is silence.
+	Log *slog.Logger
+}
+
+// validate fills defaults in and says what is wrong.
+func (c *Config) validate() error {
+	if c.MTU == 0 {
+		c.MTU = DefaultMTU
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case c.Control == nil:
+		return errors.New("no control plane was given")
+	case c.Region == "":
+		return errors.New("no region was given")
+	case c.Socket == "":
+		return errors.New("no socket was given")
+	case c.MTU < 576 || c.MTU > 9000:
+		return fmt.Errorf("MTU %d is outside 576 to 9000", c.MTU)
+	}
+	return nil
+}
+
+// Sidecar attaches sandboxes and switches their packets.
+type Sidecar struct {
+	cfg   Config
+	key   tunnel.Key
+	clock clock
+	pool  *bufferPool
+	count counters
+
+	mu          sync.Mutex // guards what follows
+	entries     map[string]*entry
+	networks    map[string]*network
+	owed        map[string]struct{} // detached here, and the control plane has not heard it
+	bypassTotal map[string]uint64   // by reason, since the start
+	control     controlState
+	closing     bool
+}
+
+// controlState is how the control plane answered last.
+type controlState struct {
+	asked       bool // at least once
+	unreachable string
+	since       time.Time // of the present state
+}
+
+// New makes a sidecar with a fresh key. It does nothing until Run.
+func New(cfg Config) (*Sidecar, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("make a sidecar: %w", err)
+	}
+	return &Sidecar{
+		cfg:         cfg,
+		key:         tunnel.NewKey(),
+		clock:       clock{base: time.Now()},
+		pool:        newBufferPool(cfg.MTU),
+		entries:     make(map[string]*entry),
+		networks:    make(map[string]*network),
+		owed:        make(map[string]struct{}),
+		bypassTotal: make(map[string]uint64),
+	}, nil
+}
+
+// Run serves until ctx ends, then detaches everything. Sandboxes that still run
+// have no network from then on.
+func (s *Sidecar) Run(ctx context.Context) error {
+	local, err := s.listen()
+	if err != nil {
+		return err
+	}
+	admin, err := s.listenAdmin()
+	if err != nil {
+		_ = local.listener.Close()
+		return err
+	}
+	s.cfg.Log.Info("the sidecar serves", "socket", s.cfg.Socket, "region", s.cfg.Region, "public_key", s.key.Public().String())
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return local.run(ctx) })
+	if admin != nil {
+		group.Go(func() error { return admin.run(ctx) })
+	}
+	group.Go(func() error { return s.reconcile(ctx) })
+	err = group.Wait()
+	s.close()
+	local.wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// closeTimeout is how long a sidecar that ends tries to tell the control plane.
+const closeTimeout = 5 * time.Second
+
+// close detaches everything. Nothing can be attached any more.
+func (s *Sidecar) close() {
+	s.mu.Lock()
+	s.closing = true
+	ids := make([]string, 0, len(s.entries))
+	for id := range s.entries {
+		ids = append(ids, id)
+	}
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	var group errgroup.Group
+	group.SetLimit(controlCalls)
+	for _, id := range ids {
+		group.Go(func() error {
+			s.detach(ctx, id, "the sidecar ends")
+			return nil
+		})
+	}
+	_ = group.Wait() // nothing that it runs returns an error
+}

@@ -1,0 +1,203 @@
+package sidecar
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/packet"
+	"github.com/sallyport-net/sallyport/internal/tundev"
+)
+
+// listing is the answer to GET /v1/sandboxes.
+type listing struct {
+	Sandboxes []sandboxStatus `json:"sandboxes"`
+	// Attached counts those with a tunnel, Bypassed the others by reason.
+	Attached int            `json:"attached"`
+	Bypassed map[string]int `json:"bypassed"`
+	// BypassedTotal counts bypasses since the sidecar began, by reason.
+	BypassedTotal map[string]uint64 `json:"bypassedTotal"`
+}
+
+// sandboxStatus is one sandbox.
+type sandboxStatus struct {
+	spec.Attachment
+	// State is waiting until the sandbox's device came, then running.
+	State   string            `json:"state"`
+	Egress  spec.Traffic      `json:"egress"`
+	Ingress spec.Traffic      `json:"ingress"`
+	Drops   map[string]uint64 `json:"drops,omitempty"` // both directions, by reason
+}
+
+// listing lists the sandboxes by ID.
+func (s *Sidecar) listing() listing {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := listing{Sandboxes: []sandboxStatus{}, Bypassed: map[string]int{}, BypassedTotal: map[string]uint64{}}
+	for _, e := range s.entries {
+		v := sandboxStatus{Attachment: e.attachment, State: "waiting"}
+		if e.sw != nil || e.network == nil && e.claimed {
+			v.State = "running"
+		}
+		if e.sw != nil {
+			v.Egress, v.Ingress = e.sw.egress.read(), e.sw.ingress.read()
+			v.Drops = map[string]uint64{}
+			e.sw.dropped[0].into(v.Drops)
+			e.sw.dropped[1].into(v.Drops)
+			e.sw.addDeviceDrops(v.Drops, v.Drops)
+		}
+		if e.attachment.Bypass == "" {
+			out.Attached++
+		} else {
+			out.Bypassed[e.attachment.Bypass]++
+		}
+		out.Sandboxes = append(out.Sandboxes, v)
+	}
+	for why, n := range s.bypassTotal {
+		out.BypassedTotal[why] = n
+	}
+	slices.SortFunc(out.Sandboxes, func(a, b sandboxStatus) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+// read makes a copy for a report.
+func (t *traffic) read() spec.Traffic {
+	return spec.Traffic{Packets: t.packets.Load(), Bytes: t.bytes.Load()}
+}
+
+// into adds the drops to a map by reason.
+func (d *drops) into(m map[string]uint64) {
+	for o := range packet.Outcomes() {
+		if n := d[o].Load(); n > 0 {
+			m[o.String()] += n
+		}
+	}
+}
+
+// deviceDrop is a number of packets that a sandbox's device dropped by itself.
+type deviceDrop struct {
+	direction int // 0 is egress, 1 ingress
+	why       packet.Outcome
+	n         uint64
+}
+
+// deviceDrops are the packets that the sandbox's device dropped, which were not
+// seen here. What is too big or no IPv4 is nearly always the sandbox's.
+func (s *sandbox) deviceDrops() []deviceDrop {
+	dev, ok := s.dev.(*tundev.Device)
+	if !ok {
+		return nil
+	}
+	stats := dev.Stats()
+	return []deviceDrop{{0, packet.NotIPv4, stats.NotIPv4}, {0, packet.TooBig, stats.TooBig}, {1, packet.QueueFull, stats.QueueFull}}
+}
+
+// retire takes the drops of a device that ends into those of the sidecar. The
+// caller holds the lock.
+func (s *Sidecar) retire(sw *sandbox) {
+	for _, d := range sw.deviceDrops() {
+		if d.direction == 0 {
+			s.count.egress[d.why].Add(d.n)
+		} else {
+			s.count.ingress[d.why].Add(d.n)
+		}
+	}
+}
+
+// addDeviceDrops adds what the sandbox's device dropped to maps by reason.
+func (s *sandbox) addDeviceDrops(egress, ingress map[string]uint64) {
+	for _, d := range s.deviceDrops() {
+		switch {
+		case d.n == 0:
+		case d.direction == 0:
+			egress[d.why.String()] += d.n
+		default:
+			ingress[d.why.String()] += d.n
+		}
+	}
+}
+
+// sidecarStatus is the answer to GET /v1/status.
+type sidecarStatus struct {
+	Region    string          `json:"region"`
+	PublicKey string          `json:"publicKey"`
+	Control   controlStatus   `json:"control"`
+	Networks  []networkStatus `json:"networks"`
+	// Drops are all drops of the sidecar, by direction and reason.
+	Egress  map[string]uint64 `json:"egressDrops"`
+	Ingress map[string]uint64 `json:"ingressDrops"`
+}
+
+// controlStatus says whether the control plane answers.
+type controlStatus struct {
+	Reachable bool      `json:"reachable"`
+	Error     string    `json:"error,omitempty"`
+	Since     time.Time `json:"since,omitzero"`
+}
+
+// networkStatus is a network in which the worker has sandboxes.
+type networkStatus struct {
+	ID        string       `json:"id"`
+	Worker    netip.Addr   `json:"worker"`
+	Sandboxes int          `json:"sandboxes"`
+	Paths     []pathStatus `json:"paths"`
+}
+
+// pathStatus is one tunnel.
+type pathStatus struct {
+	Gateway spec.Gateway `json:"gateway"`
+	// Alive says whether a probe was answered within the last three seconds.
+	Alive         bool         `json:"alive"`
+	RTTMicros     int64        `json:"rttMicros"`     // smoothed; 0 before the first answer
+	SilenceMillis int64        `json:"silenceMillis"` // since the last answer
+	Health        uint8        `json:"health"`        // bits that the gateway reported; 0 is healthy
+	Probes        uint64       `json:"probes"`
+	Answers       uint64       `json:"answers"`
+	Egress        spec.Traffic `json:"egress"`
+	Ingress       spec.Traffic `json:"ingress"`
+	Handshake     time.Time    `json:"handshake,omitzero"`
+}
+
+// status reads everything that is known.
+func (s *Sidecar) status() sidecarStatus {
+	out := sidecarStatus{
+		Region: s.cfg.Region, PublicKey: s.key.Public().String(), Networks: []networkStatus{},
+		Egress: map[string]uint64{}, Ingress: map[string]uint64{},
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.count.egress.into(out.Egress)
+	s.count.ingress.into(out.Ingress)
+	for _, e := range s.entries {
+		if e.sw != nil {
+			e.sw.addDeviceDrops(out.Egress, out.Ingress)
+		}
+	}
+	out.Control = controlStatus{Reachable: s.control.asked && s.control.unreachable == "", Error: s.control.unreachable, Since: s.control.since}
+	for _, n := range s.networks {
+		v := networkStatus{ID: n.info.ID, Worker: n.worker, Sandboxes: n.attached}
+		for _, l := range n.links {
+			v.Paths = append(v.Paths, l.status())
+		}
+		slices.SortFunc(v.Paths, func(a, b pathStatus) int { return strings.Compare(a.Gateway.Host, b.Gateway.Host) })
+		out.Networks = append(out.Networks, v)
+	}
+	slices.SortFunc(out.Networks, func(a, b networkStatus) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+// status reads one tunnel.
+func (l *link) status() pathStatus {
+	h := l.path.healthNow()
+	v := pathStatus{
+		Gateway: l.gateway, Alive: h.Alive, RTTMicros: h.RTT.Microseconds(), SilenceMillis: h.Silence.Milliseconds(),
+		Health: uint8(h.Health), Probes: h.Asked, Answers: h.Answers,
+		Egress: l.path.toGateway.read(), Ingress: l.path.toSandbox.read(),
+	}
+	if peers, err := l.tunnel.Peers(); err == nil && len(peers) == 1 {
+		v.Handshake = peers[0].LastHandshake
+	}
+	return v
+}
