@@ -1,13 +1,9 @@
 package nat
 
-import (
-	"testing"
-
-	"github.com/sallyport-net/sallyport/internal/packet"
-)
+import "github.com/sallyport-net/sallyport/internal/packet"
 
 // audit checks that all that a table knows in several places is the same in each.
-func audit(tb testing.TB, t *Table) {
+func audit(tb reporter, t *Table) {
 	tb.Helper()
 	auditSessions(tb, t)
 	perMapping, perHost, ports := map[uint32]uint32{}, map[uint32]*host{}, [spaceCount]int{}
@@ -60,7 +56,7 @@ func audit(tb testing.TB, t *Table) {
 }
 
 // auditSessions checks indexes, lists and totals of the sessions.
-func auditSessions(tb testing.TB, t *Table) {
+func auditSessions(tb reporter, t *Table) {
 	tb.Helper()
 	count, half, total := [spaceCount]uint64{}, uint32(0), 0
 	for i := uint32(1); i < t.sessions.top; i++ {
@@ -107,7 +103,7 @@ func auditSessions(tb testing.TB, t *Table) {
 	}
 }
 
-func auditHosts(tb testing.TB, t *Table, want map[uint32]*host) {
+func auditHosts(tb reporter, t *Table, want map[uint32]*host) {
 	tb.Helper()
 	for i := uint32(1); i < t.hosts.top; i++ {
 		h, w := t.hosts.at(i), want[i]
@@ -122,7 +118,7 @@ func auditHosts(tb testing.TB, t *Table, want map[uint32]*host) {
 }
 
 // auditPorts checks that every port that isn't free belongs to a mapping or is on hold.
-func auditPorts(tb testing.TB, t *Table, mapped [spaceCount]int) {
+func auditPorts(tb reporter, t *Table, mapped [spaceCount]int) {
 	tb.Helper()
 	onHold := [spaceCount]int{}
 	for i := t.heldPorts.head; i != 0; i = t.heldPorts.at(i).next {

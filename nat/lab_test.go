@@ -3,7 +3,6 @@ package nat
 import (
 	"encoding/binary"
 	"net/netip"
-	"testing"
 	"time"
 
 	"github.com/sallyport-net/sallyport/internal/packet"
@@ -21,16 +20,23 @@ var (
 
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
+// reporter is what testing.TB and rapid.T have in common.
+type reporter interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // lab is a table with a clock, and builders for the packets that meet it.
 type lab struct {
-	testing.TB
+	reporter
 	*Table
 	now packet.Instant
 	buf [4096]byte
 	p   packet.Packet // the last packet, as the table left it
 }
 
-func newLab(tb testing.TB, change func(*Config)) *lab {
+func newLab(tb reporter, change func(*Config)) *lab {
 	tb.Helper()
 	c := Config{External: external, Seed: [32]byte{1, 2, 3}}
 	if change != nil {
@@ -40,7 +46,7 @@ func newLab(tb testing.TB, change func(*Config)) *lab {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return &lab{TB: tb, Table: t, now: packet.Instant(time.Hour)}
+	return &lab{reporter: tb, Table: t, now: packet.Instant(time.Hour)}
 }
 
 func (l *lab) wait(d time.Duration) { l.now += packet.Instant(d) }
