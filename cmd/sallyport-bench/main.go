@@ -1,0 +1,84 @@
+// Command sallyport-bench is the harness: it runs the other programs and looks
+// at them from outside.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/sallyport-net/sallyport/bench/demo"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := 0
+	root := &cobra.Command{
+		Use:           "sallyport-bench",
+		Short:         "Run Sallyport's programs and look at them from outside",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(demoCommand(&code), functionCommand())
+	err := root.ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "sallyport-bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(code)
+}
+
+func demoCommand(code *int) *cobra.Command {
+	var cfg demo.Config
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show the gateway at work on this machine",
+		Long: `Show the gateway at work on this machine, as any user.
+
+Real daemons, functions and builds run in network namespaces of their own, on
+documentation addresses. Each line says what was expected and what was seen: by
+the far side, by the control API, or by captures on the links. The exit code is
+0 if nothing failed. What this machine does not allow is no failure, and said.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if cfg.Bin == "" {
+				self, err := os.Executable()
+				if err != nil {
+					return fmt.Errorf("find the folder of this program: give it with --bin: %w", err)
+				}
+				cfg.Bin = filepath.Dir(self)
+			}
+			cfg.Out, cfg.Terminal = os.Stdout, term.IsTerminal(int(os.Stdout.Fd()))
+			*code, err = demo.Run(cmd.Context(), cfg)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&cfg.JSON, "json", false, "write one JSON document")
+	cmd.Flags().StringVar(&cfg.Bin, "bin", "", "`DIR` of sallyportd and sallyport-sidecar (default: that of this program)")
+	cmd.Flags().StringVar(&cfg.KeepLogs, "keep-logs", "", "keep the daemons' logs in `DIR`")
+	return cmd
+}
+
+// functionCommand is what the demo runs in sandboxes.
+func functionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    demo.FunctionCommand,
+		Short:  "Do the tasks on standard input and write what came of them",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return demo.Function(cmd.Context(), os.Stdin, os.Stdout)
+		},
+	}
+}
