@@ -29,11 +29,6 @@ const (
 	tick = 250 * time.Millisecond
 	// sweepBudget is how many records one tick looks at under a table's lock.
 	sweepBudget = 4096
-	// linger is how long a table keeps a session whose sockets are closed: the
-	// sandbox may still have to see the last FIN, or repeat its own.
-	linger = 5 * time.Second
-	// lingering bounds how many such sessions wait.
-	lingering = 65536
 	// fragmentMemory bounds the fragments of one network, in bytes.
 	fragmentMemory = 4 << 20
 )
@@ -52,12 +47,6 @@ type network struct {
 
 	started bool // its tasks run; the supervisor's
 	members members
-	closing []lingerer
-}
-
-type lingerer struct {
-	flow uplink.Flow
-	due  packet.Instant
 }
 
 // openNetwork builds everything of one network and brings its WireGuard device
@@ -212,28 +201,16 @@ func (n *network) uplinkEvent(e uplink.Event) {
 			t.PortRefused(nat.Flow(e.Flow), now)
 		})
 	case uplink.SessionClosed:
-		if len(n.closing) == lingering {
-			n.closeSession(n.closing[0].flow, now)
-			n.closing = n.closing[1:]
-		}
-		n.closing = append(n.closing, lingerer{flow: e.Flow, due: now + packet.Instant(linger)})
+		n.fwd.withTable(e.Flow.External.Addr(), func(t *nat.Table) {
+			t.Close(nat.Flow(e.Flow), now)
+		})
 	}
 }
 
-func (n *network) closeSession(f uplink.Flow, now packet.Instant) {
-	n.fwd.withTable(f.External.Addr(), func(t *nat.Table) { t.Close(nat.Flow(f), now) })
-}
-
-// sweep is one tick: sessions whose sockets are long closed go, what is idle
-// expires, and the sockets of what has ended are closed.
+// sweep is one tick: what is idle expires, and the sockets of what has ended are
+// closed.
 func (n *network) sweep(events []nat.Event) {
 	now := n.clock.Now()
-	due := 0
-	for due < len(n.closing) && n.closing[due].due <= now {
-		n.closeSession(n.closing[due].flow, now)
-		due++
-	}
-	n.closing = n.closing[due:]
 	n.fwd.expireFragments(now)
 	for _, ip := range n.spec.Pair {
 		for more := true; more; {
