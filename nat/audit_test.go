@@ -140,6 +140,9 @@ func auditPorts(tb reporter, t *Table, mapped [spaceCount]int) {
 		if inUse, held := t.tupleTaken(tp); inUse != 0 || !held {
 			tb.Fatalf("tuple %x is on hold and in use, or not found", tp)
 		}
+		if c := t.crowds[tp.remote()]; c != nil && uint32(tp.port()) < c.known && c.set.has(tp.port()) {
+			tb.Fatalf("the crowd of %v takes port %d for free, which is on hold", tp.remote().addrPort(), tp.port())
+		}
 	}
 	if n != t.tuples.len() {
 		tb.Fatalf("%d tuples on hold, %d counted", n, t.tuples.len())

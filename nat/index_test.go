@@ -15,7 +15,7 @@ func TestIndexAgainstMap(t *testing.T) {
 		want := map[uint32]uint64{} // hash by number
 		spread := rapid.Uint64Range(1, 40).Draw(t, "spread")
 		dice := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
-		for i := uint32(1); i < 400; i++ {
+		for i := uint32(1); i < 100; i++ {
 			h := dice.Uint64N(spread)<<32 | dice.Uint64N(2)
 			if dice.IntN(3) > 0 {
 				x.insert(h, i)

@@ -117,6 +117,18 @@ func TestC4NewSessionRate(t *testing.T) {
 	audit(t, l.Table)
 }
 
+// Starting a closed connection again costs as much as a new one.
+func TestRestartCostsAToken(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.Limits.NewPerSecond, c.Limits.Burst = 1, 3 })
+	c := l.conn(box, web)
+	for range 3 {
+		c.open()
+		c.mustRecv(packet.Pass, seg{flags: packet.RST, seq: c.in})
+	}
+	c.mustSend(packet.RateLimit, seg{flags: packet.SYN, seq: c.out})
+	c.state("reset")
+}
+
 // An address whose bucket is not full stays known, so that it cannot be refilled by going away.
 func TestBucketOutlivesSessions(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.Limits.NewPerSecond, c.Limits.Burst = 1, 400 })

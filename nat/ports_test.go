@@ -141,12 +141,16 @@ func TestPortSetAgainstSlice(t *testing.T) {
 // dice.below is uniform where its bound is no power of two.
 func TestDiceUniform(t *testing.T) {
 	d := dice{rand.NewChaCha8([32]byte{7})}
-	counts := make([]int, 64)
+	counts, thirds := make([]int, 64), make([]int, 3)
 	for range 64_000 {
 		counts[d.below(64*3)/3]++
+		thirds[d.below(3<<30)%3]++ // half of them 0 without rejection
 	}
 	if x := chiSquare(counts); x > chi63 {
 		t.Errorf("chi-square is %.1f", x)
+	}
+	if x := chiSquare(thirds); x > 13.8 {
+		t.Errorf("chi-square of a bound that does not divide 2^32 is %.1f", x)
 	}
 }
 
@@ -215,6 +219,25 @@ func TestHoldsAreBounded(t *testing.T) {
 		t.Errorf("%d holds, %d shortened, want 10 and 90", s.HeldTuples, s.HoldsShortened)
 	}
 	audit(t, l.Table)
+}
+
+// A tuple that the kernel refuses towards a crowded destination is on hold, too.
+func TestRefusedTupleInCrowd(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.Ports = PortRange{2000, 2003} })
+	var c *conn
+	for i := range 4 {
+		c = l.conn(makeEndpoint(0x0a000002, uint16(1024+i)).addrPort(), web).open()
+	}
+	l.conn(box, web).mustSend(packet.PortsExhausted, seg{flags: packet.SYN, seq: 1})
+	l.Close(Flow{packet.TCP, c.external, web}, l.now)
+	l.wait(121 * time.Second)
+	l.settle()
+	l.PortRefused(Flow{packet.TCP, c.external, web}, l.now)
+	audit(t, l.Table)
+	c.mustSend(packet.PortsExhausted, seg{flags: packet.SYN, seq: 1})
+	if l.Stats().Crowded != 1 {
+		t.Error("the destination is not crowded")
+	}
 }
 
 // P-3: 64-bit words of the generator spread over 16-bit ports as log2(64512) bits do.

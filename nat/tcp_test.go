@@ -84,9 +84,12 @@ func TestForgedSYNDoesNotBlockHandshake(t *testing.T) {
 	l := newLab(t, nil)
 	c := l.conn(box, web).syn()
 	c.mustRecv(packet.Pass, seg{flags: packet.SYN, seq: 999})
-	c.mustRecv(packet.Pass, seg{flags: synAck, seq: 123, ack: c.out + 5}) // acknowledges nothing that was sent
+	c.mustSend(packet.Pass, seg{flags: synAck, seq: c.out - 1, ack: 1000}) // answers the forgery
+	c.mustRecv(packet.Pass, seg{flags: synAck, seq: 123, ack: c.out + 5})  // acknowledges nothing that was sent
 	c.mustRecv(packet.Pass, seg{flags: synAck, seq: c.in, ack: c.out})
 	c.in++
+	c.mustRecv(packet.Pass, seg{flags: packet.ACK, seq: c.in, ack: c.out})
+	c.state("opening") // we have not acknowledged the true answer
 	c.dataOut(10)
 	c.state("established")
 }
