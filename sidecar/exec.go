@@ -85,9 +85,19 @@ func (cfg ExecConfig) run(conn *net.UnixConn, box sandboxAnswer, folder string) 
 	}
 	ended := make(chan struct{})
 	watched := make(chan struct{})
+	lost := "the sidecar let go of the sandbox: the command has no network any more"
+	if box.Bypass != "" {
+		lost = "the sidecar ended: the command is not counted as a bypass any more"
+	}
 	go func() {
 		defer close(watched)
-		cfg.watch(conn, started, ended)
+		select {
+		case <-started:
+			if outlives(conn, ended) {
+				cfg.say("%s", lost)
+			}
+		case <-ended:
+		}
 	}()
 	defer func() { close(ended); _ = conn.SetReadDeadline(time.Now()); <-watched }()
 
@@ -125,20 +135,15 @@ func holdBypass(conn *net.UnixConn) error {
 	return conn.SetReadDeadline(time.Time{})
 }
 
-// watch says when the sidecar ends before the command does.
-func (cfg ExecConfig) watch(conn *net.UnixConn, started, ended <-chan struct{}) {
-	select {
-	case <-started:
-	case <-ended:
-		return
-	}
-	_, err := conn.Read(make([]byte, 1))
+// outlives waits for the end of the connection or of the command, and says
+// whether the command is the one that is left.
+func outlives(conn *net.UnixConn, ended <-chan struct{}) bool {
+	_, _ = conn.Read(make([]byte, 1)) // the sidecar has nothing more to say
 	select {
 	case <-ended:
+		return false
 	default:
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			cfg.say("the sidecar let go of the sandbox: the command has no network any more")
-		}
+		return true
 	}
 }
 

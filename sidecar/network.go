@@ -3,6 +3,7 @@ package sidecar
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -34,7 +35,11 @@ type link struct {
 	attached int       // attachments that use it
 	received uint64    // bytes when last looked
 	heard    time.Time // when they last had grown
+	greeted  uint64    // the comparison in which it was greeted last
 }
+
+// neverGreeted is no comparison's number.
+const neverGreeted = math.MaxUint64
 
 // join finds or makes the network and the link of an attachment and counts it
 // in. The caller holds the lock.
@@ -75,16 +80,22 @@ func (s *Sidecar) connect(n *network, resp api.AttachResponse) (*link, error) {
 		}
 	}
 	l := n.links[gw.Host]
-	if l == nil {
+	greeted := s.round // a new peer is greeted by its keepalive
+	switch {
+	case l == nil:
 		if l, err = s.newLink(n, gw); err != nil {
 			return nil, err
 		}
-	} else if l.gateway.PublicKey == gw.PublicKey && l.gateway.Endpoint == gw.Endpoint {
-		return l, nil
-	} else if old, err := tunnel.ParseKey(l.gateway.PublicKey); err == nil && old != peer {
-		if err := l.tunnel.RemovePeer(old); err != nil {
-			return nil, err
+	case l.gateway.PublicKey != gw.PublicKey:
+		if old, err := tunnel.ParseKey(l.gateway.PublicKey); err == nil {
+			if err := l.tunnel.RemovePeer(old); err != nil {
+				return nil, err
+			}
 		}
+	case l.gateway.Endpoint != gw.Endpoint:
+		greeted = neverGreeted
+	default:
+		return l, nil
 	}
 	err = l.tunnel.SetPeer(tunnel.Peer{
 		PublicKey: peer, AllowedIPs: []netip.Prefix{everything()}, Endpoint: gw.Endpoint, Keepalive: keepalive,
@@ -95,7 +106,7 @@ func (s *Sidecar) connect(n *network, resp api.AttachResponse) (*link, error) {
 		}
 		return nil, err
 	}
-	l.gateway = gw
+	l.gateway, l.greeted = gw, greeted
 	n.links[gw.Host] = l
 	return l, nil
 }
@@ -143,7 +154,8 @@ func (l *link) silent(now time.Time, limit time.Duration) bool {
 	return now.Sub(l.heard) >= limit
 }
 
-// greet shakes hands with the gateway anew. The caller holds the lock.
+// greet shakes hands with the gateway anew. A gateway ignores a second greeting
+// within 20 ms, and the first is void then. The caller holds the lock.
 func (l *link) greet() error {
 	peer, err := tunnel.ParseKey(l.gateway.PublicKey)
 	if err != nil {

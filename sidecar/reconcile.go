@@ -122,12 +122,13 @@ func (s *Sidecar) greetSilent(here map[string]spec.Attachment) map[string]spec.A
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.round++
 	for _, n := range s.networks {
 		for _, l := range n.links {
 			if !l.silent(now, silentLimit) {
 				continue
 			}
-			l.heard = now // the next greeting is due after the same time again
+			l.heard, l.greeted = now, s.round // the next greeting is due after the same time again
 			if err := l.greet(); err != nil {
 				s.cfg.Log.Debug("greet a silent gateway", "network", n.info.ID, "gateway", l.gateway.Host, "error", err)
 			}
@@ -216,7 +217,12 @@ func (s *Sidecar) renew(resp api.AttachResponse) (bool, error) {
 	if _, err := s.connect(e.network, resp); err != nil {
 		return true, err
 	}
-	// A gateway that did not know the worker has no session with it either.
+	// A gateway that did not know the worker has no session with it either. Once
+	// is enough for all sandboxes of a tunnel.
+	if e.link.greeted == s.round {
+		return true, nil
+	}
+	e.link.greeted = s.round
 	return true, e.link.greet()
 }
 

@@ -18,6 +18,9 @@ const (
 	deviceTimeout = 10 * time.Second
 	// proofTimeout is how long the first probe through a tunnel may take.
 	proofTimeout = 5 * time.Second
+	// greetInterval is how long a tunnel may stay silent meanwhile before the
+	// gateway is greeted anew.
+	greetInterval = 250 * time.Millisecond
 	// controlTimeout bounds a call to the control plane; it gives up by itself
 	// when a gateway does not confirm.
 	controlTimeout = 15 * time.Second
@@ -138,16 +141,39 @@ func (s *Sidecar) connectDevice(ctx context.Context, e *entry, dev tun.Device) e
 		clock: s.clock, pool: s.pool, count: &s.count, log: s.cfg.Log.With("sandbox", e.attachment.ID),
 	})
 	e.sw.start()
-	host, path := e.link.gateway, e.link.path
+	l, gw := e.link, e.link.gateway
 	s.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
 	defer cancel()
-	if err := path.prove(ctx); err != nil {
+	if err := s.prove(ctx, l); err != nil {
 		return fmt.Errorf("no answer through the tunnel to gateway host %s (%v) within %v; check that UDP reaches that address and that the gateway runs: %w",
-			host.Host, host.Endpoint, proofTimeout, err)
+			gw.Host, gw.Endpoint, proofTimeout, err)
 	}
 	return nil
+}
+
+// prove waits until a probe through the tunnel was answered. WireGuard itself
+// repeats a handshake that was lost only after 5 s; a gateway also ignores one
+// that follows the last within 20 ms, as when a worker's last sandbox of a
+// network ends and the next begins.
+func (s *Sidecar) prove(ctx context.Context, l *link) error {
+	for {
+		attempt, cancel := context.WithTimeout(ctx, greetInterval)
+		err := l.path.prove(attempt)
+		cancel()
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		s.mu.Lock()
+		if l.silent(time.Now(), greetInterval) {
+			err = l.greet()
+		}
+		s.mu.Unlock()
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
 }
 
 // detach ends a sandbox: packets first, then the control plane is told. It says

@@ -116,6 +116,7 @@ type Sidecar struct {
 	owed        map[string]struct{} // detached here, and the control plane has not heard it
 	bypassTotal map[string]uint64   // by reason, since the start
 	control     controlState
+	round       uint64 // number of the comparison with the control plane
 	closing     bool
 }
 
