@@ -14,12 +14,13 @@ import (
 // together by hand, so that their making costs next to nothing beside the translation.
 type population struct {
 	*lab
-	sessions []Session
+	n        int
+	external []uint16 // external port of each connection
 	raw      [40]byte
 }
 
 func populate(tb testing.TB, n int) *population {
-	p := &population{lab: newLab(tb, func(c *Config) {
+	p := &population{n: n, external: make([]uint16, n), lab: newLab(tb, func(c *Config) {
 		c.MaxSessions = 1 << 21
 		c.Limits = Limits{Sessions: -1, Ports: -1, HalfOpen: -1, NewPerSecond: -1}
 	})}
@@ -30,12 +31,10 @@ func populate(tb testing.TB, n int) *population {
 		if o := p.Egress(&p.p, p.now); o != packet.Pass {
 			tb.Fatal(o)
 		}
+		p.external[i] = p.p.SrcPort
 	}
-	for s := range p.Sessions() {
-		p.sessions = append(p.sessions, s)
-	}
-	for i := uint32(1); i < p.Table.sessions.top; i++ {
-		s := p.Table.sessions.at(i)
+	for i := uint32(1); i < p.sessions.top; i++ {
+		s := p.sessions.at(i)
 		s.flags |= opened
 		p.enter(s, stateEstablished)
 		s.deadline = p.tick + 1 + p.ticks.established
@@ -57,9 +56,9 @@ func (p *population) view(f packet.TCPFlags, from, to netip.AddrPort) {
 	}
 }
 
-// scattered visits the sessions in an order that no cache foresees.
-func (p *population) scattered(i int) *Session {
-	return &p.sessions[uint64(i)*0x9e3779b97f4a7c15>>20%uint64(len(p.sessions))]
+// scattered visits the connections in an order that no cache foresees.
+func (p *population) scattered(i int) int {
+	return int(uint64(i) * 0x9e3779b97f4a7c15 >> 20 % uint64(p.n))
 }
 
 var sizes = []int{1_000, 1_000_000}
@@ -78,8 +77,8 @@ func sized(b *testing.B, f func(b *testing.B, p *population)) {
 func BenchmarkEgressEstablished(b *testing.B) {
 	sized(b, func(b *testing.B, p *population) {
 		for i := 0; b.Loop(); i++ {
-			s := p.scattered(i)
-			p.view(packet.ACK, s.Inner, s.Remote)
+			k := p.scattered(i)
+			p.view(packet.ACK, inside(k), remote(k))
 			if p.Egress(&p.p, p.now) != packet.Pass {
 				b.Fatal("dropped")
 			}
@@ -90,8 +89,8 @@ func BenchmarkEgressEstablished(b *testing.B) {
 func BenchmarkIngressEstablished(b *testing.B) {
 	sized(b, func(b *testing.B, p *population) {
 		for i := 0; b.Loop(); i++ {
-			s := p.scattered(i)
-			p.view(packet.ACK, s.Remote, s.External)
+			k := p.scattered(i)
+			p.view(packet.ACK, remote(k), p.externalPort(p.external[k]))
 			if p.Ingress(&p.p, p.now) != packet.Pass {
 				b.Fatal("dropped")
 			}
@@ -128,7 +127,6 @@ func BenchmarkNewSessions(b *testing.B) {
 			runtime.GC()
 			runtime.ReadMemStats(&before)
 			p := populate(b, n)
-			p.sessions = nil
 			runtime.GC()
 			runtime.ReadMemStats(&after)
 			b.ReportAllocs()
@@ -139,7 +137,7 @@ func BenchmarkNewSessions(b *testing.B) {
 				if o := p.Egress(&p.p, p.now); o != packet.Pass {
 					b.Fatal(o)
 				}
-				if i++; p.Table.sessions.live == p.config.MaxSessions {
+				if i++; p.sessions.live == p.config.MaxSessions {
 					b.StopTimer()
 					for k := range 256 {
 						p.Revoke(inside(k).Addr(), p.now)

@@ -50,7 +50,8 @@ func (t *Table) egressMapped(p *packet.Packet) packet.Outcome {
 }
 
 // refresh sets the timers of a session and its mapping, without touching their
-// cache lines more than once per tick. A session whose time was over, but not its mapping's, begins anew.
+// cache lines more than once per tick. A session whose time was over, but not
+// its mapping's, begins anew.
 func (t *Table) refresh(s *session, m *mapping, deadline uint32) {
 	if due(s.deadline, t.tick) {
 		s.created = t.tick

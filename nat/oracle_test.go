@@ -39,8 +39,7 @@ type where struct {
 }
 
 type oracleMapping struct {
-	port     uint16
-	deadline uint32
+	port uint16
 }
 
 type oracleSession struct {

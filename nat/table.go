@@ -233,7 +233,8 @@ func (t *Table) findMapping(p packet.Proto, from endpoint) uint32 {
 }
 
 // addSession makes the session of a flow under a port that is already its
-// own: of mapping m or, where that is 0, of host hi itself. The caller gives it a state and a deadline.
+// own: of mapping m or, where that is 0, of host hi itself. The caller gives it
+// a state and a deadline.
 func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session) {
 	i, s := t.sessions.take()
 	s.inner, s.innerPort = f.from.addr(), f.from.port()
