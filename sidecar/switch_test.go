@@ -305,6 +305,9 @@ func readBuffers() ([][]byte, []int) {
 }
 
 func TestSwitchingAllocatesNothing(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector makes pools forget")
+	}
 	s, p := bench(t)
 	s.resize(maxBatch)
 	bufs, sizes := readBuffers()
