@@ -3,10 +3,10 @@
 // functions and builds on the worker, and holds what the far side saw, and what
 // went over the links, against a list of expectations.
 //
-//	 worker ──────── internet ──────── iad1
-//	 198.51.100.2    192.0.2.80        198.51.100.18
-//	 sidecar         origin, DNS       sallyportd
-//	 sandboxes       two captures      203.0.113.10 to .13
+//	worker ──────── internet ──────── iad1
+//	198.51.100.2    192.0.2.80        198.51.100.18
+//	sidecar         origin, DNS       sallyportd
+//	sandboxes       two captures      203.0.113.10 to .13
 //
 // [Function] is what runs in the sandboxes.
 package demo

@@ -238,4 +238,3 @@ func (s *stage) removeFiles() error {
 	}
 	return os.RemoveAll(s.dir)
 }
-

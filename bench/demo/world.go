@@ -30,8 +30,8 @@ var (
 	anyPrivate  = netip.MustParsePrefix("10.0.0.0/8")
 	anywhere    = netip.MustParsePrefix("0.0.0.0/0")
 
-	origin    = netip.MustParseAddr("192.0.2.80")
-	refused   = netip.MustParseAddr("192.0.2.66") // answers, but the policy of both networks refuses it
+	origin     = netip.MustParseAddr("192.0.2.80")
+	refused    = netip.MustParseAddr("192.0.2.66") // answers, but the policy of both networks refuses it
 	nameServer = netip.MustParseAddr("192.0.2.53")
 )
 
