@@ -418,11 +418,7 @@ func TestFollowersAgree(t *testing.T) {
 			if len(known) == 0 {
 				return "", false
 			}
-			ids := make([]string, 0, len(known))
-			for _, a := range inOrderOf(s, known) {
-				ids = append(ids, a)
-			}
-			return rapid.SampledFrom(ids).Draw(t, "attachment"), true
+			return rapid.SampledFrom(inOrderOf(s, known)).Draw(t, "attachment"), true
 		}
 		detach := func(t *rapid.T, id string) {
 			if err := s.Detach(id); err != nil {

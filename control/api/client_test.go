@@ -51,9 +51,11 @@ func TestStrangeServers(t *testing.T) {
 		says   string
 	}{
 		"HTML":        {func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("<html>")) }, "decode the answer"},
-		"HTML error":  {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", 502) }, "HTTP status 502"},
+		"HTML error":  {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", http.StatusBadGateway) }, "HTTP status 502"},
 		"empty error": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500); w.Write([]byte(`{"error":{}}`)) }, "not in the words of this API"},
-		"redirect":    {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://192.0.2.1/", 302) }, "HTTP status 302"},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://192.0.2.1/", http.StatusFound)
+		}, "HTTP status 302"},
 		"cut short": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "9")
 			w.Write([]byte("{"))

@@ -59,7 +59,8 @@ type Region struct {
 	Pool []netip.Prefix `json:"pool"`
 	// Hosts are the region's gateway hosts.
 	Hosts []Host `json:"hosts"`
-	// API is where workers of this region reach the control API: unix:///path or http://host:port. Optional.
+	// API is the region's control API as workers of other regions call it:
+	// unix:///path or http://address:port. Optional.
 	API string `json:"api,omitempty"`
 }
 

@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // Validate holds the state against every rule and returns all that is wrong, in
@@ -106,9 +107,25 @@ func (c *checker) checkRegions() {
 		} else if c.regions[r.Name] != i {
 			c.add(path, fmt.Sprintf("region %q is there twice", r.Name), "give each region a name of its own")
 		}
+		if r.API != "" && !apiAddress(r.API) {
+			c.add(at("regions", i, "api"), fmt.Sprintf("%q is not the address of a control API", r.API), "write unix:///path or http://address:port, or leave it out")
+		}
 		c.checkPool(i, r)
 		c.checkHosts(i, r)
 	}
+}
+
+// apiAddress reports whether s looks like the address of a control API.
+func apiAddress(s string) bool {
+	if CheckName(s) != nil {
+		return false
+	}
+	if path, ok := strings.CutPrefix(s, "unix://"); ok {
+		return len(path) > 1 && path[0] == '/'
+	}
+	host, ok := strings.CutPrefix(s, "http://")
+	a, err := netip.ParseAddrPort(host)
+	return ok && err == nil && a.Port() != 0
 }
 
 func (c *checker) checkPool(i int, r Region) {

@@ -51,6 +51,10 @@ func TestValidate(t *testing.T) {
 		{"region twice", func(s *State) {
 			s.Regions = append(s.Regions, Region{Name: "iad1", Pool: prefixes("203.0.113.64/28"), Hosts: []Host{{Name: "x", Endpoint: addr("192.0.2.9")}}})
 		}, "regions[2].name", []string{"twice"}},
+		{"API without a path", func(s *State) { s.Regions[0].API = "unix://" }, "regions[0].api", []string{"unix:///path"}},
+		{"API of another scheme", func(s *State) { s.Regions[0].API = "ftp://192.0.2.1:80" }, "regions[0].api", []string{"ftp"}},
+		{"API without a port", func(s *State) { s.Regions[0].API = "http://192.0.2.1" }, "regions[0].api", nil},
+		{"API with a line break", func(s *State) { s.Regions[0].API = "unix:///a\nb" }, "regions[0].api", nil},
 		{"no pool", func(s *State) {
 			s.Regions = append(s.Regions, Region{Name: "sfo1", Hosts: []Host{{Name: "x", Endpoint: addr("192.0.2.9")}}})
 		}, "regions[2].pool", []string{"no addresses"}},

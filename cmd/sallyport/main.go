@@ -1,0 +1,58 @@
+// Command sallyport is the operator's command line: it calls the control API of
+// one region.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "sallyport:", clean(err.Error()))
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	var g globals
+	root := &cobra.Command{
+		Use:   "sallyport",
+		Short: "Attach sandboxes to their networks, and see what is attached",
+		Long: `Attach sandboxes to their networks, and see what is attached.
+
+The commands call the control API of one region, which sallyportd serves. --api
+and --token-file say where it is and which token it takes, or the environment
+variables SALLYPORT_API and SALLYPORT_TOKEN_FILE.`,
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	g.flags(root)
+	root.AddCommand(attachCommand(&g), detachCommand(&g), attachmentsCommand(&g), statusCommand(&g), versionCommand())
+	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Say which version this is",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "sallyport %s, %s, %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}

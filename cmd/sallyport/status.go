@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sallyport-net/sallyport/control/api"
+)
+
+func statusCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show regions, hosts and networks, sessions, bypasses and drops",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.call(cmd, func(ctx context.Context, c *api.Client) error {
+				s, err := c.Status(ctx)
+				if err != nil {
+					return explain(err)
+				}
+				if g.output == "json" {
+					return printJSON(cmd.OutOrStdout(), s)
+				}
+				return printStatus(cmd.OutOrStdout(), s)
+			})
+		},
+	}
+}
+
+// printStatus prints the status as tables with blank lines between them.
+func printStatus(w io.Writer, s api.Status) error {
+	head := &table{}
+	head.row("REGION", s.Region)
+	head.row("REVISION", s.Revision)
+	head.row("ATTACHMENTS", s.Attachments)
+	for _, reason := range slices.Sorted(maps.Keys(s.BypassesTotal)) {
+		head.row("BYPASS: "+reason, fmt.Sprintf("%d now, %d since the start", s.Bypasses[reason], s.BypassesTotal[reason]))
+	}
+	tables := []*table{head, hostsTable(s), networksTable(s), keysTable(s), dropsTable(s)}
+	for i, t := range tables {
+		if len(t.rows) < 2 && i > 0 { // nothing but its title
+			continue
+		}
+		if i > 0 {
+			if _, err := fmt.Fprintln(w); err != nil {
+				return err
+			}
+		}
+		if err := t.print(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func hostsTable(s api.Status) *table {
+	t := &table{}
+	t.row("REGION", "POOL", "HOST", "ENDPOINT", "REVISION", "LAST REPORT")
+	for _, r := range s.Regions {
+		pool := make([]string, len(r.Pool))
+		for i, p := range r.Pool {
+			pool[i] = p.String()
+		}
+		for _, h := range r.Hosts {
+			revision, reported := any(h.Revision), "never"
+			if !h.Reported.IsZero() {
+				reported = h.Reported.UTC().Format(time.DateTime)
+			}
+			if r.Name != s.Region { // those of other regions report elsewhere
+				revision, reported = "", ""
+			}
+			t.row(r.Name, strings.Join(pool, ", "), h.Name, h.Endpoint, revision, reported)
+		}
+	}
+	return t
+}
+
+func networksTable(s api.Status) *table {
+	t := &table{}
+	t.row("NETWORK", "TEAM", "CIDR", "ATTACHED", "PAIR", "SESSIONS", "PACKETS OUT", "PACKETS IN", "WRONG SOURCE")
+	for _, n := range s.Networks {
+		var sessions [2]int
+		var out, in, wrong uint64
+		for _, h := range n.Hosts {
+			sessions[0] += h.Sessions[0]
+			sessions[1] += h.Sessions[1]
+			out, in, wrong = out+h.Egress.Packets, in+h.Ingress.Packets, wrong+h.WrongSource
+		}
+		t.row(titled(n.ID, n.Name), n.Team, n.CIDR, n.Attachments, pairText(n.Pair), fmt.Sprintf("%d, %d", sessions[0], sessions[1]), out, in, wrong)
+	}
+	return t
+}
+
+func keysTable(s api.Status) *table {
+	t := &table{}
+	t.row("NETWORK", "HOST", "ENDPOINT", "PEERS", "PUBLIC KEY")
+	for _, n := range s.Networks {
+		for _, h := range n.Hosts {
+			t.row(titled(n.ID, n.Name), h.Host, endpointText(h.Endpoint), h.Peers, h.PublicKey)
+		}
+	}
+	return t
+}
+
+func endpointText(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+func dropsTable(s api.Status) *table {
+	t := &table{}
+	t.row("NETWORK", "DROPPED BECAUSE", "PACKETS")
+	for _, n := range s.Networks {
+		sum := make(map[string]uint64)
+		for _, h := range n.Hosts {
+			for reason, count := range h.Drops {
+				sum[reason] += count
+			}
+		}
+		for _, reason := range slices.Sorted(maps.Keys(sum)) {
+			if sum[reason] > 0 {
+				t.row(titled(n.ID, n.Name), reason, sum[reason])
+			}
+		}
+	}
+	return t
+}
