@@ -1,0 +1,182 @@
+// Command sallyport-sidecar is the sidecar in function workers: one process per
+// worker carries the packets of its sandboxes into their networks.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sallyport-net/sallyport/control/api"
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/config"
+	"github.com/sallyport-net/sallyport/sidecar"
+	"github.com/sallyport-net/sallyport/sidecar/confine"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// socketVariable names the sidecar's socket for exec, as --socket does.
+const socketVariable = "SALLYPORT_SIDECAR_SOCKET"
+
+const defaultSocket = "/run/sallyport/sidecar.sock"
+
+// exit is the end of a command that ran: its code, and nothing to say.
+type exit int
+
+func (e exit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func main() {
+	if len(os.Args) > 2 && os.Args[1] == confine.Subcommand {
+		os.Exit(confine.Enter(os.Args[3:])) // behind the "--"
+	}
+	err := command().Execute()
+	var code exit
+	var failure *confine.Failure
+	switch {
+	case err == nil:
+	case errors.As(err, &code):
+		os.Exit(int(code))
+	case errors.As(err, &failure):
+		fmt.Fprintln(os.Stderr, "sallyport-sidecar:", err)
+		os.Exit(failure.Code)
+	default:
+		fmt.Fprintln(os.Stderr, "sallyport-sidecar:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "sallyport-sidecar",
+		Short:         "Carry the packets of a worker's sandboxes into their networks",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(runCommand(), execCommand())
+	return root
+}
+
+func runCommand() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "run --config FILE",
+		Short: "Serve this worker's sandboxes until SIGTERM",
+		Long: `Serve this worker's sandboxes until SIGTERM or SIGINT.
+
+The sidecar needs no privilege. Its WireGuard key is made in memory at each start.
+Sandboxes ask for their attachment at a unix socket; "sallyport-sidecar exec" does
+that. When the sidecar ends, what still runs in sandboxes has no network left.`,
+		Example: "  sallyport-sidecar run --config /etc/sallyport/sallyport-sidecar.yaml",
+		Args:    cobra.NoArgs,
+		RunE:    func(*cobra.Command, []string) error { return run(file) },
+	}
+	cmd.Flags().StringVar(&file, "config", "", "the sidecar's configuration `FILE` (needed)")
+	if err := cmd.MarkFlagRequired("config"); err != nil {
+		panic(err) // the flag is defined one line above
+	}
+	return cmd
+}
+
+// run serves with the settings of a file until a signal comes.
+func run(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("open the configuration: %w", err)
+	}
+	defer f.Close()
+	c, err := config.ReadSidecar(file, f)
+	if err != nil {
+		return err
+	}
+	token, err := os.ReadFile(c.TokenFile)
+	if err != nil {
+		return fmt.Errorf("read the API's token: %w", err)
+	}
+	client, err := api.NewClient(api.ClientConfig{Address: c.API, Token: strings.TrimSpace(string(token))})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	s, err := sidecar.New(sidecar.Config{
+		Control: client, Region: c.Region, Socket: c.Socket, Admin: c.Admin.Listen, Log: logger(c.Log),
+	})
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return s.Run(ctx)
+}
+
+func logger(c config.Log) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		level = slog.LevelInfo // the configuration has checked it
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, opts))
+}
+
+func execCommand() *cobra.Command {
+	cfg := sidecar.ExecConfig{Messages: os.Stderr, Socket: os.Getenv(socketVariable)}
+	if cfg.Socket == "" {
+		cfg.Socket = defaultSocket
+	}
+	var kind string
+	cmd := &cobra.Command{
+		Use:   "exec --project P --environment E [--kind K] --runtime R -- CMD [ARG...]",
+		Short: "Run a command as a sandbox of a project's environment",
+		Long: `Run a command as a sandbox of a project's environment, without any privilege.
+
+The command gets a network namespace that holds loopback and one interface, whose
+far end is the sidecar; its name server is the network's gateway. It starts when a
+packet has been through the tunnel and back, and it runs without capabilities.
+Edge functions, and builds of environments that do not include them, bypass: they
+run untouched, and are counted.
+
+The exit code is the command's own, or 128 and the number of the signal that ended
+it; 125 if the sandbox could not be made, 126 if the command cannot be run, 127 if
+it was not found.`,
+		Example: "  sallyport-sidecar exec --project prj_shop --environment production --runtime nodejs -- node server.js",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			cfg.Kind, cfg.Command = spec.Kind(kind), args
+			code, err := sidecar.Exec(cfg)
+			if err == nil && code != 0 {
+				return exit(code)
+			}
+			var failure *confine.Failure
+			if err != nil && code != 0 && !errors.As(err, &failure) {
+				fmt.Fprintln(os.Stderr, "sallyport-sidecar:", err)
+				return exit(code)
+			}
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&cfg.Socket, "socket", cfg.Socket, "`PATH` of the sidecar's socket (or "+socketVariable+")")
+	flags.StringVar(&cfg.Project, "project", "", "`ID` of the project (needed)")
+	flags.StringVar(&cfg.Environment, "environment", "", "`NAME` of its environment (needed)")
+	flags.StringVar(&kind, "kind", string(spec.KindFunction), "function or build")
+	flags.StringVar(&cfg.Runtime, "runtime", "", "nodejs, python, go, ruby, edge or another (needed)")
+	flags.BoolVarP(&cfg.Verbose, "verbose", "v", false, "say on standard error what is done")
+	for _, name := range []string{"project", "environment", "runtime"} {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err) // the flags are defined above
+		}
+	}
+	return cmd
+}
