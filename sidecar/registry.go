@@ -177,15 +177,25 @@ func (s *Sidecar) prove(ctx context.Context, l *link) error {
 }
 
 // detach ends a sandbox: packets first, then the control plane is told. It says
-// whether there was one.
+// whether there was one, and returns when all is done, also where somebody else
+// has begun.
 func (s *Sidecar) detach(ctx context.Context, id, why string) bool {
 	s.mu.Lock()
-	e := s.entries[id]
+	e, leaving := s.entries[id], s.leaving[id]
 	if e == nil {
 		s.mu.Unlock()
-		return false
+		if leaving == nil {
+			return false
+		}
+		select {
+		case <-leaving:
+		case <-ctx.Done():
+		}
+		return true
 	}
 	delete(s.entries, id)
+	leaving = make(chan struct{})
+	s.leaving[id] = leaving
 	e.timer.Stop()
 	close(e.gone)
 	sw := e.sw
@@ -207,6 +217,10 @@ func (s *Sidecar) detach(ctx context.Context, id, why string) bool {
 		}
 	}
 	s.tellDetached(ctx, id)
+	s.mu.Lock()
+	delete(s.leaving, id)
+	s.mu.Unlock()
+	close(leaving)
 	return true
 }
 

@@ -198,9 +198,7 @@ func (v *server) device(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer conn.Close()
-	if err := v.hold(conn, e); err != nil {
-		why = err.Error()
-	}
+	why = v.hold(conn, e).Error()
 }
 
 // hijack takes a connection from the HTTP server and says so to the client.
@@ -223,8 +221,8 @@ func hijack(w http.ResponseWriter) (*net.UnixConn, error) {
 	return conn, nil
 }
 
-// hold serves a sandbox as long as its connection lives. Its error is why the
-// sandbox never ran or does not any more.
+// hold serves a sandbox as long as its connection lives. Its error, which is
+// never nil, is why the sandbox never ran or does not any more.
 func (v *server) hold(conn *net.UnixConn, e *entry) error {
 	ended, err := v.begin(conn, e)
 	_ = conn.SetDeadline(time.Now().Add(deviceTimeout))

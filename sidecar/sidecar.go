@@ -112,6 +112,7 @@ type Sidecar struct {
 
 	mu          sync.Mutex // guards what follows
 	entries     map[string]*entry
+	leaving     map[string]chan struct{} // being detached; closed when done
 	networks    map[string]*network
 	owed        map[string]struct{} // detached here, and the control plane has not heard it
 	bypassTotal map[string]uint64   // by reason, since the start
@@ -138,6 +139,7 @@ func New(cfg Config) (*Sidecar, error) {
 		clock:       clock{base: time.Now()},
 		pool:        newBufferPool(cfg.MTU),
 		entries:     make(map[string]*entry),
+		leaving:     make(map[string]chan struct{}),
 		networks:    make(map[string]*network),
 		owed:        make(map[string]struct{}),
 		bypassTotal: make(map[string]uint64),
@@ -181,6 +183,9 @@ func (s *Sidecar) close() {
 	s.closing = true
 	ids := make([]string, 0, len(s.entries))
 	for id := range s.entries {
+		ids = append(ids, id)
+	}
+	for id := range s.leaving {
 		ids = append(ids, id)
 	}
 	s.mu.Unlock()

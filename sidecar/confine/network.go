@@ -42,6 +42,9 @@ func makeNetwork(s settings) (wire, error) {
 		return wire{}, fmt.Errorf("open the sandbox's network namespace: %w", err)
 	}
 	defer func() { _ = here.Close() }()
+	// Before the interface is made, so that not even a router is asked for by IPv6.
+	// Where that cannot be had, its packets are dropped at the far end.
+	_ = here.Apply(hostnet.Plan{Sysctls: []hostnet.Sysctl{futureNoIPv6()}})
 	if s.Interface != Veth {
 		w, err := makeTUN(s, here)
 		missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
@@ -139,12 +142,15 @@ func plan(s settings, link hostnet.Link) hostnet.Plan {
 	}
 }
 
-// noIPv6 switches IPv6 off on all interfaces, present and future.
+// noIPv6 switches IPv6 off on all interfaces, present and future. Routes of
+// IPv6 cannot be made any more then.
 func noIPv6() []hostnet.Sysctl {
-	return []hostnet.Sysctl{
-		{Name: "net.ipv6.conf.all.disable_ipv6", Value: "1"},
-		{Name: "net.ipv6.conf.default.disable_ipv6", Value: "1"},
-	}
+	return []hostnet.Sysctl{{Name: "net.ipv6.conf.all.disable_ipv6", Value: "1"}, futureNoIPv6()}
+}
+
+// futureNoIPv6 switches IPv6 off on interfaces that are made from now on.
+func futureNoIPv6() hostnet.Sysctl {
+	return hostnet.Sysctl{Name: "net.ipv6.conf.default.disable_ipv6", Value: "1"}
 }
 
 // quiet sets what makes the sandbox more pleasant and is no part of its
