@@ -30,20 +30,18 @@ type server struct {
 	log   *slog.Logger
 	// token is the digest of the token: digests have one length, so that comparing
 	// them tells nothing of the token's.
-	token    [sha256.Size]byte
-	hasToken bool
-	mux      *http.ServeMux
+	token [sha256.Size]byte
+	mux   *http.ServeMux
 }
 
 // NewServer returns the handler of the control API; see [api]. Who serves it
 // listens with [Listen]: on a unix socket or the loopback interface.
 func NewServer(store *Store, cfg ServerConfig) http.Handler {
 	s := &server{
-		store:    store,
-		log:      cfg.Log,
-		token:    sha256.Sum256([]byte(cfg.Token)),
-		hasToken: cfg.Token != "",
-		mux:      http.NewServeMux(),
+		store: store,
+		log:   cfg.Log,
+		token: sha256.Sum256([]byte(cfg.Token)),
+		mux:   http.NewServeMux(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -71,12 +69,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *server) authorize(r *http.Request) error {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	// Whoever sends none is turned away here, also where ours is empty.
 	if token == "" || !strings.EqualFold(scheme, "Bearer") {
 		return &api.Error{Status: http.StatusUnauthorized, Code: api.CodeUnauthorized,
 			Message: "the request has no token; send \"Authorization: Bearer TOKEN\" with the one in the file that api.token_file names"}
 	}
 	digest := sha256.Sum256([]byte(token))
-	if subtle.ConstantTimeCompare(digest[:], s.token[:]) != 1 || !s.hasToken {
+	if subtle.ConstantTimeCompare(digest[:], s.token[:]) != 1 {
 		return &api.Error{Status: http.StatusForbidden, Code: api.CodeForbidden,
 			Message: "the token is not that of this control plane; use the one in the file that its api.token_file names"}
 	}

@@ -228,6 +228,10 @@ func TestNATConfig(t *testing.T) {
 	if _, err := nat.New(c); err != nil {
 		t.Error(err)
 	}
+	d.Admin.Listen = netip.MustParseAddrPort("127.0.0.1:9469") // nobody outside can mistake that
+	if got := NATConfig(d, external).Reserved; !slices.Equal(got, []uint16{51820, 51821, 51822}) {
+		t.Errorf("reserved %v", got)
+	}
 	if NATConfig(Daemon{}, external).Reserved != nil {
 		t.Error("ports are reserved that nobody configured")
 	}
