@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// adminServer serves metrics.
+// adminServer serves metrics and health.
 type adminServer struct {
 	listener net.Listener
 	http     *http.Server
@@ -30,9 +30,22 @@ func (s *Sidecar) listenAdmin() (*adminServer, error) {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	s.cfg.Log.Info("metrics are served", "address", l.Addr().String())
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
+	mux.HandleFunc("GET /readyz", s.ready)
 	return &adminServer{listener: l, http: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}, nil
+}
+
+// ready says whether sandboxes can be attached: whether the control plane answers.
+func (s *Sidecar) ready(w http.ResponseWriter, _ *http.Request) {
+	c := s.status().Control
+	if !c.Reachable {
+		http.Error(w, "the control plane does not answer: "+c.Error, http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ready")
 }
 
 // run serves until ctx ends.

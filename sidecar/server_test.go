@@ -322,6 +322,16 @@ func TestMetrics(t *testing.T) {
 	if _, err := s.attach(t.Context(), edge()); err != nil {
 		t.Fatal(err)
 	}
+	for path, want := range map[string]int{"/healthz": 200, "/readyz": 503} {
+		resp, err := http.Get("http://" + admin.listener.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s answers %d, want %d", path, resp.StatusCode, want)
+		}
+	}
 	resp, err := http.Get("http://" + admin.listener.Addr().String() + "/metrics")
 	if err != nil {
 		t.Fatal(err)

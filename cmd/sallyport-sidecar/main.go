@@ -38,20 +38,30 @@ func main() {
 	if len(os.Args) > 2 && os.Args[1] == confine.Subcommand {
 		os.Exit(confine.Enter(os.Args[3:])) // behind the "--"
 	}
-	err := command().Execute()
+	os.Exit(execute(os.Args[1:]))
+}
+
+// execute runs a subcommand and returns the program's exit code.
+func execute(args []string) int {
+	root := command()
+	root.SetArgs(args)
+	ran, err := root.ExecuteC()
 	var code exit
+	if errors.As(err, &code) {
+		return int(code)
+	}
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "sallyport-sidecar:", err)
 	var failure *confine.Failure
 	switch {
-	case err == nil:
-	case errors.As(err, &code):
-		os.Exit(int(code))
 	case errors.As(err, &failure):
-		fmt.Fprintln(os.Stderr, "sallyport-sidecar:", err)
-		os.Exit(failure.Code)
-	default:
-		fmt.Fprintln(os.Stderr, "sallyport-sidecar:", err)
-		os.Exit(1)
+		return failure.Code
+	case ran != nil && ran.Name() == "exec":
+		return confine.ExitFailed // 1 would be taken for the command's own
 	}
+	return 1
 }
 
 func command() *cobra.Command {
@@ -135,7 +145,7 @@ func execCommand() *cobra.Command {
 	if cfg.Socket == "" {
 		cfg.Socket = defaultSocket
 	}
-	var kind string
+	var kind, via string
 	cmd := &cobra.Command{
 		Use:   "exec --project P --environment E [--kind K] --runtime R -- CMD [ARG...]",
 		Short: "Run a command as a sandbox of a project's environment",
@@ -154,24 +164,22 @@ it was not found.`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			cfg.Kind, cfg.Command = spec.Kind(kind), args
+			cfg.Interface = confine.Interface(via)
 			code, err := sidecar.Exec(cfg)
 			if err == nil && code != 0 {
-				return exit(code)
-			}
-			var failure *confine.Failure
-			if err != nil && code != 0 && !errors.As(err, &failure) {
-				fmt.Fprintln(os.Stderr, "sallyport-sidecar:", err)
 				return exit(code)
 			}
 			return err
 		},
 	}
 	flags := cmd.Flags()
+	flags.SetInterspersed(false) // what follows the command's name is the command's
 	flags.StringVar(&cfg.Socket, "socket", cfg.Socket, "`PATH` of the sidecar's socket (or "+socketVariable+")")
 	flags.StringVar(&cfg.Project, "project", "", "`ID` of the project (needed)")
 	flags.StringVar(&cfg.Environment, "environment", "", "`NAME` of its environment (needed)")
 	flags.StringVar(&kind, "kind", string(spec.KindFunction), "function or build")
 	flags.StringVar(&cfg.Runtime, "runtime", "", "nodejs, python, go, ruby, edge or another (needed)")
+	flags.StringVar(&via, "interface", "", "tun or veth; without it a TUN where the machine gives one, else a veth pair")
 	flags.BoolVarP(&cfg.Verbose, "verbose", "v", false, "say on standard error what is done")
 	for _, name := range []string{"project", "environment", "runtime"} {
 		if err := cmd.MarkFlagRequired(name); err != nil {
