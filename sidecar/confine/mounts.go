@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -44,6 +45,9 @@ func makeMounts(s settings) (notes []string, err error) {
 	}
 	var hidden []string
 	for _, path := range append(nameServices(), s.Hide...) {
+		if at, err := filepath.EvalSymlinks(path); err == nil && slices.Contains(hidden, at) {
+			continue // another name of the same
+		}
 		at, err := hide(path)
 		if err != nil {
 			return nil, err
@@ -61,6 +65,12 @@ func makeMounts(s settings) (notes []string, err error) {
 		if err := seal(at); err != nil {
 			return nil, err
 		}
+	}
+	// Programs with capabilities of their own, as ping often is, could not be
+	// started at all by someone who may have none; where these do not count, they can.
+	nosuid := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID}
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &nosuid); err != nil {
+		notes = append(notes, fmt.Sprintf("programs with file capabilities cannot be started: %v", err))
 	}
 	// A command that runs as root owns the kernel's parameters, and needs no
 	// capability to write those of its network.
