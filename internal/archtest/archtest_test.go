@@ -1,10 +1,8 @@
 package archtest
 
 import (
-	"io/fs"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -171,15 +169,5 @@ func TestChecksFind(t *testing.T) {
 				t.Errorf("found %q, want %q", found, c.want)
 			}
 		})
-	}
-}
-
-// TestTemporaryFoldersAreRemembered fails when a folder that was to go has gone:
-// then its entry goes, too.
-func TestTemporaryFoldersAreRemembered(t *testing.T) {
-	for _, dir := range temporary {
-		if _, err := fs.Stat(os.DirFS(moduleRoot), path.Clean(dir)); err != nil {
-			t.Logf("%s is gone: remove it from the list of temporary folders", dir)
-		}
 	}
 }

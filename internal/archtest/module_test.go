@@ -34,8 +34,8 @@ type module struct {
 	files []source
 }
 
-// load parses every Go file below the root, except in hidden folders, testdata,
-// build output and the temporary folders.
+// load parses every Go file below the root, except in hidden folders, testdata and
+// build output.
 func load(root fs.FS) (*module, error) {
 	m := &module{fset: token.NewFileSet()}
 	err := fs.WalkDir(root, ".", func(name string, entry fs.DirEntry, err error) error {
@@ -45,7 +45,7 @@ func load(root fs.FS) (*module, error) {
 		base := path.Base(name)
 		if entry.IsDir() {
 			hidden := name != "." && (base[0] == '.' || base[0] == '_')
-			if hidden || base == "testdata" || name == "bin" || slices.Contains(temporary, name) {
+			if hidden || base == "testdata" || name == "bin" {
 				return fs.SkipDir
 			}
 			return nil

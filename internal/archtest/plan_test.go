@@ -68,9 +68,6 @@ var plan = []room{
 	{path: "cmd/sallyport-bench", may: []string{"*"}, why: "a program wires what it needs"},
 }
 
-// temporary holds folders that are about to go and are not looked at.
-var temporary = []string{"internal/depstmp"}
-
 // outsider is a foreign module, and the only rooms that may import it; a room
 // stands for its subfolders, too. Tests of other rooms must not, either.
 type outsider struct {
