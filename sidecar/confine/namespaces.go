@@ -22,7 +22,7 @@ func namespaces() *syscall.SysProcAttr {
 	if mayMapOthers() {
 		uids, gids := identity("/proc/self/uid_map"), identity("/proc/self/gid_map")
 		if len(uids) > 0 && len(gids) > 0 {
-			attr.UidMappings, attr.GidMappings, attr.GidMappingsEnableSetgroups = uids, gids, true
+			attr.UidMappings, attr.GidMappings, attr.GidMappingsEnableSetgroups = uids, gids, mayEnableSetgroups()
 			return attr
 		}
 	}
@@ -41,6 +41,13 @@ func mayMapOthers() bool {
 	}
 	const wanted = 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID
 	return data[0].Effective&wanted == wanted
+}
+
+// mayEnableSetgroups says whether a user namespace made here may have setgroups(2):
+// not where this one, perhaps itself made by an unprivileged user, has not.
+func mayEnableSetgroups() bool {
+	text, err := os.ReadFile("/proc/self/setgroups")
+	return err == nil && strings.TrimSpace(string(text)) == "allow"
 }
 
 // identity reads which ids exist in this user namespace, from its uid_map or
