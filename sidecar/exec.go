@@ -142,10 +142,14 @@ func outlives(conn *net.UnixConn, ended <-chan struct{}) bool {
 	select {
 	case <-ended:
 		return false
-	default:
+	case <-time.After(endGrace):
 		return true
 	}
 }
+
+// endGrace is how much earlier the sidecar may see a command end, which takes
+// its interface along, than the one who waits for the command.
+const endGrace = 500 * time.Millisecond
 
 func (cfg ExecConfig) say(format string, args ...any) {
 	if cfg.Messages != nil {

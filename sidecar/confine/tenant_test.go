@@ -75,6 +75,11 @@ func seeInterfaces() error {
 	if all[1].MTU != 1420 {
 		return fmt.Errorf("MTU %d; want 1420", all[1].MTU)
 	}
+	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_ICMP); err != nil {
+		return fmt.Errorf("open a ping socket: %w", err)
+	} else {
+		_ = unix.Close(fd)
+	}
 	c, err := net.Listen("tcp", "127.0.0.1:80")
 	if err != nil {
 		return fmt.Errorf("listen on loopback: %w", err)
