@@ -82,11 +82,12 @@ func BenchmarkProbe(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	buf := make([]byte, 64)
-	n := packet.Probe{Type: packet.ProbeRequest}.Put(buf)
+	conn.SetDeadline(time.Now().Add(patience))
+	request, buf := make([]byte, packet.ProbeSize), make([]byte, packet.ProbeSize)
+	packet.Probe{Type: packet.ProbeRequest}.Put(request)
 	b.ReportAllocs()
 	for b.Loop() {
-		conn.Write(buf[:n])
+		conn.Write(request)
 		if _, err := conn.Read(buf); err != nil {
 			b.Fatal(err)
 		}
