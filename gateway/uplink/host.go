@@ -74,9 +74,23 @@ func describe(c SocketsConfig, ping bool) string {
 	}
 	return fmt.Sprintf("sockets on %s: at most %d sessions of %d descriptors, %d pending connects, %d per destination; %s; "+
 		"ports %s are shared with the host (net.ipv4.ip_local_port_range), one that it uses is refused and chosen anew; "+
-		"UDP buffers of %d KiB, net.core.rmem_max %s and wmem_max %s",
+		"UDP segmentation offload (GSO) %s, receive offload (GRO) %s; UDP buffers of %d KiB, net.core.rmem_max %s and wmem_max %s",
 		joinAddrs(c.Addresses), c.MaxSessions, descriptors(), c.MaxPending, c.MaxPendingPerDestination, icmp,
-		sysctl("ipv4/ip_local_port_range", "-"), socketBuffer>>10, sysctl("core/rmem_max", " "), sysctl("core/wmem_max", " "))
+		sysctl("ipv4/ip_local_port_range", "-"), udpOffload(unix.UDP_SEGMENT), udpOffload(unix.UDP_GRO), socketBuffer>>10, sysctl("core/rmem_max", " "), sysctl("core/wmem_max", " "))
+}
+
+// udpOffload tries an offload of UDP sockets, the tunnels' as well as the
+// uplink's, and says whether the kernel has it.
+func udpOffload(option int) string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "unknown"
+	}
+	defer unix.Close(fd)
+	if unix.SetsockoptInt(fd, unix.IPPROTO_UDP, option, 1) != nil {
+		return "off (the kernel has none)"
+	}
+	return "on"
 }
 
 func joinAddrs(addrs []netip.Addr) string {
