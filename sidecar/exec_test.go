@@ -70,16 +70,19 @@ func tenant(args []string) error {
 		return nil
 	case "await-end": // says that it runs, and waits until its interface is gone and its input ends
 		fmt.Println("running")
-		deadline := time.Now().Add(patience)
+		deadline := time.After(patience)
+		again := time.NewTicker(5 * time.Millisecond)
+		defer again.Stop()
 		for {
 			all, err := net.Interfaces()
 			if err == nil && len(all) == 1 {
 				break
 			}
-			if time.Now().After(deadline) {
+			select {
+			case <-again.C:
+			case <-deadline:
 				return errors.New("the interface is still there")
 			}
-			time.Sleep(5 * time.Millisecond)
 		}
 		if c, err := net.DialTimeout("tcp4", "192.0.2.1:80", time.Second); err == nil {
 			_ = c.Close()

@@ -29,12 +29,15 @@ const patience = 10 * time.Second
 // eventually waits until a condition holds.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.After(patience)
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
 	for !condition() {
-		if time.Now().After(deadline) {
+		select {
+		case <-again.C:
+		case <-deadline:
 			t.Fatalf("after %v still not so: %s", patience, what)
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

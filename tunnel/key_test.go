@@ -131,6 +131,7 @@ func TestKeyIsHiddenInLogs(t *testing.T) {
 func FuzzParseState(f *testing.F) {
 	f.Add("listen_port=51820\npublic_key=" + strings.Repeat("ab", 32) + "\nendpoint=192.0.2.1:51820\nallowed_ip=10.0.0.5/32\nrx_bytes=1\nlast_handshake_time_sec=5\nlast_handshake_time_nsec=6\n")
 	f.Add("public_key=00\n")
+	f.Add("public_key=" + strings.Repeat("00", 33))
 	f.Add("=\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		s, err := parseState(text)

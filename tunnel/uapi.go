@@ -64,11 +64,11 @@ func (s *deviceState) line(key, value string) error {
 		s.listenPort = uint16(port)
 		return err
 	case "public_key":
-		var p PeerStats
-		if n, err := hex.Decode(p.PublicKey[:], []byte(value)); err != nil || n != KeySize {
-			return fmt.Errorf("%d bytes of hex, expected %d", n, KeySize)
+		raw, err := hex.DecodeString(value)
+		if err != nil || len(raw) != KeySize {
+			return fmt.Errorf("%d bytes of hex, expected %d", len(raw), KeySize)
 		}
-		s.peers = append(s.peers, p)
+		s.peers = append(s.peers, PeerStats{PublicKey: Key(raw)})
 		return nil
 	}
 	if len(s.peers) == 0 {

@@ -283,6 +283,9 @@ func TestInside(t *testing.T) {
 
 // The tenant runs as an ordinary user, without any right on /dev/net/tun.
 func TestAsNobody(t *testing.T) {
+	if raceDetector {
+		t.Skip("repeats what other tests do, at a walking pace")
+	}
 	if os.Getuid() != 0 {
 		netlab.NotRun(t, "only root can become another user")
 	}
@@ -318,6 +321,9 @@ func TestAsNobody(t *testing.T) {
 
 // The sandbox is made inside another user namespace, as in an unprivileged container.
 func TestInAnotherUserNamespace(t *testing.T) {
+	if raceDetector {
+		t.Skip("repeats what other tests do, at a walking pace")
+	}
 	cmd := exec.Command(self(t)[0], "-test.v", "-test.run=^(TestExitCodes|TestInside|TestBindsLife)$")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS,

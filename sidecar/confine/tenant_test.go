@@ -241,7 +241,9 @@ func landlockScopes() bool {
 
 // waitClosed waits until the interface is gone and then looks for another way.
 func waitClosed() error {
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.After(10 * time.Second)
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
 	for {
 		all, err := net.Interfaces()
 		if err != nil {
@@ -250,10 +252,11 @@ func waitClosed() error {
 		if len(all) == 1 {
 			break
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-again.C:
+		case <-deadline:
 			return fmt.Errorf("interfaces %v are still there after 10 s", all)
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	c, err := net.DialTimeout("tcp4", "192.0.2.1:80", time.Second)
 	if err == nil {
