@@ -67,8 +67,8 @@ func expectations() []check {
 		{"a destination that the policy refuses", fmt.Sprintf("an error within %v, nothing sent", refusalPatience), lookRefused},
 		{"two networks with one CIDR", "one inner address twice, each its own pair", lookTwins},
 		{"they do not see each other", "no way from one to the other's function", lookApart},
-		{"packets of the gateway's host", "no source but the pairs and its tunnel", lookGatewayLink},
-		{"packets of the worker", "none but the tunnel's and what bypassed", lookWorkerLink},
+		{"packets of the gateway's host", "none but the pairs' and the tunnel's", lookGatewayLink},
+		{"packets of the worker", "none but the tunnel's and the bypasses'", lookWorkerLink},
 		{"sallyportd's own count of wrong sources", "0", lookMetric},
 	}
 }
@@ -127,33 +127,34 @@ func lookMore(ctx context.Context, s *stage) (outcome, error) {
 // lookBypass looks whence a sandbox without a tunnel is seen, and whether the
 // control API knows of it.
 func lookBypass(who subject, reason string) func(context.Context, *stage) (outcome, error) {
-	return func(ctx context.Context, s *stage) (outcome, error) {
-		b, err := s.start(ctx, who)
-		if err != nil {
-			return outcome{}, err
-		}
-		seen, err := addresses(b.do(task{Do: doHTTP, Target: at(origin, portHTTP)}))
-		if err != nil {
-			return outcome{}, err
-		}
-		s.bypassed = append(s.bypassed, seen...)
-		attachments, err := s.api.Attachments(ctx)
-		if err != nil {
-			return outcome{}, errors.Join(err, b.end())
-		}
-		status, err := s.api.Status(ctx)
-		if err = errors.Join(err, b.end()); err != nil {
-			return outcome{}, err
-		}
-		o := allFrom(seen, pair{workerLink.Addr(), workerLink.Addr()})
-		listed := 0
-		for _, a := range attachments {
-			if a.Bypass == reason && a.Runtime == who.runtime && a.Kind == who.kind {
-				listed++
+	return func(ctx context.Context, s *stage) (o outcome, err error) {
+		err = s.with(ctx, who, func(b *sandbox) error {
+			seen, err := addresses(b.do(task{Do: doHTTP, Target: at(origin, portHTTP)}))
+			if err != nil {
+				return err
 			}
-		}
-		counted := status.BypassesTotal[reason]
-		return outcome{fmt.Sprintf("%s, listed %d, counted %d: %s", o.seen, listed, counted, reason), o.held && listed == 1 && counted == 1}, nil
+			s.bypassed = append(s.bypassed, seen...)
+			attachments, err := s.api.Attachments(ctx)
+			if err != nil {
+				return err
+			}
+			status, err := s.api.Status(ctx)
+			if err != nil {
+				return err
+			}
+			listed := 0
+			for _, a := range attachments {
+				if a.Bypass == reason && a.Runtime == who.runtime && a.Kind == who.kind {
+					listed++
+				}
+			}
+			counted := status.BypassesTotal[reason]
+			o = allFrom(seen, pair{workerLink.Addr(), workerLink.Addr()})
+			o.seen += fmt.Sprintf(", listed %d, counted %d: %s", listed, counted, reason)
+			o.held = o.held && listed == 1 && counted == 1
+			return nil
+		})
+		return o, err
 	}
 }
 
@@ -209,45 +210,42 @@ func lookTwins(_ context.Context, s *stage) (outcome, error) {
 
 // lookApart has one network's function connect to an address at which only the
 // other network has anybody, who listens.
-func lookApart(ctx context.Context, s *stage) (outcome, error) {
+func lookApart(ctx context.Context, s *stage) (o outcome, err error) {
 	const port = 7000
-	b, err := s.start(ctx, function)
-	if err != nil {
-		return outcome{}, err
-	}
-	own, err := addresses(b.do(task{Do: doListen, Target: fmt.Sprintf(":%d", port)}))
-	if err != nil {
-		return outcome{}, err
-	}
-	if len(own) != 1 {
-		return outcome{}, errors.Join(fmt.Errorf("the function that listens has the addresses %v, not one", own), b.end())
-	}
-	target := at(own[0].Addr(), port)
-	a, err := s.globex.do(task{Do: doHTTP, Target: target})
-	if err = errors.Join(err, b.end()); err != nil {
-		return outcome{}, err
-	}
-	if a.Failure == "" {
-		return outcome{"connected to " + target, false}, nil
-	}
-	return outcome{a.Failure, true}, nil
+	err = s.with(ctx, function, func(b *sandbox) error {
+		own, err := addresses(b.do(task{Do: doListen, Target: fmt.Sprintf(":%d", port)}))
+		if err != nil {
+			return err
+		}
+		if len(own) != 1 {
+			return fmt.Errorf("the function that listens has the addresses %v, not one", own)
+		}
+		target := at(own[0].Addr(), port)
+		a, err := s.globex.do(task{Do: doHTTP, Target: target})
+		o = outcome{"connected to " + target, false}
+		if a.Failure != "" {
+			o = outcome{target + ": " + lastWords(a.Failure), true}
+		}
+		return err
+	})
+	return o, err
 }
 
 func lookGatewayLink(_ context.Context, s *stage) (outcome, error) {
-	return judgeCapture(s.world.fromGateway, mayLeaveGateway)
+	return judgeCapture(s.world.fromGateway, ofGateway, byTunnel, byPair)
 }
 
 func lookWorkerLink(_ context.Context, s *stage) (outcome, error) {
-	return judgeCapture(s.world.fromWorker, mayLeaveWorker(s.bypassed))
+	return judgeCapture(s.world.fromWorker, ofWorker(s.bypassed), byTunnel, byBypass)
 }
 
 // judgeCapture looks at all that a capture saw.
-func judgeCapture(c *netlab.Capture, may func(netlab.Packet) bool) (outcome, error) {
+func judgeCapture(c *netlab.Capture, why func(netlab.Packet) string, reasons ...string) (outcome, error) {
 	packets, stats := c.Packets(), c.Stats()
 	if stats.Forgotten > 0 {
 		return outcome{}, fmt.Errorf("%d of %d packets are no longer known one by one", stats.Forgotten, stats.Seen)
 	}
-	return onlyAllowed(packets, stats.Lost, may), nil
+	return onlyAllowed(packets, stats.Lost, why, reasons...), nil
 }
 
 // lookMetric reads the count that must be 0 the way a monitor does.

@@ -17,6 +17,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sallyport-net/sallyport/internal/netlab"
@@ -47,18 +50,13 @@ type Config struct {
 // its work there; where that is forbidden, root's powers will do, and else the
 // report says of everything that it is not possible.
 func Run(ctx context.Context, cfg Config) (int, error) {
-	why := netlab.Usable
+	var forbidden error
 	if !netlab.Inside() {
 		code, err := netlab.Reexec(os.Args)
 		if err == nil {
 			return code, nil
 		}
-		why = func() error {
-			if unusable := netlab.Usable(); unusable != nil {
-				return errors.Join(err, unusable)
-			}
-			return nil
-		}
+		forbidden = err
 	}
 	p := newPrinter(cfg.Out, cfg.Terminal, expectations())
 	if cfg.JSON {
@@ -66,8 +64,8 @@ func Run(ctx context.Context, cfg Config) (int, error) {
 	}
 	began := time.Now()
 	var r report
-	if err := why(); err != nil {
-		r = nothingPossible(p, err)
+	if err := usable(); err != nil {
+		r = nothingPossible(p, errors.Join(forbidden, err))
 	} else {
 		r = show(ctx, cfg, p)
 	}
@@ -85,11 +83,29 @@ func Run(ctx context.Context, cfg Config) (int, error) {
 	return 0, nil
 }
 
+// usable says whether this process can build the machines, and the sandboxes on
+// them, which need user namespaces of their own whoever asks.
+func usable() error {
+	if err := netlab.Usable(); err != nil {
+		return err
+	}
+	cmd := exec.Command("/proc/self/exe", FunctionCommand) // without tasks it ends at once
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}},
+	}
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("no user namespace can be made for a sandbox (see /proc/sys/user/max_user_namespaces and the machine's security policy): %w", err)
+	}
+	return nil
+}
+
 // nothingPossible is the report of a machine that allows no namespaces.
 func nothingPossible(p *printer, why error) (r report) {
 	p.header()
 	for _, c := range expectations() {
-		line := result{Name: c.name, Expected: c.expected, Seen: why.Error(), Status: impossible}
+		line := result{Name: c.name, Expected: c.expected, Seen: strings.ReplaceAll(why.Error(), "\n", "; "), Status: impossible}
 		r.Results = append(r.Results, line)
 		p.result(line)
 	}

@@ -223,7 +223,8 @@ func lookup(ctx context.Context, name string) ([]netip.AddrPort, error) {
 	return []netip.AddrPort{a}, err
 }
 
-// listen accepts and closes connections until ctx ends.
+// listen accepts and closes connections until ctx ends. It returns once it has
+// connected to itself.
 func listen(ctx context.Context, port string) ([]netip.AddrPort, error) {
 	own, err := ownAddresses()
 	if err != nil {
@@ -243,5 +244,12 @@ func listen(ctx context.Context, port string) ([]netip.AddrPort, error) {
 			_ = c.Close()
 		}
 	}()
+	for _, a := range own {
+		c, err := net.DialTimeout("tcp4", a.Addr().String()+port, taskPatience)
+		if err != nil {
+			return nil, err
+		}
+		_ = c.Close()
+	}
 	return own, nil
 }

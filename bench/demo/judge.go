@@ -66,14 +66,17 @@ func twins(inner, outer [2]netip.AddrPort) outcome {
 
 // refusal holds if a function was told of it soon and nothing was sent.
 func refusal(a answer, sent int) outcome {
-	seen := a.Failure
-	if seen == "" {
-		seen = "an answer"
-	} else if i := strings.LastIndex(seen, ": "); i >= 0 {
-		seen = seen[i+2:] // what the kernel said, without who asked for what
+	seen := "an answer"
+	if a.Failure != "" {
+		seen = lastWords(a.Failure)
 	}
 	seen += fmt.Sprintf(" after %.1f ms, %d packets sent", float64(a.Took)/float64(time.Millisecond), sent)
 	return outcome{seen, a.Failure != "" && a.Took < refusalPatience && sent == 0}
+}
+
+// lastWords is what the kernel said, without who asked for what.
+func lastWords(failure string) string {
+	return failure[strings.LastIndex(": "+failure, ": "):]
 }
 
 // packetsTo counts packets to a destination that came in by a link.
@@ -91,51 +94,72 @@ const (
 	etherARP                 = 0x0806
 )
 
-// mayLeaveGateway says whether the gateway's host may send a packet: from a
-// dedicated address, or as the near end of a tunnel.
-func mayLeaveGateway(p netlab.Packet) bool {
+// origins of packets that may be on a link.
+const (
+	byTunnel = "tunnel"
+	byPair   = "from the pairs"
+	byBypass = "bypass"
+)
+
+// ofGateway says why the gateway's host may send a packet, "" if it may not:
+// from a dedicated address, or as the near end of a tunnel.
+func ofGateway(p netlab.Packet) string {
 	from := p.Src.Addr()
-	tunnel := from == gatewayLink.Addr() && p.Proto == protocolUDP && isTunnelPort(p.Src.Port()) && p.Dst.Addr() == workerLink.Addr()
-	return tunnel || acmePair.has(from) || globexPair.has(from)
+	switch {
+	case acmePair.has(from) || globexPair.has(from):
+		return byPair
+	case from == gatewayLink.Addr() && p.Proto == protocolUDP && isTunnelPort(p.Src.Port()) && p.Dst.Addr() == workerLink.Addr():
+		return byTunnel
+	}
+	return ""
 }
 
-// mayLeaveWorker says whether the worker may send a packet: to the far end of a
-// tunnel, or for a connection that bypasses.
-func mayLeaveWorker(bypassed []netip.AddrPort) func(netlab.Packet) bool {
-	return func(p netlab.Packet) bool {
-		if p.Src.Addr() != workerLink.Addr() {
-			return false
+// ofWorker says the same of the worker: to the far end of a tunnel, or for a
+// connection that bypasses.
+func ofWorker(bypassed []netip.AddrPort) func(netlab.Packet) string {
+	return func(p netlab.Packet) string {
+		switch {
+		case p.Src.Addr() != workerLink.Addr():
+			return ""
+		case p.Proto == protocolUDP && p.Dst.Addr() == gatewayLink.Addr() && isTunnelPort(p.Dst.Port()):
+			return byTunnel
+		case p.Proto == protocolTCP && p.Dst == netip.AddrPortFrom(origin, portHTTP) && slices.Contains(bypassed, p.Src):
+			return byBypass
 		}
-		tunnel := p.Proto == protocolUDP && p.Dst.Addr() == gatewayLink.Addr() && isTunnelPort(p.Dst.Port())
-		return tunnel || p.Proto == protocolTCP && p.Dst == netip.AddrPortFrom(origin, portHTTP) && slices.Contains(bypassed, p.Src)
+		return ""
 	}
 }
 
 func isTunnelPort(port uint16) bool { return port >= firstPort && port <= lastPort }
 
-// onlyAllowed holds if a capture saw packets come in, lost none, and each was
-// allowed. ARP has no address of a sender in the sense of IP. Whatever way a
-// packet took, no inner address may be on it.
-func onlyAllowed(packets []netlab.Packet, lost uint64, may func(netlab.Packet) bool) outcome {
-	arrived := 0
+// onlyAllowed holds if a capture lost nothing, each packet that came in has a
+// reason, and each of the reasons named was seen, so that the capture is known to
+// see. ARP is not looked at. Whatever way a packet took, no inner address may be on it.
+func onlyAllowed(packets []netlab.Packet, lost uint64, why func(netlab.Packet) string, reasons ...string) outcome {
+	counts := make(map[string]int)
 	var wrong []string
 	for _, p := range packets {
 		if p.EtherType == etherARP {
 			continue
 		}
-		inside := anyPrivate.Contains(p.Src.Addr()) || anyPrivate.Contains(p.Dst.Addr())
+		reason := byTunnel
 		if !p.Out {
-			arrived++
+			reason = why(p)
+			counts[reason]++
 		}
-		if inside || !p.Out && !may(p) {
+		if reason == "" || anyPrivate.Contains(p.Src.Addr()) || anyPrivate.Contains(p.Dst.Addr()) {
 			wrong = append(wrong, p.String())
 		}
 	}
-	seen := fmt.Sprintf("%d of %d packets wrong, %d lost", len(wrong), arrived, lost)
-	if len(wrong) > 0 {
-		seen += ", the first: " + wrong[0]
+	o := outcome{fmt.Sprintf("%d wrong, %d lost", len(wrong), lost), len(wrong) == 0 && lost == 0}
+	for _, reason := range reasons {
+		o.seen += fmt.Sprintf(", %d %s", counts[reason], reason)
+		o.held = o.held && counts[reason] > 0
 	}
-	return outcome{seen, arrived > 0 && len(wrong) == 0 && lost == 0}
+	if len(wrong) > 0 {
+		o.seen += "; the first wrong: " + wrong[0]
+	}
+	return o
 }
 
 // wrongSources reads the sum of a counter from metrics in their text format.

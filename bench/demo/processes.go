@@ -197,8 +197,11 @@ func (b *sandbox) do(t task) (answer, error) {
 	return a, nil
 }
 
-// end lets the function end, and the sandbox with it.
+// end lets the function end, and the sandbox with it. It may be called again.
 func (b *sandbox) end() error {
+	if b.cmd.ProcessState != nil {
+		return nil
+	}
 	_ = b.in.Close()
 	err := b.cmd.Wait()
 	if err == nil {
@@ -208,15 +211,20 @@ func (b *sandbox) end() error {
 	return fmt.Errorf("%w: %s", err, text[max(0, len(text)-tailSize):])
 }
 
-// once starts a function, has it do one task, and ends it.
-func (s *stage) once(ctx context.Context, who subject, t task) (answer, error) {
+// with starts a function, lets use use it, and ends it.
+func (s *stage) with(ctx context.Context, who subject, use func(*sandbox) error) error {
 	b, err := s.start(ctx, who)
 	if err != nil {
-		return answer{}, err
+		return err
 	}
-	a, err := b.do(t)
-	if err != nil {
-		return answer{}, err
-	}
-	return a, b.end()
+	return errors.Join(use(b), b.end())
+}
+
+// once starts a function, has it do one task, and ends it.
+func (s *stage) once(ctx context.Context, who subject, t task) (a answer, err error) {
+	err = s.with(ctx, who, func(b *sandbox) (err error) {
+		a, err = b.do(t)
+		return err
+	})
+	return a, err
 }

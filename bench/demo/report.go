@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -84,6 +86,7 @@ func newPrinter(out io.Writer, terminal bool, checks []check) *printer {
 
 // header prints the names of the columns.
 func (p *printer) header() {
+	p.clear()
 	p.write(p.paint(dim, fmt.Sprintf("  %s  %s  %s", pad("what", p.name), pad("expected", p.expected), "seen")) + "\n")
 }
 
@@ -110,8 +113,8 @@ func (p *printer) result(r result) {
 // end prints what all of it means.
 func (p *printer) end(r *report) {
 	p.clear()
-	for name, text := range r.Logs {
-		p.write(fmt.Sprintf("\nthe end of %s's log:\n%s", name, text))
+	for _, name := range slices.Sorted(maps.Keys(r.Logs)) {
+		p.write(fmt.Sprintf("\nthe end of %s's log:\n%s", name, r.Logs[name]))
 	}
 	if r.Failure != "" {
 		p.write("\n" + p.paint(red, "the demo could not go on: ") + r.Failure + "\n")

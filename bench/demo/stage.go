@@ -81,7 +81,7 @@ func (s *stage) makeFiles() (err error) {
 		s.logs = filepath.Join(s.dir, "logs")
 	}
 	for _, d := range []string{filepath.Dir(s.socket), s.logs} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
+		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("make a folder of the demo: %w", err)
 		}
 	}
@@ -212,7 +212,7 @@ func (s *stage) startResidents(ctx context.Context) (err error) {
 func (s *stage) close() error {
 	var errs []error
 	for _, b := range []*sandbox{s.acme, s.globex} {
-		if b != nil && b.cmd.ProcessState == nil {
+		if b != nil {
 			errs = append(errs, b.end())
 		}
 	}
