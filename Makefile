@@ -10,6 +10,7 @@ GO ?= $(firstword $(shell command -v go 2>/dev/null) /usr/local/go/bin/go)
 GOFMT = $(shell $(GO) env GOROOT)/bin/gofmt
 FUZZTIME ?= 10s
 TIMEOUT ?= 5m
+TESTFLAGS ?=
 
 # Debian packages that tests against other programs need, and the C compiler of
 # the race detector.
@@ -75,11 +76,11 @@ deps: ## install the Debian packages that tests and demo use (as root or with su
 
 .PHONY: test
 test: ## run every test that this machine and user can run, and list the others
-	@$(call run-tests,./...)
+	@$(call run-tests,$(TESTFLAGS) ./...)
 
 .PHONY: race
 race: ## run every test with the race detector
-	@$(call run-tests,-race ./...)
+	@$(call run-tests,-race $(TESTFLAGS) ./...)
 
 .PHONY: netns
 netns: ## run the tests in network namespaces, verbosely, as root
@@ -111,11 +112,13 @@ demo: build ## show the gateway at work on this machine
 	bin/sallyport-bench demo
 
 .PHONY: check
-check: ## what CI runs: lint, the tests with the race detector, the demo
+check: ## what CI runs: lint, the tests, the tests with the race detector, the demo
 	$(call stage,lint)
 	@$(MAKE) lint
+	$(call stage,test)
+	@$(MAKE) test TESTFLAGS=-count=1
 	$(call stage,race)
-	@$(MAKE) race
+	@$(MAKE) race TESTFLAGS=-count=1
 	$(call stage,demo)
 	@$(MAKE) demo
 	$(call stage,all is well)
