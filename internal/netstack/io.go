@@ -1,5 +1,10 @@
 package netstack
 
+import (
+	"fmt"
+	"io"
+)
+
 // Write hands packets to the stack. The caller's buffers may be reused on
 // return. It returns os.ErrClosed once the device is closed, and no other error:
 // what the stack does not take is dropped and counted.
@@ -23,42 +28,57 @@ func (d *Device) Write(bufs [][]byte, offset int) (int, error) {
 
 // Read fills bufs from offset on with packets that the stack sent and with
 // injected ones, in order, and sizes with their lengths. It waits for the
-// first. It returns 0 and no error after Wake, and os.ErrClosed after Close.
+// first. It returns 0 and no error after Wake, and os.ErrClosed after Close. Each
+// buffer must hold a packet of the MTU behind offset.
 func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	d.readMu.Lock()
 	defer d.readMu.Unlock()
 	n, want := 0, min(len(bufs), BatchSize)
-	if d.left() == 0 {
-		taken, err := d.queue.take(d.taken[:0], want)
-		d.taken, d.takenAt = taken, 0
-		if err != nil {
-			return 0, err
+	for _, b := range bufs[:want] {
+		if len(b)-offset < d.config.MTU {
+			return 0, fmt.Errorf("netstack: read into %d bytes behind offset %d: must hold the MTU of %d: %w", len(b)-offset, offset, d.config.MTU, io.ErrShortBuffer)
 		}
 	}
-	for n < want && d.left() > 0 {
-		if !d.current.busy() {
-			d.current.begin(d.taken[d.takenAt])
+	for n < want {
+		if d.takenAt == len(d.taken) {
+			// Wait for the first packet only.
+			taken, err := d.queue.take(d.taken[:0], want-n, n == 0)
+			d.taken, d.takenAt = taken, 0
+			if err != nil {
+				return 0, err
+			}
+			if len(taken) == 0 {
+				break
+			}
 		}
-		size, last := d.current.next(bufs[n][offset:])
+		size, last := d.next(bufs[n][offset:])
 		sizes[n] = size
 		n++
 		if last {
 			d.release(&d.taken[d.takenAt])
 			d.takenAt++
-			d.current.o = outbound{}
 		}
 	}
 	d.counters.packetsOut.Add(uint64(n))
 	return n, nil
 }
 
-// left returns how many things taken from the queue are not read to their end.
-func (d *Device) left() int { return len(d.taken) - d.takenAt }
+// next copies one packet of what was taken first to dst.
+func (d *Device) next(dst []byte) (size int, last bool) {
+	if !d.current.busy {
+		d.current.begin(d.taken[d.takenAt])
+	}
+	return d.current.next(dst)
+}
 
 // Inject appends a copy of the IPv4 packet pkt to what Read returns, as though the
-// stack had sent it. It never waits: it reports false, and counts it, when the queue is
-// full, and false when the device is closed.
+// stack had sent it. It never waits: it reports false, and counts it, when the
+// queue is full, the packet is larger than the MTU, or the device is closed.
 func (d *Device) Inject(pkt []byte) bool {
+	if len(pkt) > d.config.MTU {
+		d.counters.injectRefused.Add(1)
+		return false
+	}
 	raw := d.raw.Get().(*[]byte)
 	*raw = append((*raw)[:0], pkt...)
 	if !d.queue.offer(outbound{raw: raw, weight: 1}, 0) {

@@ -152,3 +152,8 @@ func dialPair(t testing.TB, n *network) (client, server *Conn) {
 	})
 	return client, server
 }
+
+func deadlineOf(t testing.TB) time.Time {
+	deadline, _ := testContext(t).Deadline()
+	return deadline
+}

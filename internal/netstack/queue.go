@@ -80,19 +80,21 @@ func (q *queue) append(o outbound) bool {
 	return true
 }
 
-// take waits until there is something and moves it to dst, in order, until the
-// weight moved reaches want. It returns nothing after a wake-up, and
-// os.ErrClosed once the queue is closed.
-func (q *queue) take(dst []outbound, want int) ([]outbound, error) {
+// take moves what there is to dst, in order, until the weight moved reaches
+// want. If there is nothing and it may wait, it does, until there is
+// something or a wake-up. It returns os.ErrClosed once the queue is closed.
+func (q *queue) take(dst []outbound, want int, wait bool) ([]outbound, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.count == 0 && !q.woken && !q.closed {
+	for wait && q.count == 0 && !q.woken && !q.closed {
 		q.ready.Wait()
 	}
 	if q.closed {
 		return dst, os.ErrClosed
 	}
-	q.woken = false
+	if wait {
+		q.woken = false
+	}
 	moved := 0
 	for q.count > 0 && moved < want {
 		o := &q.ring[q.head]

@@ -29,16 +29,14 @@ type segmenter struct {
 	left    int // payload bytes not copied yet
 	mss     int
 	partial bool // checksums have to be completed
-	started bool
+	started bool // a packet of it was copied
+	busy    bool // a packet of it was not
 }
-
-// busy reports whether there is something left to copy.
-func (s *segmenter) busy() bool { return s.o.weight > 0 }
 
 // begin takes o, whose reference it keeps until the last packet of it is copied.
 func (s *segmenter) begin(o outbound) {
 	s.o = o
-	s.started = false
+	s.started, s.busy = false, true
 	if s.partial = o.pkt != nil && o.pkt.GSOOptions.Type == stack.GSOTCPv4; !s.partial {
 		return
 	}
@@ -52,16 +50,18 @@ func (s *segmenter) begin(o outbound) {
 }
 
 // next copies the next packet to dst and returns its length, and whether it was the
-// last one. dst must have room for a packet of the device's MTU, else the packet is cut short.
+// last one. dst must have room for a packet of the device's MTU.
 func (s *segmenter) next(dst []byte) (size int, last bool) {
 	switch {
 	case s.o.raw != nil:
+		s.busy = false
 		return copy(dst, *s.o.raw), true
 	case !s.partial:
 		views, offset := s.o.pkt.AsViewList()
 		s.view, s.skip = views.Front(), offset
 		dst = dst[:min(len(dst), s.o.pkt.Size())]
 		s.take(dst)
+		s.busy = false
 		return len(dst), true
 	}
 	payload := s.left
@@ -74,7 +74,8 @@ func (s *segmenter) next(dst []byte) (size int, last bool) {
 	s.left -= payload
 	s.finish(dst, s.left == 0)
 	s.advance(payload)
-	return len(dst), s.left == 0
+	s.busy = s.left > 0
+	return len(dst), !s.busy
 }
 
 // take copies the next len(dst) bytes of the packet.

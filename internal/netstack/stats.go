@@ -15,7 +15,7 @@ type Stats struct {
 	PacketsIn      uint64 // handed to the stack by Write
 	PacketsOut     uint64 // returned by Read, injected ones included
 	Injected       uint64 // taken by Inject
-	InjectRefused  uint64 // refused by Inject: the queue was full
+	InjectRefused  uint64 // refused by Inject: the queue was full, or the packet above the MTU
 	RepliesDropped uint64 // resets and ICMP messages dropped: the queue and its reserve were full
 	Malformed      uint64 // dropped by Write: not IPv4, or cut short
 	BadChecksum    uint64 // dropped by Write: a wrong checksum
