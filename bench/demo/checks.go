@@ -39,9 +39,9 @@ func (c check) judge(ctx context.Context, s *stage) result {
 	var cannot *impossibleError
 	switch {
 	case errors.As(err, &cannot):
-		r.Seen, r.Status = cannot.Error(), impossible
+		r.Seen, r.Status = oneLine(cannot), impossible
 	case err != nil:
-		r.Seen = err.Error()
+		r.Seen = oneLine(err)
 	default:
 		if r.Seen = o.seen; o.held {
 			r.Status = held

@@ -18,7 +18,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"strings"
 	"syscall"
 	"time"
 
@@ -105,7 +104,7 @@ func usable() error {
 func nothingPossible(p *printer, why error) (r report) {
 	p.header()
 	for _, c := range expectations() {
-		line := result{Name: c.name, Expected: c.expected, Seen: strings.ReplaceAll(why.Error(), "\n", "; "), Status: impossible}
+		line := result{Name: c.name, Expected: c.expected, Seen: oneLine(why), Status: impossible}
 		r.Results = append(r.Results, line)
 		p.result(line)
 	}
@@ -116,8 +115,10 @@ func nothingPossible(p *printer, why error) (r report) {
 func show(ctx context.Context, cfg Config, p *printer) (r report) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("the demo took more than %v", patience))
 	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
 	p.waiting("starting the daemons")
-	s, err := newStage(ctx, cfg)
+	s, err := newStage(ctx, cfg, giveUp)
 	if err == nil {
 		p.header()
 		r.Results, err = judgeAll(ctx, s, p)

@@ -35,16 +35,16 @@ type daemon struct {
 	err       error         // of its end; valid then
 }
 
-// startDaemon starts a program inside a machine, with its log in a folder.
-func startDaemon(n *netlab.Namespace, logs, program string, args ...string) (*daemon, error) {
-	d := &daemon{name: filepath.Base(program), ended: make(chan struct{})}
-	d.log = filepath.Join(logs, d.name+".log")
+// startDaemon starts one of our programs inside a machine, with its log in a
+// file. Its end ends the demo.
+func (s *stage) startDaemon(n *netlab.Namespace, name string, args ...string) (*daemon, error) {
+	d := &daemon{name: name, ended: make(chan struct{}), log: filepath.Join(s.logs, name+".log")}
 	f, err := os.Create(d.log)
 	if err != nil {
 		return nil, fmt.Errorf("make a log for %s: %w", d.name, err)
 	}
 	defer f.Close()
-	d.cmd = exec.Command(program, args...)
+	d.cmd = exec.Command(s.program(name), args...)
 	d.cmd.Stdout, d.cmd.Stderr = f, f
 	// Keys on the terminal are for this process, which ends the daemons in order.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -54,7 +54,9 @@ func startDaemon(n *netlab.Namespace, logs, program string, args ...string) (*da
 	go func() {
 		d.err = d.cmd.Wait()
 		close(d.ended)
+		s.giveUp(fmt.Errorf("%s ended by itself: %s", d.name, d.cmd.ProcessState))
 	}()
+	s.daemons = append(s.daemons, d)
 	return d, nil
 }
 
@@ -72,7 +74,7 @@ func (d *daemon) ready(ctx context.Context, probe func(context.Context) error) e
 		select {
 		case <-ticker.C:
 		case <-d.ended:
-			return fmt.Errorf("%s ended instead of getting ready: %w", d.name, d.err)
+			return fmt.Errorf("%s ended instead of getting ready: %s", d.name, d.cmd.ProcessState)
 		case <-ctx.Done():
 			return fmt.Errorf("%s did not get ready: %w (%w)", d.name, err, context.Cause(ctx))
 		}
@@ -83,7 +85,7 @@ func (d *daemon) ready(ctx context.Context, probe func(context.Context) error) e
 func (d *daemon) stop() error {
 	select {
 	case <-d.ended:
-		return fmt.Errorf("%s had ended before it was asked to: %w", d.name, d.err)
+		return fmt.Errorf("%s had ended before it was asked to: %s", d.name, d.cmd.ProcessState)
 	default:
 	}
 	_ = d.cmd.Process.Signal(syscall.SIGTERM) // it may have ended meanwhile

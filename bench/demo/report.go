@@ -51,6 +51,9 @@ type report struct {
 	Logs map[string]string `json:"logs,omitempty"`
 }
 
+// oneLine is an error that fits into a column.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
 // count says how many expectations fared so.
 func (r *report) count(s status) (n int) {
 	for _, x := range r.Results {

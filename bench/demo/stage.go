@@ -36,6 +36,7 @@ type stage struct {
 	world   *world
 	origin  *originServer
 	daemons []*daemon // in the order of their start
+	giveUp  context.CancelCauseFunc
 	admin   *http.Client
 	api     *api.Client
 	// The first function of each network stays to the end, so that both have the
@@ -44,10 +45,11 @@ type stage struct {
 	bypassed     []netip.AddrPort // what the origin saw of those without a tunnel
 }
 
-// newStage builds the machines and starts what runs on them. It is returned
-// with an error, too, for its logs; close it then as well.
-func newStage(ctx context.Context, cfg Config) (s *stage, err error) {
-	s = &stage{cfg: cfg, token: rand.Text()}
+// newStage builds the machines and starts what runs on them. It calls giveUp
+// when a daemon ended, and the first reason counts. The stage is
+// returned with an error, too, for its logs; close it then as well.
+func newStage(ctx context.Context, cfg Config, giveUp context.CancelCauseFunc) (s *stage, err error) {
+	s = &stage{cfg: cfg, token: rand.Text(), giveUp: giveUp}
 	if s.self, err = os.Executable(); err != nil {
 		return s, fmt.Errorf("find this program: %w", err)
 	}
@@ -162,11 +164,10 @@ socket: {{.Socket}}
 
 // startDaemons starts the gateway and, once it is ready, the sidecar.
 func (s *stage) startDaemons(ctx context.Context) error {
-	gateway, err := startDaemon(s.world.gateway, s.logs, s.program("sallyportd"), "run", "--config", filepath.Join(s.dir, "sallyportd.yaml"))
+	gateway, err := s.startDaemon(s.world.gateway, "sallyportd", "run", "--config", filepath.Join(s.dir, "sallyportd.yaml"))
 	if err != nil {
 		return err
 	}
-	s.daemons = append(s.daemons, gateway)
 	if err := gateway.ready(ctx, httpReady(s.admin, "http://"+adminAddress+"/readyz")); err != nil {
 		return err
 	}
@@ -174,11 +175,10 @@ func (s *stage) startDaemons(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sidecar, err := startDaemon(s.world.worker, s.logs, s.program("sallyport-sidecar"), "run", "--config", filepath.Join(s.dir, "sidecar.yaml"))
+	sidecar, err := s.startDaemon(s.world.worker, "sallyport-sidecar", "run", "--config", filepath.Join(s.dir, "sidecar.yaml"))
 	if err != nil {
 		return err
 	}
-	s.daemons = append(s.daemons, sidecar)
 	return sidecar.ready(ctx, socketReady(s.socket))
 }
 
