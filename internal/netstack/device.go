@@ -286,7 +286,13 @@ func (d *Device) release(o *outbound) {
 // address converts an IPv4 address.
 func address(a netip.Addr) tcpip.Address { return tcpip.AddrFrom4(a.As4()) }
 
-// fullAddress converts an address and port on the stack's interface.
+// localAddress converts an address and port to bind to. It names no interface: the
+// stack checks that it has the address only then.
+func localAddress(ap netip.AddrPort) tcpip.FullAddress {
+	return tcpip.FullAddress{Addr: address(ap.Addr()), Port: ap.Port()}
+}
+
+// fullAddress converts an address and port that is reached through the stack's interface.
 func fullAddress(ap netip.AddrPort) tcpip.FullAddress {
 	return tcpip.FullAddress{NIC: nicID, Addr: address(ap.Addr()), Port: ap.Port()}
 }

@@ -28,6 +28,7 @@ var (
 type wire struct {
 	from, to *Device
 	lose     func(pkt []byte) bool // reports whether to lose a packet; may be nil
+	pause    sync.Mutex            // held: nothing is read
 	oversize atomic.Int64          // packets above the MTU
 	packets  atomic.Int64
 	batches  atomic.Int64
@@ -43,6 +44,8 @@ func (w *wire) run() error {
 	out := make([][]byte, 0, BatchSize)
 	mtu, _ := w.from.MTU()
 	for {
+		w.pause.Lock()
+		w.pause.Unlock()
 		n, err := w.from.Read(bufs, sizes, offset)
 		if err != nil {
 			return err
@@ -129,12 +132,12 @@ func loss(share float64) func([]byte) bool {
 // dialPair connects client to server through a listener.
 func dialPair(t testing.TB, n *network) (client, server *Conn) {
 	t.Helper()
-	l, err := n.server.ListenTCP(netip.AddrPortFrom(serverAddr, 80))
+	l, err := n.server.ListenTCP(netip.AddrPortFrom(serverAddr, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	client, err = n.client.DialTCP(testContext(t), netip.AddrPortFrom(clientAddr, 0), netip.AddrPortFrom(serverAddr, 80))
+	client, err = n.client.DialTCP(testContext(t), netip.AddrPortFrom(clientAddr, 0), l.local)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,7 @@ func (d *Device) ListenTCP(local netip.AddrPort) (*Listener, error) {
 	if err != nil {
 		return fail(toError(err))
 	}
-	if err := ep.Bind(fullAddress(local)); err != nil {
+	if err := ep.Bind(localAddress(local)); err != nil {
 		ep.Close()
 		return fail(toError(err))
 	}
@@ -146,7 +146,7 @@ func (d *Device) dialTCP(ctx context.Context, local, remote netip.AddrPort) (*Co
 	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
 	wq.EventRegister(&entry)
 	defer wq.EventUnregister(&entry)
-	if err := ep.Bind(fullAddress(local)); err != nil {
+	if err := ep.Bind(localAddress(local)); err != nil {
 		ep.Close()
 		return nil, toError(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -88,60 +89,6 @@ func TestBulkBothWays(t *testing.T) {
 	}
 }
 
-// handler answers requests with a function.
-type handler func(*Request)
-
-func (h handler) HandleTCP(r *Request) { h(r) }
-
-func interceptConfig(h handler) Config { return Config{Intercept: true, Handler: h} }
-
-func TestInterceptAnyAddress(t *testing.T) {
-	accepted := make(chan *Conn, 1)
-	sources := make(chan netip.AddrPort, 1)
-	n := connect(t, clientConfig(), interceptConfig(func(r *Request) {
-		sources <- r.Source()
-		c, err := r.Accept(context.Background())
-		if err != nil {
-			t.Errorf("accept: %v", err)
-			close(accepted)
-			return
-		}
-		accepted <- c
-	}), nil)
-	for _, remote := range []string{"203.0.113.7:443", "127.0.0.9:8080"} {
-		want := netip.MustParseAddrPort(remote)
-		local := clientAddr
-		if want.Addr().IsLoopback() {
-			continue // a stack without interception refuses loopback sources; see TestInterceptLoopback
-		}
-		c, err := n.client.DialTCP(testContext(t), netip.AddrPortFrom(local, 0), want)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		if got := <-sources; got != c.LocalAddrPort() {
-			t.Errorf("source %v, want %v", got, c.LocalAddrPort())
-		}
-		s := <-accepted
-		if s == nil {
-			t.FailNow()
-		}
-		defer s.Close()
-		if s.LocalAddrPort() != want {
-			t.Errorf("accepted for %v, want %v", s.LocalAddrPort(), want)
-		}
-		exchange(t, c, s, 100_000)
-	}
-}
-
-func TestRequestReset(t *testing.T) {
-	n := connect(t, clientConfig(), interceptConfig(func(r *Request) { r.Reset() }), nil)
-	_, err := n.client.DialTCP(testContext(t), netip.AddrPortFrom(clientAddr, 0), netip.MustParseAddrPort("203.0.113.7:443"))
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("dial: %v, want ECONNREFUSED", err)
-	}
-}
-
 func TestResetTellsFromFIN(t *testing.T) {
 	n := connect(t, clientConfig(), serverConfig(), nil)
 	c, s := dialPair(t, n)
@@ -165,11 +112,195 @@ func TestResetTellsFromFIN(t *testing.T) {
 	}
 }
 
-func TestReadDeadline(t *testing.T) {
+func TestDeadlines(t *testing.T) {
 	n := connect(t, clientConfig(), serverConfig(), nil)
-	c, _ := dialPair(t, n)
-	c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("read: %v, want a deadline error", err)
+	c, s := dialPair(t, n)
+	for _, d := range []time.Duration{-time.Second, 5 * time.Millisecond} {
+		c.SetReadDeadline(time.Now().Add(d))
+		_, err := c.Read(make([]byte, 1))
+		var timeout net.Error
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Errorf("read: %v, want a deadline error", err)
+		}
+	}
+	// A deadline that was moved before it passed does nothing.
+	c.SetReadDeadline(time.Now().Add(time.Minute))
+	read := make(chan error)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		read <- err
+	}()
+	c.SetReadDeadline(time.Now().Add(patience))
+	if _, err := s.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-read; err != nil {
+		t.Errorf("read: %v", err)
+	}
+	// Nobody reads at the other end: the writer stops when all buffers are full.
+	large := make([]byte, 64<<20)
+	c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := c.Write(large); !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 {
+		t.Errorf("wrote %d, %v; want a deadline error", n, err)
+	}
+}
+
+// TestCloseUnblocks closes a connection under a reader, and a device under everybody.
+func TestCloseUnblocks(t *testing.T) {
+	n := connect(t, clientConfig(), serverConfig(), nil)
+	c, s := dialPair(t, n)
+	l, err := n.server.ListenTCP(netip.AddrPortFrom(serverAddr, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := n.server.ListenUDP(netip.AddrPortFrom(serverAddr, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocked := map[string]func() error{
+		"read of the closed end": func() error { _, err := c.Read(make([]byte, 1)); return err },
+		"read":                   func() error { _, err := s.Read(make([]byte, 1)); return err },
+		"accept":                 func() error { _, err := l.Accept(); return err },
+		"UDP read":               func() error { _, err := u.Read(make([]byte, 1)); return err },
+	}
+	results := make(map[string]chan error)
+	for name, f := range blocked {
+		result := make(chan error, 1)
+		results[name] = result
+		go func() { result <- f() }()
+	}
+	c.Close()
+	if err := <-results["read of the closed end"]; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("read of the closed end: %v", err)
+	}
+	if err := <-results["read"]; err != io.EOF {
+		t.Errorf("read after the other end closed: %v, want EOF", err)
+	}
+	n.server.Close()
+	for _, name := range []string{"accept", "UDP read"} {
+		if err := <-results[name]; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := s.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("write after the device closed: %v", err)
+	}
+}
+
+func TestDial(t *testing.T) {
+	n := connect(t, clientConfig(), serverConfig(), nil)
+	local := netip.AddrPortFrom(clientAddr, 0)
+	if _, err := n.client.DialTCP(testContext(t), local, netip.AddrPortFrom(serverAddr, 81)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("dial of a closed port: %v", err)
+	}
+	if _, err := n.client.DialTCP(testContext(t), netip.AddrPortFrom(serverAddr, 0), netip.AddrPortFrom(serverAddr, 81)); !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		t.Errorf("dial from another's address: %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	time.AfterFunc(5*time.Millisecond, cancel)
+	if _, err := n.client.DialTCP(ctx, local, netip.MustParseAddrPort("203.0.113.1:80")); !errors.Is(err, context.Canceled) {
+		t.Errorf("dial into nothing: %v", err)
+	}
+	if _, err := n.server.ListenTCP(netip.AddrPortFrom(clientAddr, 80)); !errors.Is(err, syscall.EADDRNOTAVAIL) {
+		t.Errorf("listen on another's address: %v", err)
+	}
+	l, err := n.server.ListenTCP(netip.AddrPortFrom(serverAddr, 82))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err := n.server.ListenTCP(netip.AddrPortFrom(serverAddr, 82)); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("listen twice: %v", err)
+	}
+}
+
+// TestDialEndsWithDevice closes the device while a dial waits.
+func TestDialEndsWithDevice(t *testing.T) {
+	d := open(t, clientConfig())
+	r := newReader(t, d)
+	dialled := make(chan error)
+	go func() {
+		_, err := d.DialTCP(context.Background(), netip.AddrPortFrom(clientAddr, 0), anywhere)
+		dialled <- err
+	}()
+	r.wait() // the SYN
+	d.Close()
+	if err := <-dialled; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("dial: %v", err)
+	}
+}
+
+// TestBackPressure stops reading a device while many connections send: the queue
+// fills, the senders wait, and nothing is lost when reading goes on.
+func TestBackPressure(t *testing.T) {
+	cc, sc := clientConfig(), serverConfig()
+	cc.Queue = BatchSize
+	n := connect(t, cc, sc, nil)
+	const conns, size = 30, 200_000 // ten segments of each at first: more than the queue holds
+	data := pattern(3, size)
+	var clients, servers []*Conn
+	for range conns {
+		c, s := dialPair(t, n)
+		clients, servers = append(clients, c), append(servers, s)
+	}
+	n.out.pause.Lock()
+	var running sync.WaitGroup
+	for _, c := range clients {
+		running.Go(func() {
+			if _, err := c.Write(data); err != nil {
+				t.Errorf("write: %v", err)
+			}
+			c.CloseWrite()
+		})
+	}
+	for deadline := time.Now().Add(patience); n.client.Queued() < BatchSize; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d packets queued, want %d", n.client.Queued(), BatchSize)
+		}
+	}
+	n.out.pause.Unlock()
+	for _, s := range servers {
+		running.Go(func() {
+			got, err := io.ReadAll(s)
+			if err != nil || !bytes.Equal(got, data) {
+				t.Errorf("received %d of %d bytes: %v", len(got), size, err)
+			}
+		})
+	}
+	running.Wait()
+	if st := n.client.Stats(); st.RepliesDropped > 0 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+// TestCloseWhileBlocked closes a device whose queue is full of what senders wait to add to.
+func TestCloseWhileBlocked(t *testing.T) {
+	cc, sc := clientConfig(), serverConfig()
+	cc.Queue = BatchSize
+	n := connect(t, cc, sc, nil)
+	var clients []*Conn
+	for range 30 {
+		c, _ := dialPair(t, n)
+		clients = append(clients, c)
+	}
+	n.out.pause.Lock()
+	defer n.out.pause.Unlock()
+	ended := make(chan error)
+	for _, c := range clients {
+		go func() {
+			_, err := c.Write(make([]byte, 32<<20))
+			ended <- err
+		}()
+	}
+	for deadline := time.Now().Add(patience); n.client.Queued() < BatchSize; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d packets queued, want %d", n.client.Queued(), BatchSize)
+		}
+	}
+	n.client.Close()
+	for range clients {
+		if err := <-ended; !errors.Is(err, net.ErrClosed) {
+			t.Errorf("write: %v, want net.ErrClosed", err)
+		}
 	}
 }

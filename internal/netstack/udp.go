@@ -74,7 +74,7 @@ func (d *Device) openUDP(local, remote netip.AddrPort) (*UDPConn, error) {
 	if err != nil {
 		return nil, toError(err)
 	}
-	if err := ep.Bind(fullAddress(local)); err != nil {
+	if err := ep.Bind(localAddress(local)); err != nil {
 		ep.Close()
 		return nil, toError(err)
 	}
