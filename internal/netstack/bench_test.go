@@ -1,7 +1,9 @@
 package netstack
 
 import (
+	"context"
 	"io"
+	"net/netip"
 	"testing"
 )
 
@@ -28,4 +30,26 @@ func BenchmarkBulk(b *testing.B) {
 	b.StopTimer()
 	b.ReportMetric(float64(n.out.packets.Load())/float64(n.out.batches.Load()), "packets/read")
 	b.ReportMetric(float64(n.client.Stats().Retransmits), "retransmits")
+}
+
+// BenchmarkConnect opens and closes intercepted connections one after another: three
+// round trips of both stacks.
+func BenchmarkConnect(b *testing.B) {
+	n := connect(b, clientConfig(), interceptConfig(func(r *Request) {
+		c, err := r.Accept(context.Background())
+		if err != nil {
+			return // the benchmark has ended
+		}
+		defer c.Close()
+		c.WriteTo(io.Discard)
+	}), nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		c, err := n.client.DialTCP(context.Background(), netip.AddrPortFrom(clientAddr, 0), anywhere)
+		if err != nil {
+			b.Fatal(err)
+		}
+		// A reset leaves no TIME-WAIT here, which would use up the client's ports.
+		c.Abort()
+	}
 }

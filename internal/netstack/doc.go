@@ -28,6 +28,6 @@
 //
 // # Cost
 //
-// A stack keeps GOMAXPROCS processor goroutines for TCP and none else while
-// idle; a connection costs no goroutine.
+// An idle stack keeps GOMAXPROCS goroutines, the processors of TCP, and about
+// 45 KiB; an idle connection about 9 KiB and no goroutine.
 package netstack

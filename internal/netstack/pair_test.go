@@ -45,6 +45,7 @@ func (w *wire) run() error {
 	mtu, _ := w.from.MTU()
 	for {
 		w.pause.Lock()
+		w.batches.Add(1)
 		w.pause.Unlock()
 		n, err := w.from.Read(bufs, sizes, offset)
 		if err != nil {
@@ -61,7 +62,6 @@ func (w *wire) run() error {
 			}
 		}
 		w.packets.Add(int64(n))
-		w.batches.Add(1)
 		if _, err := w.to.Write(out, offset); err != nil && !errors.Is(err, os.ErrClosed) {
 			return err
 		}
