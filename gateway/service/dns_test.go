@@ -1,7 +1,10 @@
 package service
 
 import (
+	"context"
+	"errors"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -291,4 +294,98 @@ func TestEndWhileWaiting(t *testing.T) {
 	if err := w.end(); err != nil {
 		t.Errorf("run: %v", err)
 	}
+}
+
+// TestPipelining asks two questions over one connection, and gets the answer that is
+// done first before the other (RFC 7766 section 6.2.1.1).
+func TestPipelining(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Timeout = patience })
+	release := make(chan struct{})
+	w.serve(resolver[0], func(rw dns.ResponseWriter, q *dns.Msg) {
+		if q.Question[0].Name == "slow.example.org." {
+			<-release
+		}
+		rw.WriteMsg(answerA(q, 1))
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	conn, err := w.others.DialTCP(ctx, netip.AddrPortFrom(inside, 0), netip.AddrPortFrom(gateway, 53))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &dns.Conn{Conn: conn}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	for _, name := range []string{"slow.example.org.", "example.org."} {
+		if err := c.WriteMsg(question(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []string{"example.org.", "slow.example.org."} {
+		r, err := c.ReadMsg()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Question[0].Name != want {
+			t.Errorf("answer for %q, want %q", r.Question[0].Name, want)
+		}
+		if want == "example.org." {
+			close(release)
+		}
+	}
+}
+
+// TestConnectionLimit opens connections until one client has no place left.
+func TestConnectionLimit(t *testing.T) {
+	w := newWorld(t, nil)
+	w.serve(resolver[0], func(rw dns.ResponseWriter, q *dns.Msg) { rw.WriteMsg(answerA(q, 1)) })
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for i := range maxClientConns + 1 {
+		conn, err := w.others.DialTCP(ctx, netip.AddrPortFrom(inside, 0), netip.AddrPortFrom(gateway, 53))
+		if err == nil { // the reset may come that early
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(patience))
+			c := &dns.Conn{Conn: conn}
+			if err = c.WriteMsg(question("example.org.")); err == nil {
+				_, err = c.ReadMsg()
+			}
+		}
+		if refused := errors.Is(err, syscall.ECONNRESET); refused != (i == maxClientConns) {
+			t.Errorf("connection %d: %v", i, err)
+		}
+	}
+	if st := w.svc.Stats(); st.Overloaded != 1 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+func FuzzQuery(f *testing.F) {
+	for _, q := range []*dns.Msg{question("example.org."), question("example.org.").SetEdns0(1232, true)} {
+		b, err := q.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+		f.Add(b[:len(b)-3])
+	}
+	s := new(Services)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		query, ok := s.parse(b)
+		if !ok {
+			return
+		}
+		answer := s.screen(query)
+		if answer == nil {
+			if question := fitQuestion(query); len(question.Question) != 1 || question.IsEdns0() == nil {
+				t.Errorf("forwarded %v", question)
+			}
+			answer = s.overload(query)
+		}
+		packed := s.pack(query, answer)
+		r := new(dns.Msg)
+		if err := r.Unpack(packed); err != nil || !r.Response || r.Id != query.Id || len(r.Answer) > 0 {
+			t.Errorf("answer %x: %v", packed, err)
+		}
+	})
 }
