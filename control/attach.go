@@ -53,6 +53,9 @@ func (s *Store) enter(req api.AttachRequest) (e entry, known bool, err error) {
 			}
 			return *old, true, nil
 		}
+		if s.revoked.has(id) {
+			return entry{}, false, conflict("attachment %q was detached; start the sandbox anew", id)
+		}
 	} else {
 		id = newID()
 	}
@@ -255,8 +258,8 @@ func gateway(role spec.GatewayRole, host string, egress netip.Addr, r spec.Netwo
 	return spec.Gateway{Role: role, Host: host, Network: r.ID, PublicKey: r.PublicKey, Endpoint: r.Endpoint, EgressIP: egress}
 }
 
-// Detach ends an attachment. One that is not known is an [*api.Error] with
-// api.CodeNotFound.
+// Detach ends an attachment, for good: it cannot be resumed. One that is not known
+// is an [*api.Error] with api.CodeNotFound.
 func (s *Store) Detach(id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -266,6 +269,7 @@ func (s *Store) Detach(id string) error {
 			Message: fmt.Sprintf("there is no attachment %q; `sallyport attachments` lists them", id)}
 	}
 	s.remove(e)
+	s.revoked.add(id)
 	return nil
 }
 

@@ -44,6 +44,9 @@ type StoreConfig struct {
 	// History is how many changes are kept for followers; one that is further
 	// behind gets a full update. 0: 8192.
 	History int
+	// MaxRevoked is how many of the newest detached sandboxes are known not to be
+	// attached again. 0: 131072.
+	MaxRevoked int
 }
 
 func (c *StoreConfig) complete() error {
@@ -53,8 +56,8 @@ func (c *StoreConfig) complete() error {
 	if _, ok := c.State.Region(c.Region); !ok {
 		return fmt.Errorf("region %q is not in the desired state; serve one that is, or add it", c.Region)
 	}
-	if c.AcknowledgeTimeout < 0 || c.MaxAttachments < 0 || c.History < 0 {
-		return fmt.Errorf("a timeout of %v, %d attachments and a history of %d: none may be below 0 (0 stands for the default)", c.AcknowledgeTimeout, c.MaxAttachments, c.History)
+	if c.AcknowledgeTimeout < 0 || c.MaxAttachments < 0 || c.History < 0 || c.MaxRevoked < 0 {
+		return fmt.Errorf("a timeout of %v, %d attachments, a history of %d and %d revoked: none may be below 0 (0 stands for the default)", c.AcknowledgeTimeout, c.MaxAttachments, c.History, c.MaxRevoked)
 	}
 	if c.Clock == nil {
 		c.Clock = systemClock{}
@@ -62,6 +65,7 @@ func (c *StoreConfig) complete() error {
 	setDefault(&c.AcknowledgeTimeout, 5*time.Second)
 	setDefault(&c.MaxAttachments, 1<<17)
 	setDefault(&c.History, 1<<13)
+	setDefault(&c.MaxRevoked, 1<<17)
 	return nil
 }
 
@@ -87,6 +91,7 @@ type Store struct {
 	changed, heard chan struct{}
 
 	attachments   map[string]*entry
+	revoked       revoked
 	networks      map[string]*network // by ID, those with someone attached
 	hosts         map[string]*host    // of the region, by name
 	bypassTotal   map[string]uint64
@@ -127,6 +132,7 @@ func NewStore(cfg StoreConfig) (*Store, error) {
 		changed:     make(chan struct{}),
 		heard:       make(chan struct{}),
 		attachments: make(map[string]*entry),
+		revoked:     newRevoked(cfg.MaxRevoked),
 		networks:    make(map[string]*network),
 		hosts:       make(map[string]*host),
 		bypassTotal: make(map[string]uint64),

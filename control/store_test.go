@@ -325,6 +325,42 @@ func TestResumedBypass(t *testing.T) {
 	}
 }
 
+// TestRevoked: a sandbox that was detached does not come back, however often its
+// worker asks, as long as it is among the newest that were.
+func TestRevoked(t *testing.T) {
+	const remembered = 3
+	s := newStore(t, func(c *StoreConfig) { c.MaxRevoked = remembered })
+	startGateway(t, s)
+	resume := func(a spec.Attachment) error {
+		r := request(1)
+		r.Resume = &api.Resume{ID: a.ID, Network: a.Network, InnerAddress: a.Inner, WorkerAddress: a.Worker}
+		_, err := s.Attach(context.Background(), r)
+		return err
+	}
+	var gone []spec.Attachment
+	for range 2 * remembered {
+		a := attach(t, s, request(1))
+		if err := s.Detach(a.ID); err != nil {
+			t.Fatal(err)
+		}
+		gone = append(gone, a)
+		for _, old := range gone[max(0, len(gone)-remembered):] {
+			if err := resume(old); code(err) != api.CodeConflict || !strings.Contains(err.Error(), "detached") {
+				t.Errorf("a detached sandbox is resumed: %v", err)
+			}
+		}
+	}
+	if st := s.Status(); st.Attachments != 0 {
+		t.Errorf("%d are attached", st.Attachments)
+	}
+	if err := resume(gone[0]); err != nil {
+		t.Errorf("one that is forgotten: %v", err)
+	}
+	if len(s.revoked.ids) != remembered || len(s.revoked.set) != remembered {
+		t.Errorf("%d and %d IDs are kept, want %d", len(s.revoked.ids), len(s.revoked.set), remembered)
+	}
+}
+
 func TestAttachUntilFull(t *testing.T) {
 	s := newStore(t, nil)
 	startGateway(t, s)
@@ -442,13 +478,14 @@ func TestFollowersAgree(t *testing.T) {
 					detach(t, id)
 				}
 			},
-			"detach and resume": func(t *rapid.T) {
+			"withdraw and resume": func(t *rapid.T) { // as after an attach that the gateway did not confirm
 				id, ok := some(t)
 				if !ok {
 					return
 				}
 				old := known[id]
-				detach(t, id)
+				s.withdraw(*s.attachments[id])
+				delete(known, id)
 				req := request(1)
 				req.PublicKey = old.PublicKey
 				req.Resume = &api.Resume{ID: id, InnerAddress: old.Inner, WorkerAddress: old.Worker}

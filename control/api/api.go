@@ -44,8 +44,8 @@ type AttachRequest struct {
 // Resume lets a worker attach a running sandbox again with the same ID and
 // addresses, after the control plane lost its memory. While the attachment is
 // still known with the same fields, the answer is the attachment itself. Else the
-// ID and InnerAddress must be free and the address in the network, or the answer
-// is [CodeConflict]: the sandbox has to start anew. The worker may come to another
+// ID must not have been detached, ID and InnerAddress must be free and the address
+// in the network, or the answer is [CodeConflict]: the sandbox has to start anew. The worker may come to another
 // address than WorkerAddress; the one in the answer counts.
 type Resume struct {
 	ID string `json:"id"`

@@ -109,8 +109,8 @@ type Gateway struct {
 //
 // It brings a follower from the revision it asked for to Revision: drop
 // everything first if Full, take State if there is one, then remove Detached,
-// then add Attached. An ID may be in both lists: the sandbox was detached and
-// attached again. An ID in Detached may be unknown to the follower.
+// then add Attached. An ID may be in both lists: an attach that came to
+// nothing was asked for again. An ID in Detached may be unknown to the follower.
 // Attachments that bypass are not part of it.
 type Update struct {
 	// Revision is counted up by one with each change; it begins at 1.
