@@ -16,11 +16,22 @@ import (
 // frequent; it is there so that a handshake is tried even when the gateway is away.
 const keepalive = 25 * time.Second
 
+// The MTUs that a network may have, in bytes: from what every host must take
+// (RFC 791) to what a tunnel through an Ethernet with jumbo frames carries.
+const (
+	minMTU = 576
+	maxMTU = 9000
+)
+
+// maxNameServers is how many name servers programs look at (resolv.conf(5)).
+const maxNameServers = 3
+
 // network is a network in which this worker has sandboxes. Its fields are
-// guarded by the sidecar's lock.
+// guarded by the sidecar's lock, but for info and pool, which never change.
 type network struct {
-	info      api.AttachedNetwork
-	worker    netip.Addr // the worker's own address
+	info      api.AttachedNetwork // as the first attachment had it
+	pool      *bufferPool         // of packets of its MTU
+	worker    netip.Addr          // the worker's own address
 	sandboxes *directory
 	links     map[string]*link // by gateway host
 	attached  int              // attachments that use it
@@ -47,10 +58,13 @@ func (s *Sidecar) join(resp api.AttachResponse) (*network, *link, error) {
 	if len(resp.Gateways) == 0 {
 		return nil, nil, errors.New("the control plane named no gateway")
 	}
+	if err := checkNetwork(resp.Network); err != nil {
+		return nil, nil, fmt.Errorf("what the control plane says of network %s cannot be: %w", resp.Network.ID, err)
+	}
 	a := resp.Attachment
 	n := s.networks[a.Network]
 	if n == nil {
-		n = &network{info: resp.Network, sandboxes: newDirectory(), links: make(map[string]*link)}
+		n = &network{info: resp.Network, pool: newBufferPool(resp.Network.MTU), sandboxes: newDirectory(), links: make(map[string]*link)}
 	}
 	l, err := s.connect(n, resp)
 	if err != nil {
@@ -60,6 +74,22 @@ func (s *Sidecar) join(resp api.AttachResponse) (*network, *link, error) {
 	n.attached++
 	l.attached++
 	return n, l, nil
+}
+
+// checkNetwork says what of a network a sandbox could not live with.
+func checkNetwork(n api.AttachedNetwork) error {
+	if n.MTU < minMTU || n.MTU > maxMTU {
+		return fmt.Errorf("an MTU of %d, outside %d to %d", n.MTU, minMTU, maxMTU)
+	}
+	if len(n.DNS) == 0 {
+		return errors.New("it has no name server")
+	}
+	for _, a := range n.DNS {
+		if !a.Is4() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+			return fmt.Errorf("the name server %q is not the IPv4 address of another host", a)
+		}
+	}
+	return nil
 }
 
 // connect finds or makes the link to the gateway in use, and brings it and the
@@ -116,7 +146,7 @@ func everything() netip.Prefix { return netip.PrefixFrom(netip.IPv4Unspecified()
 // newLink makes a tunnel without a peer.
 func (s *Sidecar) newLink(n *network, gw spec.Gateway) (*link, error) {
 	p := newPath(pathConfig{
-		gateway: n.info.Gateway, mtu: s.cfg.MTU, sandboxes: n.sandboxes, pool: s.pool, clock: s.clock, count: &s.count,
+		gateway: n.info.Gateway, mtu: n.info.MTU, sandboxes: n.sandboxes, pool: n.pool, clock: s.clock, count: &s.count,
 	}, n.worker)
 	t, err := tunnel.New(tunnel.Config{
 		PrivateKey: s.key, Device: p, Log: s.cfg.Log.With("network", n.info.ID, "gateway", gw.Host),

@@ -57,14 +57,16 @@ func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer
 		return sandboxAnswer{}, controlError(err)
 	}
 	a := resp.Attachment
-	if err := s.admit(resp); err != nil {
+	e, err := s.admit(resp)
+	if err != nil {
 		s.tellDetached(context.WithoutCancel(ctx), a.ID)
 		return sandboxAnswer{}, &api.Error{Status: http.StatusInternalServerError, Code: api.CodeInternal, Message: err.Error()}
 	}
 	if a.Bypass != "" {
 		return sandboxAnswer{ID: a.ID, Bypass: a.Bypass}, nil
 	}
-	return sandboxAnswer{ID: a.ID, Network: a.Network, Inner: a.Inner, DNS: resp.Network.Gateway, MTU: s.cfg.MTU}, nil
+	dns := resp.Network.DNS[:min(len(resp.Network.DNS), maxNameServers)]
+	return sandboxAnswer{ID: a.ID, Network: a.Network, Inner: a.Inner, DNS: dns, MTU: e.network.info.MTU}, nil
 }
 
 // controlError makes what the control plane, or the way there, answered an
@@ -78,24 +80,24 @@ func controlError(err error) *api.Error {
 }
 
 // admit writes a new attachment down.
-func (s *Sidecar) admit(resp api.AttachResponse) error {
+func (s *Sidecar) admit(resp api.AttachResponse) (*entry, error) {
 	a := resp.Attachment
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
-		return errors.New("the sidecar is ending")
+		return nil, errors.New("the sidecar is ending")
 	}
 	if s.entries[a.ID] != nil {
-		return fmt.Errorf("the control plane gave the ID %s twice", a.ID)
+		return nil, fmt.Errorf("the control plane gave the ID %s twice", a.ID)
 	}
 	e := &entry{id: a.ID, attachment: a, gone: make(chan struct{})}
 	if a.Bypass == "" {
 		if !a.Inner.Is4() {
-			return fmt.Errorf("the control plane gave the inner address %v, which is not IPv4", a.Inner)
+			return nil, fmt.Errorf("the control plane gave the inner address %v, which is not IPv4", a.Inner)
 		}
 		var err error
 		if e.network, e.link, err = s.join(resp); err != nil {
-			return err
+			return nil, err
 		}
 	} else {
 		s.bypassTotal[a.Bypass]++
@@ -105,7 +107,7 @@ func (s *Sidecar) admit(resp api.AttachResponse) error {
 	e.timer = time.AfterFunc(deviceTimeout, func() {
 		s.detach(context.Background(), e.id, "its device did not come in time")
 	})
-	return nil
+	return e, nil
 }
 
 // claim reserves a waiting sandbox for the connection that brings its device.
@@ -138,7 +140,7 @@ func (s *Sidecar) connectDevice(ctx context.Context, e *entry, dev tun.Device) e
 	}
 	e.sw = newSandbox(sandboxConfig{
 		inner: e.attachment.Inner.As4(), dev: dev, paths: []*path{e.link.path},
-		clock: s.clock, pool: s.pool, count: &s.count, log: s.cfg.Log.With("sandbox", e.attachment.ID),
+		clock: s.clock, pool: e.network.pool, count: &s.count, log: s.cfg.Log.With("sandbox", e.attachment.ID),
 	})
 	e.sw.start()
 	l, gw := e.link, e.link.gateway

@@ -43,10 +43,11 @@ type sandboxAnswer struct {
 	// Bypass says why the sandbox has no tunnel; then the rest is empty.
 	Bypass  string `json:"bypass,omitempty"`
 	Network string `json:"network,omitempty"`
-	// Inner is the sandbox's address, DNS that of its name server.
-	Inner netip.Addr `json:"inner,omitzero"`
-	DNS   netip.Addr `json:"dns,omitzero"`
-	MTU   int        `json:"mtu,omitempty"`
+	// Inner is the sandbox's address, DNS those of its name servers: one to three.
+	Inner netip.Addr   `json:"inner,omitzero"`
+	DNS   []netip.Addr `json:"dns,omitempty"`
+	// MTU is that of its interface, in bytes.
+	MTU int `json:"mtu,omitempty"`
 }
 
 // server is the local API.
@@ -269,7 +270,7 @@ func (v *server) begin(conn *net.UnixConn, e *entry) (<-chan struct{}, error) {
 		}
 		return nil, fmt.Errorf("an interface of type %q, and the sandbox's bypass is %t", m.Type, bypass)
 	}
-	dev, err := openDevice(m, f, v.sidecar.cfg.MTU)
+	dev, err := openDevice(m, f, e.network.info.MTU)
 	if err != nil {
 		return nil, err
 	}

@@ -280,7 +280,6 @@ func TestConfigRefusals(t *testing.T) {
 		"control": func(c *Config) { c.Control = nil },
 		"region":  func(c *Config) { c.Region = "" },
 		"socket":  func(c *Config) { c.Socket = "" },
-		"MTU":     func(c *Config) { c.MTU = 100 },
 	} {
 		c := good
 		spoil(&c)

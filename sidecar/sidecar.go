@@ -51,10 +51,6 @@ import (
 	"github.com/sallyport-net/sallyport/tunnel"
 )
 
-// DefaultMTU is the MTU of sandboxes in bytes: what WireGuard over IPv6 leaves of
-// an Ethernet frame.
-const DefaultMTU = 1420
-
 // Control is what a sidecar asks of the control plane; [*api.Client] is one.
 type Control interface {
 	// Attach returns when the gateway is ready for the sandbox.
@@ -73,8 +69,6 @@ type Config struct {
 	// Socket is the path of the local API's socket. Its folder is made if it does
 	// not exist, and must be nobody else's, because sandboxes see it empty.
 	Socket string
-	// MTU is that of the sandboxes, in bytes; 0 means DefaultMTU.
-	MTU int
 	// Admin is where metrics are served over HTTP; not valid: nowhere.
 	Admin netip.AddrPort
 	// Log is where the sidecar says what it does. Nil is silence.
@@ -83,9 +77,6 @@ type Config struct {
 
 // validate fills defaults in and says what is wrong.
 func (c *Config) validate() error {
-	if c.MTU == 0 {
-		c.MTU = DefaultMTU
-	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -96,8 +87,6 @@ func (c *Config) validate() error {
 		return errors.New("no region was given")
 	case c.Socket == "":
 		return errors.New("no socket was given")
-	case c.MTU < 576 || c.MTU > 9000:
-		return fmt.Errorf("MTU %d is outside 576 to 9000", c.MTU)
 	}
 	return nil
 }
@@ -107,7 +96,6 @@ type Sidecar struct {
 	cfg   Config
 	key   tunnel.Key
 	clock clock
-	pool  *bufferPool
 	count counters
 
 	mu          sync.Mutex // guards what follows
@@ -137,7 +125,6 @@ func New(cfg Config) (*Sidecar, error) {
 		cfg:         cfg,
 		key:         tunnel.NewKey(),
 		clock:       clock{base: time.Now()},
-		pool:        newBufferPool(cfg.MTU),
 		entries:     make(map[string]*entry),
 		leaving:     make(map[string]chan struct{}),
 		networks:    make(map[string]*network),

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/tunnel"
 )
@@ -139,6 +141,52 @@ func TestNoProofNoSandbox(t *testing.T) {
 	}
 }
 
+// A sandbox gets the name servers and the MTU that the control plane says, as far
+// as they can be.
+func TestNetworkSettings(t *testing.T) {
+	p := newPlane(t)
+	s := newTestSidecar(t, p)
+	list := func(texts ...string) (out []netip.Addr) {
+		for _, text := range texts {
+			out = append(out, netip.MustParseAddr(text))
+		}
+		return out
+	}
+	p.with(func() { p.dns, p.mtu = list("10.0.0.1", "10.0.0.3", "10.0.0.4", "10.0.0.5"), 1280 })
+	got, err := s.attach(t.Context(), request("p"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mtu, _ := s.entries[got.ID].link.path.MTU(); got.MTU != 1280 || mtu != 1280 || !slices.Equal(got.DNS, p.dns[:3]) {
+		t.Errorf("the sandbox gets %+v, the tunnel an MTU of %d", got, mtu)
+	}
+	// Buffers have the size that the network began with.
+	p.with(func() { p.mtu = 1400 })
+	if got, err := s.attach(t.Context(), request("p")); err != nil || got.MTU != 1280 {
+		t.Errorf("a second one gets %+v, %v", got, err)
+	}
+
+	attached := p.count()
+	for name, c := range map[string]struct {
+		dns  []netip.Addr
+		mtu  int
+		says string
+	}{
+		"small MTU":   {list("10.0.0.1"), 575, "MTU of 575"},
+		"large MTU":   {list("10.0.0.1"), 9001, "MTU of 9001"},
+		"no DNS":      {nil, 1420, "no name server"},
+		"DNS of IPv6": {list("10.0.0.1", "2001:db8::1"), 1420, "2001:db8::1"},
+		"DNS on lo":   {list("127.0.0.53"), 1420, "127.0.0.53"},
+		"no address":  {[]netip.Addr{{}}, 1420, "invalid IP"},
+	} {
+		p.with(func() { p.dns, p.mtu = c.dns, c.mtu })
+		_, err := s.attach(t.Context(), request("q"))
+		if mustContain(t, err, "net_b", c.says); p.count() != attached || len(s.networks) != 1 {
+			t.Errorf("%s: %d attachments and %d networks are left", name, p.count(), len(s.networks))
+		}
+	}
+}
+
 // With the last sandbox of a network its tunnel ends.
 func TestTunnelsComeAndGo(t *testing.T) {
 	p := newPlane(t)
@@ -178,7 +226,7 @@ func TestDeviceGone(t *testing.T) {
 // room for another.
 func TestFloodLeavesRoom(t *testing.T) {
 	q := newQueue()
-	pool := newBufferPool(DefaultMTU)
+	pool := newBufferPool(spec.TunnelMTU)
 	flood, light := &share{}, &share{}
 	batch := func(n int) []*buffer {
 		var out []*buffer
@@ -216,7 +264,7 @@ func TestFloodLeavesRoom(t *testing.T) {
 }
 
 func TestQueueEnds(t *testing.T) {
-	pool := newBufferPool(DefaultMTU)
+	pool := newBufferPool(spec.TunnelMTU)
 	full := func() (*queue, *share) {
 		q, s := newQueue(), &share{}
 		var batch []*buffer
@@ -283,10 +331,10 @@ func (l *loop) Write(bufs [][]byte, _ int) (int, error) { return len(bufs), nil 
 // bench makes a switch and a path without a tunnel.
 func bench(t testing.TB) (*sandbox, *path) {
 	clk := clock{base: time.Now()}
-	pool := newBufferPool(DefaultMTU)
+	pool := newBufferPool(spec.TunnelMTU)
 	count := &counters{}
 	p := newPath(pathConfig{
-		gateway: netip.MustParseAddr("10.0.0.1"), mtu: DefaultMTU, sandboxes: newDirectory(),
+		gateway: netip.MustParseAddr("10.0.0.1"), mtu: spec.TunnelMTU, sandboxes: newDirectory(),
 		pool: pool, clock: clk, count: count,
 	}, netip.MustParseAddr("10.0.0.2"))
 	t.Cleanup(func() { _ = p.Close() })

@@ -58,7 +58,7 @@ func newMemDevice() *memDevice {
 }
 
 func (d *memDevice) File() *os.File           { return nil }
-func (d *memDevice) MTU() (int, error)        { return DefaultMTU, nil }
+func (d *memDevice) MTU() (int, error)        { return spec.TunnelMTU, nil }
 func (d *memDevice) Name() (string, error)    { return "mem", nil }
 func (d *memDevice) Events() <-chan tun.Event { return d.events }
 func (d *memDevice) BatchSize() int           { return 128 }
@@ -202,11 +202,16 @@ type plane struct {
 	refuse   *api.Error // for every call
 	resumed  []api.Resume
 	detached []string
+	dns      []netip.Addr // of both networks
+	mtu      int
 }
 
 func newPlane(t *testing.T) *plane {
 	t.Helper()
-	p := &plane{gateways: map[string]*gateway{}, list: map[string]spec.Attachment{}}
+	p := &plane{
+		gateways: map[string]*gateway{}, list: map[string]spec.Attachment{},
+		dns: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, mtu: spec.TunnelMTU,
+	}
 	p.gateways["net_a"] = newGateway(t, tunnel.NewKey())
 	p.gateways["net_b"] = newGateway(t, tunnel.NewKey())
 	mux := http.NewServeMux()
@@ -272,9 +277,16 @@ func (p *plane) attach(w http.ResponseWriter, r *http.Request) {
 	p.admit(g, network)
 	answer(w, http.StatusCreated, api.AttachResponse{
 		Attachment: a,
-		Network:    api.AttachedNetwork{ID: network, Gateway: netip.MustParseAddr("10.0.0.1"), CIDR: netip.MustParsePrefix("10.0.0.0/16")},
+		Network:    p.network(network),
 		Gateways:   []spec.Gateway{g.describe(network)},
 	})
+}
+
+// network describes a network.
+func (p *plane) network(id string) api.AttachedNetwork {
+	return api.AttachedNetwork{
+		ID: id, Gateway: netip.MustParseAddr("10.0.0.1"), CIDR: netip.MustParsePrefix("10.0.0.0/16"), DNS: p.dns, MTU: p.mtu,
+	}
 }
 
 // admit tells a gateway who may come. The caller holds the lock.

@@ -26,6 +26,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // Subcommand is the first argument with which the program is started anew; the
@@ -74,8 +75,10 @@ type Config struct {
 	// Sidecar is the connection for the handover. It stays the caller's, which
 	// must not read from it before Started is closed.
 	Sidecar *net.UnixConn
-	// Inner is the sandbox's address, DNS its name server.
-	Inner, DNS netip.Addr
+	// Inner is the sandbox's address.
+	Inner netip.Addr
+	// DNS are its name servers; at least one.
+	DNS []netip.Addr
 	// MTU is that of the interface, in bytes.
 	MTU int
 	// Hide are folders that shall look empty to the command: that of the sidecar's
@@ -99,8 +102,10 @@ func (c Config) validate() error {
 		return errors.New("no command was given; write it behind --")
 	case c.Sidecar == nil:
 		return errors.New("no connection to the sidecar was given")
-	case !c.Inner.Is4() || !c.DNS.Is4():
-		return fmt.Errorf("the sandbox's address %v or its name server %v is not an IPv4 address", c.Inner, c.DNS)
+	case !c.Inner.Is4():
+		return fmt.Errorf("the sandbox's address %v is not an IPv4 address", c.Inner)
+	case len(c.DNS) == 0 || slices.ContainsFunc(c.DNS, func(a netip.Addr) bool { return !a.Is4() }):
+		return fmt.Errorf("the sandbox's name servers %v are not one IPv4 address or more", c.DNS)
 	case c.MTU < 576 || c.MTU > 65535:
 		return fmt.Errorf("MTU %d is outside 576 to 65535", c.MTU)
 	case c.Interface != Auto && c.Interface != TUN && c.Interface != Veth:
@@ -116,12 +121,12 @@ func (c Config) validate() error {
 
 // settings are what the parent tells the process in the namespaces.
 type settings struct {
-	Parent    int        `json:"parent"` // process id
-	Inner     netip.Addr `json:"inner"`
-	DNS       netip.Addr `json:"dns"`
-	MTU       int        `json:"mtu"`
-	Hide      []string   `json:"hide"`
-	Interface Interface  `json:"interface"`
+	Parent    int          `json:"parent"` // process id
+	Inner     netip.Addr   `json:"inner"`
+	DNS       []netip.Addr `json:"dns"`
+	MTU       int          `json:"mtu"`
+	Hide      []string     `json:"hide"`
+	Interface Interface    `json:"interface"`
 }
 
 // report is one line that comes back from there.

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 
 var (
 	inner = netip.MustParseAddr("10.1.2.3")
-	dns   = netip.MustParseAddr("10.1.0.1")
+	dns   = []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.1.0.2")}
 )
 
 // far plays the sidecar: it takes the interface over and answers every UDP

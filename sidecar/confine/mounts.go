@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,7 +58,7 @@ func makeMounts(s settings) (notes []string, err error) {
 		}
 	}
 	if target != "" {
-		if err := placeResolvConf(target, hidden, "nameserver "+s.DNS.String()+"\n"); err != nil {
+		if err := placeResolvConf(target, hidden, nameServers(s.DNS)); err != nil {
 			return nil, err
 		}
 	}
@@ -78,6 +79,15 @@ func makeMounts(s settings) (notes []string, err error) {
 		notes = append(notes, err.Error())
 	}
 	return notes, nil
+}
+
+// nameServers is the text of a resolv.conf.
+func nameServers(addresses []netip.Addr) string {
+	var text strings.Builder
+	for _, a := range addresses {
+		fmt.Fprintf(&text, "nameserver %v\n", a)
+	}
+	return text.String()
 }
 
 // hide puts an empty folder over a folder, and nothing over a socket. It returns
