@@ -10,16 +10,16 @@ import (
 
 // egressBatch is the scratch of one Write. It belongs to one call at a time.
 type egressBatch struct {
+	rules   *rules // those that decided about the batch; nil for the gateway's own packets
 	packets [batchSize]packet.Packet
 	frames  [batchSize][]byte // the caller's buffer of each packet, offset included
 	side    [batchSize]int8   // table of each packet
 	n       int
 
-	local  [][]byte // frames for the local services
-	out    [][]byte // frames that go to the uplink
-	bytes  int
-	whole  [maxDatagram + wholeHeadroom]byte
-	single [1][]byte
+	local [][]byte // frames for the local services
+	out   [][]byte // frames that go to the uplink
+	bytes int
+	whole [maxDatagram + wholeHeadroom]byte
 }
 
 const (
@@ -49,6 +49,7 @@ func (f *Forwarder) Write(bufs [][]byte, offset int) (int, error) {
 		part := rest[:min(len(rest), batchSize)]
 		rest = rest[len(part):]
 		b.reset()
+		b.rules = f.rules.Load()
 		for _, buf := range part {
 			f.admit(b, buf, offset, now)
 		}
@@ -76,7 +77,11 @@ func (f *Forwarder) admit(b *egressBatch, frame []byte, offset int, now packet.I
 // a datagram brings the whole of it through the path on its own.
 func (f *Forwarder) admitFragment(b *egressBatch, p *packet.Packet, offset int, now packet.Instant) {
 	f.fragMu.Lock()
+	expired := f.fragments.Expire(now)
 	whole, o := f.fragments.Add(p, now)
+	if expired > 0 {
+		f.counters.dropMany(Egress, packet.FragmentLimit, expired)
+	}
 	if whole == nil {
 		f.fragMu.Unlock()
 		if o != packet.Pass {
@@ -101,7 +106,7 @@ func (f *Forwarder) admitFragment(b *egressBatch, p *packet.Packet, offset int, 
 }
 
 func (f *Forwarder) decide(b *egressBatch, frame []byte, p *packet.Packet, offset int, now packet.Instant) {
-	d := f.verdict(p)
+	d := b.rules.verdict(p)
 	switch d.Verdict {
 	case policy.Local:
 		b.local = append(b.local, frame[:offset+len(p.B)])
@@ -122,12 +127,12 @@ func (f *Forwarder) decide(b *egressBatch, frame []byte, p *packet.Packet, offse
 
 // verdict asks the snapshot, and keeps sidecars' own addresses to the local
 // services.
-func (f *Forwarder) verdict(p *packet.Packet) policy.Decision {
-	d := f.policy.Load().Decide(p)
+func (r *rules) verdict(p *packet.Packet) policy.Decision {
+	d := r.policy.Decide(p)
 	if d.Verdict == policy.Local || d.Verdict == policy.Drop {
 		return d
 	}
-	if _, ok := (*f.workers.Load())[p.Src]; ok {
+	if _, ok := r.workers[p.Src]; ok {
 		return policy.Decision{Verdict: policy.Drop, Outcome: packet.PolicyDropped}
 	}
 	return d
@@ -141,18 +146,16 @@ func (f *Forwarder) flush(b *egressBatch, offset int, now packet.Instant) {
 	}
 	if len(b.out) > 0 {
 		if _, err := f.uplink.Write(b.out, offset); err != nil {
-			for range b.out {
-				f.counters.drop(Egress, packet.Closed)
-			}
+			f.counters.dropMany(Egress, packet.Closed, len(b.out))
 		} else {
 			f.counters.forwarded(Egress, len(b.out), b.bytes)
 		}
 	}
 	if len(b.local) > 0 {
 		if _, err := f.local.Write(b.local, offset); err != nil {
-			for range b.local {
-				f.counters.drop(Egress, packet.Closed)
-			}
+			f.counters.dropMany(Egress, packet.Closed, len(b.local))
+		} else {
+			f.counters.local.Add(uint64(len(b.local)))
 		}
 	}
 }
@@ -160,17 +163,23 @@ func (f *Forwarder) flush(b *egressBatch, offset int, now packet.Instant) {
 // translate runs the packets of one table through it.
 func (f *Forwarder) translate(b *egressBatch, side int8, now packet.Instant) {
 	t := &f.tables[side]
-	locked := false
+	var current *rules // in force under the lock; nil until it is taken
 	for i := 0; i < b.n; i++ {
 		if b.side[i] != side {
 			continue
 		}
-		if !locked {
+		if current == nil {
 			t.mu.Lock()
-			locked = true
+			current = f.rules.Load()
 		}
 		p := &b.packets[i]
-		o := t.nat.Egress(p, now)
+		o := packet.Pass
+		if b.rules != nil && b.rules != current {
+			o = current.still(p)
+		}
+		if o == packet.Pass {
+			o = t.nat.Egress(p, now)
+		}
 		if o == packet.Pass && p.Src != t.external {
 			o = packet.WrongSource
 		}
@@ -182,9 +191,19 @@ func (f *Forwarder) translate(b *egressBatch, side int8, now packet.Instant) {
 		b.out = append(b.out, b.frames[i])
 		b.bytes += len(p.B)
 	}
-	if locked {
+	if current != nil {
 		t.mu.Unlock()
 	}
+}
+
+// still asks newer rules about a packet that older ones let pass. Without it a
+// batch under way could make state for an inner address that was just revoked,
+// and the next sandbox with that address would have it.
+func (r *rules) still(p *packet.Packet) packet.Outcome {
+	if d := r.verdict(p); d.Verdict != policy.Forward {
+		return d.Outcome
+	}
+	return packet.Pass
 }
 
 // icmpError is type, code and the rest-of-header field of an ICMP error.
@@ -195,25 +214,29 @@ type icmpError struct {
 
 // refuse counts a drop on the way out and tells the sandbox where that is due.
 // The packet still has its inner source: a table changes a packet only when it
-// passes.
+// passes. The gateway's own services are not told: nothing of theirs goes through
+// the tunnel, and their timeouts do the rest.
 func (f *Forwarder) refuse(p *packet.Packet, o packet.Outcome, now packet.Instant) {
 	f.counters.drop(Egress, o)
+	if p.Src == f.gateway {
+		return
+	}
 	told := false
 	switch o {
 	case packet.TTLExpired:
-		told = f.replies.pushError(icmpError{typ: 11}, f, p, now)
+		told = f.replies.pushError(icmpError{typ: 11}, f.gateway, p, now)
 	case packet.NoSession:
 		told = f.replies.pushRST(p, now)
 	case packet.PortsExhausted, packet.Draining:
-		told = f.replies.pushError(icmpError{typ: 3, code: 1}, f, p, now) // RFC 6888 REQ-11 B
+		told = f.replies.pushError(icmpError{typ: 3, code: 1}, f.gateway, p, now) // RFC 6888 REQ-11 B
 	case packet.SessionLimit, packet.RateLimit, packet.PolicyRejected,
 		packet.PrivateDestination, packet.OwnAddress, packet.Martian:
-		told = f.replies.pushError(icmpError{typ: 3, code: 13}, f, p, now) // RFC 5508 REQ-8
+		told = f.replies.pushError(icmpError{typ: 3, code: 13}, f.gateway, p, now) // RFC 5508 REQ-8
 	case packet.NoLocalService:
 		if p.Kind == packet.KindTCP {
 			told = f.replies.pushRST(p, now)
 		} else {
-			told = f.replies.pushError(icmpError{typ: 3, code: 3}, f, p, now)
+			told = f.replies.pushError(icmpError{typ: 3, code: 3}, f.gateway, p, now)
 		}
 	}
 	if told {
@@ -224,11 +247,13 @@ func (f *Forwarder) refuse(p *packet.Packet, o packet.Outcome, now packet.Instan
 
 // WriteLocal takes what the local services send, each packet at
 // bufs[i][offset:]: answers to sandboxes wait for Read; queries to a configured
-// resolver go out through the pair like a sandbox's; all else is dropped.
+// resolver go out through the pair like a sandbox's; all else is dropped, and so
+// is every source but the network's first address.
 func (f *Forwarder) WriteLocal(bufs [][]byte, offset int) {
 	b := f.batches.Get().(*egressBatch)
 	defer f.batches.Put(b)
 	b.reset()
+	b.rules = nil
 	now, replied := f.clock.Now(), false
 	for _, frame := range bufs {
 		if b.n == batchSize {
@@ -240,6 +265,10 @@ func (f *Forwarder) WriteLocal(bufs [][]byte, offset int) {
 			f.counters.drop(Egress, o)
 			continue
 		}
+		if p.Src != f.gateway {
+			f.counters.drop(Egress, packet.SpoofedSource)
+			continue
+		}
 		if f.network.Contains(p.Dst) {
 			if f.replies.push(p.B) {
 				replied = true
@@ -249,7 +278,7 @@ func (f *Forwarder) WriteLocal(bufs [][]byte, offset int) {
 			}
 			continue
 		}
-		if p.Src != f.gateway || !f.isResolver(p) {
+		if !f.isResolver(p) {
 			f.counters.drop(Egress, packet.PolicyDropped)
 			continue
 		}

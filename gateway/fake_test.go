@@ -39,13 +39,14 @@ func (c *manualClock) Now() packet.Instant {
 	return c.now
 }
 
-// fakeUplink keeps what is written and returns what the test queues. A Read
-// with nothing queued returns as after Wake, so that tests never block.
+// fakeUplink keeps what is written and returns what the test queues. A Read that
+// would wait returns as after Close, so that tests never block.
 type fakeUplink struct {
 	uplink.Uplink
 	sent  [][]byte
 	queue [][]byte
 	wakes int
+	woken bool
 	done  bool
 }
 
@@ -60,9 +61,10 @@ func (u *fakeUplink) Write(bufs [][]byte, offset int) (int, error) {
 }
 
 func (u *fakeUplink) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	if u.done || len(u.queue) == 0 {
+	if u.done || len(u.queue) == 0 && !u.woken {
 		return 0, os.ErrClosed
 	}
+	u.woken = false
 	n := 0
 	for n < len(bufs) && n < len(u.queue) {
 		sizes[n] = copy(bufs[n][offset:], u.queue[n])
@@ -72,7 +74,7 @@ func (u *fakeUplink) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return n, nil
 }
 
-func (u *fakeUplink) Wake()        { u.wakes++ }
+func (u *fakeUplink) Wake()        { u.wakes, u.woken = u.wakes+1, true }
 func (u *fakeUplink) Close() error { u.done = true; return nil }
 
 // fakeLocal keeps what the local services are given.
@@ -121,7 +123,7 @@ func newRig(t testing.TB) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.f.SetWorkers(map[netip.Addr]struct{}{worker: {}})
+	r.f.SetPolicy(snapshot, map[netip.Addr]struct{}{worker: {}})
 	return r
 }
 
@@ -203,6 +205,7 @@ func (r *rig) counts() map[string]uint64 {
 			put(d.String()+" "+o.String(), c.Drops(d, o))
 		}
 	}
+	put("local", c.Local())
 	put("replies", c.Replies())
 	return got
 }

@@ -86,6 +86,14 @@ type lockedTable struct {
 	external netip.Addr
 }
 
+// rules are what is in force at one moment. They do not change.
+type rules struct {
+	policy *policy.Snapshot
+	// workers are the inner addresses of sidecars: they may use the local
+	// services and nothing else.
+	workers map[netip.Addr]struct{}
+}
+
 // Forwarder carries the packets of one network between its WireGuard device
 // and its uplink. It is the tun.Device that wireguard-go reads and writes:
 // Write is egress, Read is ingress, both named from the sandbox's side.
@@ -102,11 +110,8 @@ type Forwarder struct {
 	resolvers map[netip.AddrPort]struct{}
 	clock     Clock
 
-	policy atomic.Pointer[policy.Snapshot]
+	rules  atomic.Pointer[rules]
 	tables [2]lockedTable
-	// workers are the inner addresses of sidecars: they may use the local
-	// services and nothing else.
-	workers atomic.Pointer[map[netip.Addr]struct{}]
 
 	fragMu    sync.Mutex
 	fragments *packet.Reassembler
@@ -142,7 +147,7 @@ func NewForwarder(cfg ForwarderConfig) (*Forwarder, error) {
 		resolvers: make(map[netip.AddrPort]struct{}, len(cfg.Resolvers)),
 		clock:     cfg.Clock,
 		fragments: fragments,
-		replies:   newReplyQueue(cfg.Clock.Now()),
+		replies:   newReplyQueue(),
 		events:    make(chan tun.Event, 1),
 	}
 	for _, r := range cfg.Resolvers {
@@ -151,26 +156,30 @@ func NewForwarder(cfg ForwarderConfig) (*Forwarder, error) {
 	for i := range f.tables {
 		f.tables[i].nat, f.tables[i].external = cfg.Tables[i], cfg.External[i]
 	}
-	f.policy.Store(cfg.Policy)
-	f.workers.Store(&map[netip.Addr]struct{}{})
+	f.SetPolicy(cfg.Policy, nil)
 	f.batches.New = func() any { return new(egressBatch) }
 	f.events <- tun.EventUp
 	return f, nil
 }
 
-// Policy returns the snapshot in force.
-func (f *Forwarder) Policy() *policy.Snapshot { return f.policy.Load() }
+// Policy returns the snapshot in force and the inner addresses of sidecars. The
+// caller must not change the map.
+func (f *Forwarder) Policy() (*policy.Snapshot, map[netip.Addr]struct{}) {
+	r := f.rules.Load()
+	return r.policy, r.workers
+}
 
-// SetPolicy puts a new snapshot in force for the next batch. Flows that exist
-// keep their state; a packet of theirs that the new snapshot refuses is dropped.
-func (f *Forwarder) SetPolicy(s *policy.Snapshot) { f.policy.Store(s) }
-
-// SetWorkers replaces the set of inner addresses that belong to sidecars. The
-// caller must not change the map afterwards.
-func (f *Forwarder) SetWorkers(w map[netip.Addr]struct{}) { f.workers.Store(&w) }
+// SetPolicy puts a new snapshot in force, together with the inner addresses that
+// belong to sidecars themselves; the caller must not change the map afterwards.
+// Flows that exist keep their state; a packet of theirs that the new snapshot
+// refuses is dropped.
+func (f *Forwarder) SetPolicy(s *policy.Snapshot, workers map[netip.Addr]struct{}) {
+	f.rules.Store(&rules{policy: s, workers: workers})
+}
 
 // Revoke removes all state of one inner address and returns how many sessions
-// ended.
+// ended. When the policy refuses the address before, nothing makes new state for
+// it: a batch that was decided earlier asks again under the table's lock.
 func (f *Forwarder) Revoke(inner netip.Addr) int {
 	now, n := f.clock.Now(), 0
 	for i := range f.tables {
@@ -235,9 +244,11 @@ func (f *Forwarder) withTable(external netip.Addr, do func(*nat.Table)) {
 	do(t.nat)
 }
 
-// expireFragments drops datagrams whose missing fragments did not come in time.
+// expireFragments drops datagrams whose missing fragments did not come in time;
+// each counts once.
 func (f *Forwarder) expireFragments(now packet.Instant) {
 	f.fragMu.Lock()
-	defer f.fragMu.Unlock()
-	f.fragments.Expire(now)
+	n := f.fragments.Expire(now)
+	f.fragMu.Unlock()
+	f.counters.dropMany(Egress, packet.FragmentLimit, n)
 }

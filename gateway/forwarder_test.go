@@ -200,6 +200,7 @@ func TestLocal(t *testing.T) {
 		udp(t, at(gw, 4000), resolver, []byte("upstream")),
 		udp(t, at(gw, 4000), origin, []byte("elsewhere")),
 		udp(t, at(stranger, 4000), resolver, []byte("spoofed")),
+		udp(t, at(stranger, 53), at(alice, 5000), []byte("spoofed")),
 	}, 0)
 	got := r.read()
 	if len(got) != 1 || got[0].Dst != alice || string(got[0].Data()) != "answer" {
@@ -220,7 +221,10 @@ func TestLocal(t *testing.T) {
 	if len(r.local.got) != 3 {
 		t.Errorf("services got %d packets, want 3", len(r.local.got))
 	}
-	r.wantCounts(map[string]uint64{"egress": 1, "egress policy_dropped": 2, "replies": 1})
+	r.wantCounts(map[string]uint64{
+		"egress": 1, "ingress": 1, "local": 2, "replies": 1,
+		"egress policy_dropped": 1, "egress spoofed_source": 2,
+	})
 }
 
 // TestRevoke: what is detached loses its flows at once.
@@ -228,7 +232,8 @@ func TestRevoke(t *testing.T) {
 	r := newRig(t)
 	r.write(udp(t, at(alice, 5000), origin, nil))
 	p := parsed(t, r.up.sent[0])
-	r.f.SetPolicy(r.f.Policy().Without(alice))
+	s, workers := r.f.Policy()
+	r.f.SetPolicy(s.Without(alice), workers)
 	if n := r.f.Revoke(alice); n != 1 {
 		t.Errorf("%d sessions revoked, want 1", n)
 	}
@@ -241,24 +246,58 @@ func TestRevoke(t *testing.T) {
 }
 
 // TestErrorsAreLimited: a flood of refused packets makes a bounded number of
-// errors, and the queue's memory is bounded.
+// errors, and leaves the other sandboxes theirs.
 func TestErrorsAreLimited(t *testing.T) {
 	r := newRig(t)
-	b := udp(t, at(alice, 1), forbidden, nil)
-	for range 5000 {
-		r.write(append([]byte(nil), b...))
+	refused := func(inner netip.Addr, n int) uint64 {
+		before := r.f.counters.Replies()
+		for range n {
+			r.write(udp(t, at(inner, 1), forbidden, nil))
+		}
+		return r.f.counters.Replies() - before
 	}
-	c := r.counts()
-	if c["egress policy_rejected"] != 5000 {
-		t.Errorf("%d refusals counted, want 5000", c["egress policy_rejected"])
+	if n := refused(alice, 5000); n != sandboxBurst {
+		t.Errorf("%d errors at one instant, want the sandbox's burst of %d", n, sandboxBurst)
 	}
-	if c["replies"] != errorBurst {
-		t.Errorf("%d errors at one instant, want the burst of %d", c["replies"], errorBurst)
+	if n := refused(bob, 10); n != 10 {
+		t.Errorf("another sandbox got %d errors about 10 packets", n)
+	}
+	if c := r.counts(); c["egress policy_rejected"] != 5010 {
+		t.Errorf("%d refusals counted, want 5010", c["egress policy_rejected"])
+	}
+	r.clock.now += 1e9
+	if n := refused(alice, 5000); n != sandboxBurst {
+		t.Errorf("%d errors a second later, want %d", n, sandboxBurst)
+	}
+}
+
+// TestErrorBudget: many sandboxes together stay within the network's budget, which
+// fills with time.
+func TestErrorBudget(t *testing.T) {
+	var b errorBudget
+	flood := func(now packet.Instant) (n int) {
+		for i := range 10000 {
+			if b.allow(netip.AddrFrom4([4]byte{10, 20, byte(i >> 8), byte(i)}), now) {
+				n++
+			}
+		}
+		return n
+	}
+	for _, step := range []struct {
+		now  packet.Instant
+		want int
+	}{{1e9, networkBurst}, {1e9, 0}, {1e9 + 100e6, 100}, {10e9, networkBurst}} {
+		if n := flood(step.now); n != step.want {
+			t.Errorf("at %v: %d errors, want %d", step.now, n, step.want)
+		}
 	}
 }
 
 // TestNoAllocations: the path of an established flow allocates nothing.
 func TestNoAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("under the race detector pools forget at random")
+	}
 	r := newRig(t)
 	f, bufs, fresh := establishedBatch(r)
 	sink := &countingUplink{fakeUplink: r.up}
@@ -273,6 +312,27 @@ func TestNoAllocations(t *testing.T) {
 	}
 	if sink.n == 0 {
 		t.Fatal("nothing was forwarded")
+	}
+}
+
+// TestNoAllocationsBack: nor does the way back.
+func TestNoAllocationsBack(t *testing.T) {
+	r := newRig(t)
+	r.write(udp(t, at(alice, 5000), origin, nil))
+	p := parsed(t, r.up.sent[0])
+	answer := udp(t, origin, at(p.Src, p.SrcPort), make([]byte, 1000))
+	f, queue := r.f, make([][]byte, batchSize)
+	bufs, sizes := make([][]byte, batchSize), make([]int, batchSize)
+	for i := range bufs {
+		queue[i], bufs[i] = answer, make([]byte, headroom+65535)
+	}
+	if n := testing.AllocsPerRun(200, func() {
+		r.up.queue = queue
+		if n, err := f.Read(bufs, sizes, headroom); n != batchSize || err != nil {
+			t.Fatalf("Read = %d, %v", n, err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations per batch, want 0", n)
 	}
 }
 

@@ -15,17 +15,18 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sallyport-net/sallyport/control/spec"
-	"github.com/sallyport-net/sallyport/gateway/uplink"
 	"github.com/sallyport-net/sallyport/internal/config"
 	"github.com/sallyport-net/sallyport/internal/packet"
-	"github.com/sallyport-net/sallyport/policy"
 )
 
 const (
-	// reportInterval is how often the host tells the control plane its counters.
+	// reportInterval is how often the host tells the control plane its counters,
+	// where nothing else happens.
 	reportInterval = time.Second
 	// retryInterval is the pause after the source failed.
 	retryInterval = time.Second
+	// reopenInterval is the pause between attempts to open networks that failed.
+	reopenInterval = 2 * time.Second
 	// startTimeout bounds the wait for the first desired state.
 	startTimeout = 30 * time.Second
 )
@@ -44,19 +45,30 @@ type HostConfig struct {
 	Log *slog.Logger
 }
 
-// Host is one gateway host: the networks that it serves.
+// Host is one gateway host: the networks that it serves. They stand and fall
+// each for itself: one that cannot be opened, or ends by itself, is opened again
+// after a while, and the others go on.
 type Host struct {
-	cfg     HostConfig
-	state   spec.State
-	ports   map[string]uint16
+	cfg HostConfig
+
+	// What follows is OpenHost's, and then the follower's.
+	state    spec.State
+	ports    map[string]uint16
+	revision uint64    // what is in force; 0 asks for everything
+	retried  time.Time // when everything was last asked for because of a failure
+	trouble  string    // what the log was told last
+
 	changed chan struct{} // poked when networks came or went
 
-	mu       sync.Mutex // guards networks; never taken on the packet path
+	mu       sync.Mutex // guards what follows; never taken on the packet path
 	networks map[string]*network
+	address  netip.Addr // where sidecars find the WireGuard devices
 
-	revision uint64
-	ready    atomic.Bool
-	draining atomic.Bool
+	// failures counts networks that could not be opened or ended by
+	// themselves; settled is how many of them everything was applied after.
+	failures, settled atomic.Uint64
+	ready             atomic.Bool
+	draining          atomic.Bool
 }
 
 // OpenHost waits for the desired state and brings up every network that this
@@ -74,25 +86,15 @@ func OpenHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 		h.Close()
 		return nil, err
 	}
-	h.announce()
 	return h, nil
 }
 
-// announce says what is in force, once per network.
-func (h *Host) announce() {
-	for _, n := range h.list() {
-		h.cfg.Log.Info("network up", "network", n.spec.ID, "cidr", n.spec.CIDR, "pair", n.spec.Pair,
-			"wireguard_port", n.tun.ListenPort(), "public_key", n.public.String(), "uplink", n.up.String())
-	}
-}
-
 // Run follows the source and reports until ctx ends, then closes every network.
-// It returns an error only when a network fails.
+// It returns nil then.
 func (h *Host) Run(ctx context.Context) error {
 	defer h.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.follow(ctx) })
-	g.Go(func() error { return h.reportLoop(ctx) })
 	g.Go(func() error { return h.supervise(ctx, g) })
 	h.poke()
 	h.ready.Store(true)
@@ -111,7 +113,10 @@ func (h *Host) supervise(ctx context.Context, g *errgroup.Group) error {
 				continue
 			}
 			n.started = true
-			g.Go(func() error { return n.run(ctx) })
+			g.Go(func() error {
+				h.tend(ctx, n)
+				return nil
+			})
 		}
 		select {
 		case <-ctx.Done():
@@ -121,6 +126,18 @@ func (h *Host) supervise(ctx context.Context, g *errgroup.Group) error {
 	}
 }
 
+// tend runs a network to its end. One that ends by itself makes room for its
+// successor.
+func (h *Host) tend(ctx context.Context, n *network) {
+	err := n.run(ctx)
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	n.log.Error("network failed; it is closed, and opened again soon", "error", err)
+	h.forget(n)
+	h.failures.Add(1)
+}
+
 func (h *Host) poke() {
 	select {
 	case h.changed <- struct{}{}:
@@ -128,8 +145,11 @@ func (h *Host) poke() {
 	}
 }
 
-// Ready reports whether the host serves what the desired state asks of it.
-func (h *Host) Ready() bool { return h.ready.Load() }
+// Ready reports whether the host serves all that the desired state asks of it.
+func (h *Host) Ready() bool { return h.ready.Load() && !h.unsettled() }
+
+// unsettled reports whether a network that should be open may not be.
+func (h *Host) unsettled() bool { return h.failures.Load() != h.settled.Load() }
 
 // Health is what the host answers to probes.
 func (h *Host) Health() packet.Health {
@@ -155,222 +175,27 @@ func (h *Host) list() []*network {
 	for _, n := range h.networks {
 		all = append(all, n)
 	}
-	slices.SortFunc(all, func(a, b *network) int { return strings.Compare(a.spec.ID, b.spec.ID) })
+	slices.SortFunc(all, func(a, b *network) int { return strings.Compare(a.id, b.id) })
 	return all
 }
 
-// follow applies what the source has, and acknowledges it once it is in force.
-func (h *Host) follow(ctx context.Context) error {
-	lost := false
-	for {
-		err := h.acknowledge(ctx)
-		var u spec.Update
-		if err == nil {
-			u, err = h.cfg.Source.Next(ctx, h.revision)
-		}
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil:
-			if !lost {
-				lost = true
-				h.cfg.Log.Warn("control plane lost; going on with what is known", "error", err)
-			}
-			if err := pause(ctx, retryInterval); err != nil {
-				return err
-			}
-			continue
-		}
-		if lost {
-			lost = false
-			h.cfg.Log.Info("control plane is back", "revision", u.Revision)
-		}
-		if err := h.apply(u); err != nil {
-			h.cfg.Log.Error("change of the desired state not applied in full", "revision", u.Revision, "error", err)
-		}
-	}
-}
-
-func (h *Host) acknowledge(ctx context.Context) error {
-	if err := h.cfg.Source.Report(ctx, h.report()); err != nil {
-		return fmt.Errorf("report to the control plane: %w", err)
-	}
-	if err := h.cfg.Source.Acknowledge(ctx, h.cfg.Daemon.Host, h.revision); err != nil {
-		return fmt.Errorf("acknowledge revision %d: %w", h.revision, err)
-	}
-	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
-}
-
-// apply brings the host to an update: networks first, then who is attached.
-func (h *Host) apply(u spec.Update) error {
-	var err error
-	if u.State != nil {
-		h.state = *u.State
-		err = h.reconcile()
-	}
-	byNetwork := map[string][]spec.Attachment{}
-	for _, a := range u.Attached {
-		byNetwork[a.Network] = append(byNetwork[a.Network], a)
-	}
-	for _, n := range h.list() {
-		n.apply(u.Full, byNetwork[n.spec.ID], u.Detached)
-	}
-	h.revision = u.Revision
-	return err
-}
-
-// reconcile opens networks that are new and closes those that are gone. A
-// network whose addresses changed is closed and opened again.
-func (h *Host) reconcile() error {
-	wanted := map[string]spec.Network{}
-	var ids []string
-	for _, n := range h.state.Networks {
-		if n.Region == h.cfg.Daemon.Region && slices.Contains(hosts(h.state, n), h.cfg.Daemon.Host) {
-			wanted[n.ID] = n
-			ids = append(ids, n.ID)
-		}
-	}
-	ports, err := assignPorts(ids, PortRange(h.cfg.Daemon.WireGuard.Ports))
-	if err != nil {
-		return err
-	}
-	for _, n := range h.list() {
-		w, ok := wanted[n.spec.ID]
-		if ok && w.CIDR == n.spec.CIDR && w.Pair == n.spec.Pair && ports[w.ID] == h.ports[w.ID] {
-			continue
-		}
-		n.close()
-		h.mu.Lock()
-		delete(h.networks, n.spec.ID)
-		h.mu.Unlock()
-	}
-	h.ports = ports
-	var failed []error
-	for _, id := range ids {
-		if err := h.bringUp(wanted[id]); err != nil {
-			failed = append(failed, err)
-		}
-	}
-	h.poke()
-	return errors.Join(failed...)
-}
-
-func hosts(s spec.State, n spec.Network) []string {
-	h := s.HostsOf(n)
-	return h[:]
-}
-
-// bringUp opens a network, or gives one that is open its new policy.
-func (h *Host) bringUp(n spec.Network) error {
-	snapshot, err := h.compile(n)
-	if err != nil {
-		return fmt.Errorf("network %s: policy: %w", n.ID, err)
-	}
+// forget takes a network out of the list, unless its successor is there.
+func (h *Host) forget(n *network) {
 	h.mu.Lock()
-	open := h.networks[n.ID]
-	h.mu.Unlock()
-	if open != nil {
-		open.spec = n
-		open.setPolicy(snapshot)
-		return nil
+	defer h.mu.Unlock()
+	if h.networks[n.id] == n {
+		delete(h.networks, n.id)
 	}
-	opened, err := openNetwork(h, n, snapshot)
-	if err != nil {
-		return err
-	}
-	h.mu.Lock()
-	h.networks[n.ID] = opened
-	h.mu.Unlock()
-	return nil
-}
-
-// compile makes the policy of a network with nobody attached.
-func (h *Host) compile(n spec.Network) (*policy.Snapshot, error) {
-	mode, rules, err := config.PolicyRules(n.Policy)
-	if err != nil {
-		return nil, err
-	}
-	region, _ := h.state.Region(n.Region)
-	return policy.Compile(policy.Config{
-		Network: n.CIDR, Gateway: n.Gateway(), Own: h.ownAddresses(region),
-		Loopback: region.Loopback(), Mode: mode, Rules: rules,
-	})
-}
-
-// ownAddresses are those that no sandbox of the region may reach: the hosts'
-// endpoints and bypass addresses, and every dedicated IP.
-func (h *Host) ownAddresses(r spec.Region) []netip.Addr {
-	var own []netip.Addr
-	for _, host := range r.Hosts {
-		own = append(own, host.Endpoint)
-		if host.Bypass.IsValid() {
-			own = append(own, host.Bypass)
-		}
-	}
-	for _, n := range h.state.Networks {
-		if n.Region == r.Name {
-			own = append(own, n.Pair[:]...)
-		}
-	}
-	return own
 }
 
 // report says what the host's networks are and have done.
 func (h *Host) report() spec.HostReport {
+	h.mu.Lock()
+	address := h.address
+	h.mu.Unlock()
 	r := spec.HostReport{Host: h.cfg.Daemon.Host, Region: h.cfg.Daemon.Region}
 	for _, n := range h.list() {
-		r.Networks = append(r.Networks, n.report(h.endpoint(n)))
+		r.Networks = append(r.Networks, n.report(netip.AddrPortFrom(address, n.tun.ListenPort())))
 	}
 	return r
-}
-
-// endpoint is where sidecars find the network's WireGuard device.
-func (h *Host) endpoint(n *network) netip.AddrPort {
-	addr := h.cfg.Daemon.WireGuard.Address
-	if !addr.IsValid() {
-		region, _ := h.state.Region(h.cfg.Daemon.Region)
-		for _, host := range region.Hosts {
-			if host.Name == h.cfg.Daemon.Host {
-				addr = host.Endpoint
-			}
-		}
-	}
-	return netip.AddrPortFrom(addr, n.tun.ListenPort())
-}
-
-func (h *Host) reportLoop(ctx context.Context) error {
-	t := time.NewTicker(reportInterval)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-t.C:
-		}
-		if err := h.cfg.Source.Report(ctx, h.report()); err != nil && ctx.Err() == nil {
-			h.cfg.Log.Debug("report not taken", "error", err)
-		}
-	}
-}
-
-// holds reports whether this host holds pair[i] of a network.
-func (h *Host) holds(n spec.Network, i int) bool {
-	return h.state.HostsOf(n)[i] == h.cfg.Daemon.Host
-}
-
-// socketShare is how many sockets one network may open: an equal share of what
-// the process may, so that no network takes another's.
-func (h *Host) socketShare() int {
-	return max(uplink.DescriptorLimit()/max(len(h.ports), 1), 1)
 }

@@ -12,23 +12,29 @@ type ingressBatch struct {
 	local   [][]byte
 }
 
-// Read is ingress: it returns what the gateway says itself, or else the next
-// batch of the uplink with inner destinations restored. A packet that is
-// dropped, or that is meant for the gateway's own services, stays in the batch
-// with size 0, which wireguard-go skips. After Close it returns os.ErrClosed.
+// Read is ingress: it returns what the gateway says itself, and the next batch
+// of the uplink with inner destinations restored; neither keeps the other
+// waiting. A packet that is dropped, or that is meant for the gateway's own
+// services, stays in the batch with size 0, which wireguard-go skips. After Close
+// it returns os.ErrClosed.
 func (f *Forwarder) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	bufs = bufs[:min(len(bufs), batchSize)]
 	for {
-		if n := f.replies.take(bufs, sizes, offset); n > 0 {
+		n := f.replies.take(bufs[:(len(bufs)+1)/2], sizes, offset)
+		if n == len(bufs) {
 			return n, nil
 		}
-		limit := min(len(bufs), batchSize)
-		n, err := f.uplink.Read(bufs[:limit], sizes, offset)
+		if n > 0 {
+			// Woken in advance, the uplink's Read does not wait.
+			f.uplink.Wake()
+		}
+		k, err := f.uplink.Read(bufs[n:], sizes[n:], offset)
 		if err != nil {
 			return 0, err
 		}
 		// Fragments of this batch wait in the queue; the loop takes them.
-		if n > 0 && f.restore(bufs[:n], sizes, offset) {
-			return n, nil
+		if k > 0 && f.restore(bufs[n:n+k], sizes[n:], offset) || n > 0 {
+			return n + k, nil
 		}
 	}
 }
@@ -41,6 +47,10 @@ func (f *Forwarder) restore(bufs [][]byte, sizes []int, offset int) bool {
 	var mine [2]bool
 	for i := range bufs {
 		p := &rx.packets[i]
+		if sizes[i] == 0 { // skipped by the uplink
+			p.Kind = packet.KindUnknown
+			continue
+		}
 		o := packet.Parse(p, bufs[i][offset:offset+sizes[i]])
 		if o == packet.Pass && p.Kind == packet.KindFragment {
 			// An uplink reassembles: a fragment cannot be matched.
@@ -75,66 +85,83 @@ func (f *Forwarder) restoreTable(bufs [][]byte, sizes []int, side int, now packe
 		if p.Kind == packet.KindUnknown || p.Dst != t.external {
 			continue
 		}
-		o := t.nat.Ingress(p, now)
-		if o == packet.Pass {
-			o = p.DecrementTTL()
-		}
-		if o == packet.Pass && len(p.B) > f.mtu {
-			// Uplinks hand over whole datagrams: cut it for the tunnel, in order.
-			if o = f.cut(p); o == packet.Pass {
-				p.Kind, sizes[i] = packet.KindUnknown, 0
-				continue
-			}
-		}
-		if o != packet.Pass {
+		if o := t.nat.Ingress(p, now); o != packet.Pass {
 			f.counters.drop(Ingress, o)
 			p.Kind, sizes[i] = packet.KindUnknown, 0
-			continue
 		}
-		p.ClampMSS(f.mss)
-		sizes[i] = len(p.B)
 	}
 }
 
-// cut queues the fragments of a restored datagram that is larger than the
-// tunnel's MTU (RFC 4787 REQ-13).
-func (f *Forwarder) cut(p *packet.Packet) packet.Outcome {
-	if p.DF {
-		return packet.TooBig
-	}
-	if !f.replies.pushFragments(p.B, f.mtu) {
-		return packet.QueueFull
-	}
-	f.counters.forwarded(Ingress, 1, len(p.B))
-	return packet.Pass
-}
-
-// deliver sorts out what belongs to the local services and counts the rest.
+// deliver takes the last steps of what was restored, sorts out what belongs to
+// the local services, and counts.
 func (f *Forwarder) deliver(bufs [][]byte, sizes []int, offset int) bool {
 	rx := &f.rx
 	rx.local = rx.local[:0]
-	packets, bytes := 0, 0
+	packets, bytes, left := 0, 0, false
 	for i := range bufs {
 		p := &rx.packets[i]
-		switch {
-		case p.Kind == packet.KindUnknown:
-		case p.Dst == f.gateway:
+		if p.Kind == packet.KindUnknown {
+			continue
+		}
+		if p.Dst == f.gateway { // ends here, whole
 			rx.local = append(rx.local, bufs[i][:offset+len(p.B)])
 			sizes[i] = 0
-		default:
-			packets++
-			bytes += len(p.B)
+			continue
 		}
-	}
-	if len(rx.local) > 0 {
-		if _, err := f.local.Write(rx.local, offset); err != nil {
-			for range rx.local {
-				f.counters.drop(Ingress, packet.Closed)
-			}
+		var o packet.Outcome
+		if sizes[i], o = f.emit(p); o != packet.Pass {
+			f.counters.drop(Ingress, o)
+			continue
 		}
+		left = left || sizes[i] > 0
+		packets++
+		bytes += len(p.B)
 	}
 	f.counters.forwarded(Ingress, packets, bytes)
-	return packets > 0
+	f.deliverLocal(rx.local, offset)
+	// What is kept here would pin buffers that wireguard-go has handed on.
+	clear(rx.local)
+	for i := range bufs {
+		rx.packets[i].B = nil
+	}
+	return left
+}
+
+// deliverLocal hands answers of resolvers to the local services.
+func (f *Forwarder) deliverLocal(frames [][]byte, offset int) {
+	if len(frames) == 0 {
+		return
+	}
+	if _, err := f.local.Write(frames, offset); err != nil {
+		f.counters.dropMany(Ingress, packet.Closed, len(frames))
+		return
+	}
+	bytes := 0
+	for _, frame := range frames {
+		bytes += len(frame) - offset
+	}
+	f.counters.forwarded(Ingress, len(frames), bytes)
+}
+
+// emit makes a restored packet ready for the tunnel and returns its size in the
+// batch: 0 where it was cut and waits in the queue, or is dropped.
+func (f *Forwarder) emit(p *packet.Packet) (int, packet.Outcome) {
+	if o := p.DecrementTTL(); o != packet.Pass {
+		return 0, o
+	}
+	if len(p.B) > f.mtu {
+		// Uplinks hand over whole datagrams: cut it for the tunnel, in order
+		// (RFC 4787 REQ-13).
+		switch {
+		case p.DF:
+			return 0, packet.TooBig
+		case !f.replies.pushFragments(p.B, f.mtu):
+			return 0, packet.QueueFull
+		}
+		return 0, packet.Pass
+	}
+	p.ClampMSS(f.mss)
+	return len(p.B), packet.Pass
 }
 
 // sideOf returns which table owns a dedicated IP, -1 for a foreign address.

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 
 	"github.com/sallyport-net/sallyport/control/spec"
@@ -16,31 +15,27 @@ import (
 type members struct {
 	attached map[string]spec.Attachment // by id
 	peers    map[tunnel.Key]*peer
+	changed  map[tunnel.Key]struct{} // peers that WireGuard does not know as they are
 }
 
 // peer is one WireGuard peer: a sidecar, or a stock client.
 type peer struct {
-	worker  netip.Addr // the sidecar's own inner address, if it has one
-	inner   map[netip.Addr]struct{}
-	changed bool
+	worker netip.Addr // the sidecar's own inner address, if it has one
+	inner  map[netip.Addr]struct{}
 }
 
 func newMembers() members {
-	return members{attached: map[string]spec.Attachment{}, peers: map[tunnel.Key]*peer{}}
+	return members{
+		attached: map[string]spec.Attachment{}, peers: map[tunnel.Key]*peer{}, changed: map[tunnel.Key]struct{}{},
+	}
 }
 
-// add takes one attachment in. It reports an error, and changes nothing, when
-// its key does not parse.
+// add takes one attachment in, whose id is not known. It reports an error, and
+// changes nothing, when its key does not parse.
 func (m *members) add(a spec.Attachment) error {
 	key, err := tunnel.ParseKey(a.PublicKey)
 	if err != nil {
 		return fmt.Errorf("attachment %s: public key: %w", a.ID, err)
-	}
-	if old, ok := m.attached[a.ID]; ok {
-		if old == a {
-			return nil
-		}
-		m.remove(a.ID)
 	}
 	m.attached[a.ID] = a
 	p := m.peers[key]
@@ -52,7 +47,7 @@ func (m *members) add(a spec.Attachment) error {
 	if a.Worker.IsValid() {
 		p.worker = a.Worker
 	}
-	p.changed = true
+	m.changed[key] = struct{}{}
 	return nil
 }
 
@@ -63,11 +58,42 @@ func (m *members) remove(id string) (spec.Attachment, bool) {
 		return a, false
 	}
 	delete(m.attached, id)
-	if key, err := tunnel.ParseKey(a.PublicKey); err == nil && m.peers[key] != nil {
-		delete(m.peers[key].inner, a.Inner)
-		m.peers[key].changed = true
-	}
+	key, _ := tunnel.ParseKey(a.PublicKey) // parsed when it was added
+	delete(m.peers[key].inner, a.Inner)
+	m.changed[key] = struct{}{}
 	return a, true
+}
+
+// leave lets go what an update says is gone, or is another than it was, and
+// returns it with what of the update is new.
+func (m *members) leave(full bool, attached []spec.Attachment, detached []string) (gone, come []spec.Attachment) {
+	drop := func(id string) {
+		if a, ok := m.remove(id); ok {
+			gone = append(gone, a)
+		}
+	}
+	for _, id := range detached {
+		drop(id)
+	}
+	named := make(map[string]struct{}, len(attached))
+	for _, a := range attached {
+		named[a.ID] = struct{}{}
+		if old, ok := m.attached[a.ID]; ok {
+			if old.Created = a.Created; old == a {
+				continue
+			}
+			drop(a.ID)
+		}
+		come = append(come, a)
+	}
+	if full {
+		for id := range m.attached {
+			if _, ok := named[id]; !ok {
+				drop(id)
+			}
+		}
+	}
+	return gone, come
 }
 
 // workers returns the inner addresses that belong to sidecars themselves.
@@ -84,7 +110,7 @@ func (m *members) workers() map[netip.Addr]struct{} {
 // allowed returns a peer's allowed addresses as WireGuard wants them.
 func (p *peer) allowed() []netip.Prefix {
 	prefixes := make([]netip.Prefix, 0, len(p.inner)+1)
-	for a := range maps.Keys(p.inner) {
+	for a := range p.inner {
 		prefixes = append(prefixes, netip.PrefixFrom(a, a.BitLen()))
 	}
 	if p.worker.IsValid() {
@@ -103,73 +129,88 @@ func subject(a spec.Attachment) policy.Subject {
 	}
 }
 
-// apply brings the network to a new set of members. What leaves goes first:
-// its peer, its policy, its flows. What comes is known to the policy before
-// WireGuard lets its first packet in.
-func (n *network) apply(full bool, attached []spec.Attachment, detached []string) {
-	if full {
-		keep := make(map[string]struct{}, len(attached))
-		for _, a := range attached {
-			keep[a.ID] = struct{}{}
-		}
-		for id := range n.members.attached {
-			if _, ok := keep[id]; !ok {
-				detached = append(detached, id)
-			}
-		}
-	}
-	var gone []spec.Attachment
-	for _, id := range detached {
-		if a, ok := n.members.remove(id); ok {
-			gone = append(gone, a)
-		}
-	}
-	n.applyPeers()
-	snapshot := n.fwd.Policy()
-	for _, a := range gone {
-		snapshot = snapshot.Without(a.Inner)
-	}
-	for _, a := range attached {
-		if err := n.members.add(a); err != nil {
-			n.log.Error("attachment refused", "error", err)
-			continue
-		}
-		snapshot = snapshot.With(a.Inner, subject(a))
-		if a.Worker.IsValid() {
-			snapshot = snapshot.With(a.Worker, policy.Subject{Kind: workerKind})
-		}
-	}
-	n.fwd.SetWorkers(n.members.workers())
-	n.fwd.SetPolicy(snapshot)
-	for _, a := range gone {
-		n.fwd.Revoke(a.Inner)
-	}
-	n.applyPeers()
-}
-
 // workerKind is the subject kind of a sidecar's own address. No rule can name
 // it, since attachments are functions or builds.
 const workerKind = "worker"
 
-// applyPeers tells WireGuard about the peers that changed.
-func (n *network) applyPeers() {
-	for key, p := range n.members.peers {
-		if !p.changed {
+// apply brings the network to a new set of members. What leaves goes first:
+// its peer, its policy, its flows; so an address that another sandbox gets in the
+// same update brings nothing along. What comes is known to the policy before
+// WireGuard lets its first packet in.
+func (n *network) apply(full bool, attached []spec.Attachment, detached []string) {
+	gone, come := n.members.leave(full, attached, detached)
+	if len(gone) > 0 {
+		n.applyPeers()
+		n.enforce(gone, nil)
+		for _, a := range gone {
+			n.fwd.Revoke(a.Inner)
+		}
+	}
+	added := come[:0]
+	for _, a := range come {
+		if err := n.members.add(a); err != nil {
+			n.log.Error("attachment refused", "error", err)
 			continue
 		}
-		p.changed = false
+		added = append(added, a)
+	}
+	if len(added) > 0 {
+		n.enforce(nil, added)
+		n.applyPeers()
+	}
+}
+
+// enforce puts in force who has gone and come, and which addresses are sidecars'.
+func (n *network) enforce(gone, come []spec.Attachment) {
+	s, before := n.fwd.Policy()
+	workers := n.members.workers()
+	for w := range before {
+		if _, stays := workers[w]; !stays {
+			s = s.Without(w)
+		}
+	}
+	for _, a := range gone {
+		s = s.Without(a.Inner)
+	}
+	for _, a := range come {
+		s = s.With(a.Inner, subject(a))
+	}
+	for w := range workers {
+		if _, there := before[w]; !there {
+			s = s.With(w, policy.Subject{Kind: workerKind})
+		}
+	}
+	n.fwd.SetPolicy(s, workers)
+}
+
+// setPolicy puts compiled rules in force for everybody who is attached.
+func (n *network) setPolicy(s *policy.Snapshot) {
+	workers := n.members.workers()
+	for _, a := range n.members.attached {
+		s = s.With(a.Inner, subject(a))
+	}
+	for w := range workers {
+		s = s.With(w, policy.Subject{Kind: workerKind})
+	}
+	n.fwd.SetPolicy(s, workers)
+}
+
+// applyPeers tells WireGuard about the peers that changed.
+func (n *network) applyPeers() {
+	m := &n.members
+	for key := range m.changed {
+		p := m.peers[key]
 		var err error
 		if len(p.inner) == 0 {
-			delete(n.members.peers, key)
-			if p.worker.IsValid() {
-				n.fwd.SetPolicy(n.fwd.Policy().Without(p.worker))
-			}
+			delete(m.peers, key)
 			err = n.tun.RemovePeer(key)
 		} else {
 			err = n.tun.SetPeer(tunnel.Peer{PublicKey: key, AllowedIPs: p.allowed()})
 		}
 		if err != nil {
-			n.log.Error("WireGuard peer not changed", "peer", key, "error", err)
+			n.log.Error("WireGuard peer not changed", "peer", key.String(), "error", err)
 		}
 	}
+	clear(m.changed)
+	n.peers.Store(int64(len(m.peers)))
 }

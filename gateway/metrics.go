@@ -14,15 +14,13 @@ import (
 func (n *network) report(endpoint netip.AddrPort) spec.NetworkReport {
 	c := &n.fwd.counters
 	r := spec.NetworkReport{
-		ID:        n.spec.ID,
+		ID:        n.id,
 		PublicKey: n.public.String(),
 		Endpoint:  endpoint,
 		Egress:    spec.Traffic{Packets: c.Packets(Egress), Bytes: c.Bytes(Egress)},
 		Ingress:   spec.Traffic{Packets: c.Packets(Ingress), Bytes: c.Bytes(Ingress)},
+		Peers:     int(n.peers.Load()),
 		Drops:     map[string]uint64{},
-	}
-	if peers, err := n.tun.Peers(); err == nil {
-		r.Peers = len(peers)
 	}
 	up := n.up.Stats()
 	for o := range packet.Outcomes() {
@@ -34,14 +32,14 @@ func (n *network) report(endpoint netip.AddrPort) spec.NetworkReport {
 		}
 	}
 	r.WrongSource = r.Drops[packet.WrongSource.String()]
-	for i := range n.spec.Pair {
+	for i := range n.pair {
 		r.Sessions[i] = sessions(n.tableStats(i))
 	}
 	return r
 }
 
 func (n *network) tableStats(side int) (s nat.Stats) {
-	n.fwd.withTable(n.spec.Pair[side], func(t *nat.Table) { s = t.Stats() })
+	n.fwd.withTable(n.pair[side], func(t *nat.Table) { s = t.Stats() })
 	return s
 }
 
@@ -60,7 +58,7 @@ func (h *Host) Describe(ch chan<- *prometheus.Desc) {
 // metricDescs are the names of what a host counts. Labels carry ids of networks
 // and reasons of the closed set, never addresses of customers' flows.
 type metricDescs struct {
-	packets, bytes, drops, replies, sessions, mappings, peers, sockets, pending, ready *prometheus.Desc
+	packets, bytes, drops, local, replies, lost, sessions, mappings, peers, sockets, pending, ready *prometheus.Desc
 }
 
 func descs() metricDescs {
@@ -71,7 +69,9 @@ func descs() metricDescs {
 		packets:  d("packets_total", "Packets forwarded; directions are seen from the sandbox.", "network", "direction"),
 		bytes:    d("bytes_total", "Bytes of IP packets forwarded.", "network", "direction"),
 		drops:    d("drops_total", "Packets dropped, by reason. wrong_source must stay 0.", "network", "direction", "reason"),
+		local:    d("local_packets_total", "Packets of sandboxes to the gateway's own services.", "network"),
 		replies:  d("replies_total", "ICMP errors, resets and answers that the gateway made itself.", "network"),
+		lost:     d("events_lost_total", "Ends of sessions that a full queue lost: their sockets or ports stay longer than they should.", "network"),
 		sessions: d("sessions", "Live sessions of one dedicated IP.", "network", "ip"),
 		mappings: d("mappings", "Live mappings of one dedicated IP.", "network", "ip"),
 		peers:    d("wireguard_peers", "WireGuard peers of the network on this host.", "network"),
@@ -83,7 +83,7 @@ func descs() metricDescs {
 
 func metrics() []*prometheus.Desc {
 	d := descs()
-	return []*prometheus.Desc{d.packets, d.bytes, d.drops, d.replies, d.sessions, d.mappings, d.peers, d.sockets, d.pending, d.ready}
+	return []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.lost, d.sessions, d.mappings, d.peers, d.sockets, d.pending, d.ready}
 }
 
 // Collect implements prometheus.Collector.
@@ -101,7 +101,7 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(d.ready, ready)
 	for _, n := range h.list() {
-		id, c, up := n.spec.ID, &n.fwd.counters, n.up.Stats()
+		id, c, up := n.id, &n.fwd.counters, n.up.Stats()
 		for _, dir := range []Direction{Egress, Ingress} {
 			counter(d.packets, c.Packets(dir), id, dir.String())
 			counter(d.bytes, c.Bytes(dir), id, dir.String())
@@ -115,17 +115,19 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 				}
 			}
 		}
+		counter(d.local, c.Local(), id)
 		counter(d.replies, c.Replies(), id)
-		for i, ip := range n.spec.Pair {
-			if h.holds(n.spec, i) {
+		lost := up.EventsLost
+		for i, ip := range n.pair {
+			if n.held[i] {
 				s := n.tableStats(i)
 				gauge(d.sessions, float64(sessions(s)), id, ip.String())
 				gauge(d.mappings, float64(s.Mappings), id, ip.String())
+				lost += s.EventsLost
 			}
 		}
-		if peers, err := n.tun.Peers(); err == nil {
-			gauge(d.peers, float64(len(peers)), id)
-		}
+		counter(d.lost, lost, id)
+		gauge(d.peers, float64(n.peers.Load()), id)
 		gauge(d.sockets, float64(up.TCP), id, "tcp")
 		gauge(d.sockets, float64(up.UDP), id, "udp")
 		gauge(d.sockets, float64(up.ICMP), id, "icmp")

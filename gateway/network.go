@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,18 +26,29 @@ import (
 const (
 	// tunnelMTU is the inner MTU, in bytes.
 	tunnelMTU = spec.TunnelMTU
-	// tick is how often a network's tables are swept.
-	tick = 250 * time.Millisecond
-	// sweepBudget is how many records one tick looks at under a table's lock.
+	// tick is how often a network's tables are swept, and their events drained:
+	// a table keeps 8192, two for each connection that comes and goes.
+	tick = 100 * time.Millisecond
+	// sweepBudget is how many records are looked at under a table's lock at a time.
 	sweepBudget = 4096
+	// sweepRound is within how many ticks all records of a table are looked at.
+	sweepRound = 40
 	// fragmentMemory bounds the fragments of one network, in bytes.
 	fragmentMemory = 4 << 20
 )
 
 // network is one network on this host: its Forwarder, what the Forwarder wraps,
 // and the tasks beside the packet path.
+//
+// It is open from openNetwork until close, which anyone may call, or until its
+// tunnel ends by itself, which is a failure. What it was opened for does not
+// change: a network that is to be another is closed and opened again.
 type network struct {
-	spec   spec.Network
+	id     string
+	cidr   netip.Prefix
+	pair   [2]netip.Addr
+	held   [2]bool // which of the pair this host holds
+	tcp    spec.TCPMapping
 	log    *slog.Logger
 	clock  Clock
 	fwd    *Forwarder
@@ -45,15 +57,23 @@ type network struct {
 	tun    *tunnel.Tunnel
 	public tunnel.Key
 
-	started bool // its tasks run; the supervisor's
-	members members
+	started bool         // its tasks run; the supervisor's
+	members members      // the follower's
+	peers   atomic.Int64 // how many WireGuard peers there are
+	closing atomic.Bool  // somebody asked for its end
 }
+
+// errTunnelEnded says that a network ended though nobody asked for it.
+var errTunnelEnded = errors.New("the WireGuard device ended by itself: reading from the uplink failed")
 
 // openNetwork builds everything of one network and brings its WireGuard device
 // up on port. On an error nothing is left behind.
 func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network, err error) {
 	cfg := &h.cfg
-	net := &network{spec: n, log: cfg.Log.With("network", n.ID), clock: cfg.Clock, members: newMembers()}
+	net := &network{
+		id: n.ID, cidr: n.CIDR, pair: n.Pair, held: h.holds(n), tcp: n.TCPMapping,
+		log: cfg.Log.With("network", n.ID), clock: cfg.Clock, members: newMembers(),
+	}
 	var undo []func()
 	defer func() {
 		if err != nil {
@@ -71,24 +91,12 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 		Policy:     snapshot,
 		Reassembly: packet.ReassemblyConfig{MaxBytes: fragmentMemory},
 	}
-	var held []netip.Addr
-	for i, ip := range n.Pair {
-		if !h.holds(n, i) {
-			continue
-		}
-		held = append(held, ip)
-		tc := config.NATConfig(cfg.Daemon, ip)
-		tc.TCPMapping = config.TCPMapping(n.TCPMapping)
-		if _, err := rand.Read(tc.Seed[:]); err != nil {
-			return nil, fmt.Errorf("read 32 random bytes for the table of %s: %w", ip, err)
-		}
-		if fc.Tables[i], err = nat.New(tc); err != nil {
-			return nil, fmt.Errorf("table of %s: %w", ip, err)
-		}
+	addresses, err := net.openTables(cfg, &fc)
+	if err != nil {
+		return nil, err
 	}
-
 	net.up, err = uplink.NewSockets(uplink.SocketsConfig{
-		Addresses: held, Gateway: gw, MTU: tunnelMTU, Log: net.log,
+		Addresses: addresses, Gateway: gw, MTU: tunnelMTU, Log: net.log,
 		MaxSessions:              h.socketShare(),
 		MaxPending:               cfg.Daemon.Limits.PendingConnects,
 		MaxPendingPerDestination: cfg.Daemon.Limits.PendingConnectsPerDestination,
@@ -121,26 +129,54 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 	return net, err
 }
 
-// run does the work beside the packet path until ctx ends, then closes
-// everything of the network.
+// openTables makes a table for each dedicated IP that is held here, and returns
+// those IPs.
+func (n *network) openTables(cfg *HostConfig, fc *ForwarderConfig) (held []netip.Addr, err error) {
+	for i, ip := range n.pair {
+		if !n.held[i] {
+			continue
+		}
+		held = append(held, ip)
+		tc := config.NATConfig(cfg.Daemon, ip)
+		tc.TCPMapping = config.TCPMapping(n.tcp)
+		if _, err := rand.Read(tc.Seed[:]); err != nil {
+			return nil, fmt.Errorf("read 32 random bytes for the table of %s: %w", ip, err)
+		}
+		if fc.Tables[i], err = nat.New(tc); err != nil {
+			return nil, fmt.Errorf("table of %s: %w", ip, err)
+		}
+	}
+	return held, nil
+}
+
+// run does the work beside the packet path until ctx ends or the network is
+// closed, then closes everything of it. An error says that it failed.
 func (n *network) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.svc.Run(ctx) })
 	g.Go(func() error { return n.pumpLocal() })
 	g.Go(func() error { return n.keep(ctx) })
 	g.Go(func() error {
-		<-ctx.Done()
-		n.close()
+		defer n.close()
+		select {
+		case <-ctx.Done():
+		case <-n.tun.Done():
+			if !n.closing.Load() {
+				return errTunnelEnded
+			}
+		}
 		return nil
 	})
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-		return fmt.Errorf("network %s: %w", n.spec.ID, err)
+		return err
 	}
 	return nil
 }
 
-// close ends tunnel, Forwarder, uplink and services. It may be called twice.
+// close ends tunnel, Forwarder, uplink and services. It may be called more than
+// once, and returns when all is closed.
 func (n *network) close() {
+	n.closing.Store(true)
 	n.tun.Close()
 	n.fwd.Close()
 	n.svc.Close()
@@ -212,30 +248,28 @@ func (n *network) uplinkEvent(e uplink.Event) {
 func (n *network) sweep(events []nat.Event) {
 	now := n.clock.Now()
 	n.fwd.expireFragments(now)
-	for _, ip := range n.spec.Pair {
-		for more := true; more; {
+	for side, ip := range n.pair {
+		steps := 1 + sessions(n.tableStats(side))/(sweepBudget*sweepRound)
+		for more := true; more || steps > 0; steps-- {
 			k := 0
 			n.fwd.withTable(ip, func(t *nat.Table) {
-				t.Expire(now, sweepBudget)
+				if steps > 0 {
+					t.Expire(now, sweepBudget)
+				}
 				k = t.Drain(events)
 			})
 			for _, e := range events[:k] {
-				if e.Kind == nat.Closed {
-					n.up.Release(uplink.Flow{Proto: e.Proto, External: e.External, Remote: e.Remote})
-				}
+				n.release(e)
 			}
 			more = k == len(events)
 		}
 	}
 }
 
-// setPolicy puts compiled rules in force for everybody who is attached.
-func (n *network) setPolicy(s *policy.Snapshot) {
-	for _, a := range n.members.attached {
-		s = s.With(a.Inner, subject(a))
-		if a.Worker.IsValid() {
-			s = s.With(a.Worker, policy.Subject{Kind: workerKind})
-		}
+// release closes the socket of a flow that has ended. Where a new connection took
+// over the ports of a closed one, the socket is the new one's by now.
+func (n *network) release(e nat.Event) {
+	if e.Kind == nat.Closed && e.Reason != nat.ReasonReused {
+		n.up.Release(uplink.Flow{Proto: e.Proto, External: e.External, Remote: e.Remote})
 	}
-	n.fwd.SetPolicy(s)
 }

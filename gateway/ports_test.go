@@ -14,7 +14,7 @@ func TestPortsDependOnIDsAlone(t *testing.T) {
 		ids = append(ids, fmt.Sprintf("net_%d", i))
 	}
 	r := PortRange{First: 51820, Last: 52319} // exactly as many as networks
-	a, err := assignPorts(ids, r)
+	a, err := assignPorts(ids, r, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +29,7 @@ func TestPortsDependOnIDsAlone(t *testing.T) {
 		seen[p] = id
 	}
 	slices.Reverse(ids)
-	b, err := assignPorts(ids, r)
+	b, err := assignPorts(ids, r, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,8 +39,29 @@ func TestPortsDependOnIDsAlone(t *testing.T) {
 }
 
 func TestPortsRangeTooSmall(t *testing.T) {
-	_, err := assignPorts([]string{"a", "b"}, PortRange{First: 1000, Last: 1000})
+	_, err := assignPorts([]string{"a", "b"}, PortRange{First: 1000, Last: 1000}, nil)
 	if err == nil || !strings.Contains(err.Error(), "wireguard.ports") {
 		t.Fatalf("error %v does not name the setting", err)
+	}
+}
+
+// TestPortsStay: a new network never moves another's tunnels.
+func TestPortsStay(t *testing.T) {
+	r := PortRange{First: 1000, Last: 1009}
+	held, err := assignPorts([]string{"net_m", "net_n", "net_o"}, r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := []string{"net_a", "net_b", "net_c", "net_d", "net_e", "net_m", "net_o", "net_x", "net_y", "net_z"}
+	ports, err := assignPorts(ids, r, held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[uint16]bool{}
+	for _, p := range ports {
+		used[p] = true
+	}
+	if len(used) != len(ids) || ports["net_m"] != held["net_m"] || ports["net_o"] != held["net_o"] {
+		t.Errorf("ports %v are not distinct, or differ from %v", ports, held)
 	}
 }

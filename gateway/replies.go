@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"net/netip"
 	"sync"
 
 	"github.com/sallyport-net/sallyport/internal/packet"
@@ -9,31 +10,21 @@ import (
 const (
 	replySlots = 512
 	replySize  = 1500
-	// errorRate and errorBurst bound the ICMP errors and resets that the
-	// gateway makes for one network, per second (RFC 1812 section 4.3.2.8).
-	// The bucket is the network's own, so that nobody outside it can read
-	// anything from it.
-	errorRate  = 1000
-	errorBurst = 500
 )
 
 // replyQueue holds what the gateway itself says to the sandboxes of one network
 // until Forwarder.Read takes it. It is bounded, and its memory is made once.
 type replyQueue struct {
-	mu    sync.Mutex
-	slots [replySlots][]byte
-	sizes [replySlots]int
-	head  int // next to take
-	count int
-
-	tokens int64 // nanotokens: errorRate tokens a second
-	filled packet.Instant
+	mu     sync.Mutex
+	slots  [replySlots][]byte
+	sizes  [replySlots]int
+	head   int // next to take
+	count  int
+	budget errorBudget
 }
 
-const nanotoken = int64(1e9)
-
-func newReplyQueue(now packet.Instant) *replyQueue {
-	q := &replyQueue{tokens: errorBurst * nanotoken, filled: now}
+func newReplyQueue() *replyQueue {
+	q := &replyQueue{}
 	mem := make([]byte, replySlots*replySize)
 	for i := range q.slots {
 		q.slots[i] = mem[i*replySize : (i+1)*replySize : (i+1)*replySize]
@@ -56,29 +47,16 @@ func (q *replyQueue) commit(n int) {
 	q.count++
 }
 
-// allow takes one token of the error budget. The lock is held.
-func (q *replyQueue) allow(now packet.Instant) bool {
-	if d := int64(now - q.filled); d > 0 {
-		q.tokens = min(q.tokens+min(d, nanotoken)*errorRate, errorBurst*nanotoken)
-		q.filled = now
-	}
-	if q.tokens < nanotoken {
-		return false
-	}
-	q.tokens -= nanotoken
-	return true
-}
-
 // pushError queues an ICMP error about p. It reports whether it did: the rate,
 // a full queue, or RFC 1812 section 4.3.2.7 may forbid it.
-func (q *replyQueue) pushError(e icmpError, from *Forwarder, about *packet.Packet, now packet.Instant) bool {
+func (q *replyQueue) pushError(e icmpError, from netip.Addr, about *packet.Packet, now packet.Instant) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	slot := q.next()
-	if slot == nil || !q.allow(now) {
+	if slot == nil || !q.budget.allow(about.Src, now) {
 		return false
 	}
-	n := packet.BuildICMPError(slot, e.typ, e.code, e.info, from.gateway, about)
+	n := packet.BuildICMPError(slot, e.typ, e.code, e.info, from, about)
 	if n == 0 {
 		return false
 	}
@@ -91,7 +69,7 @@ func (q *replyQueue) pushRST(about *packet.Packet, now packet.Instant) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	slot := q.next()
-	if slot == nil || !q.allow(now) {
+	if slot == nil || !q.budget.allow(about.Src, now) {
 		return false
 	}
 	n := packet.BuildRST(slot, about)
@@ -148,4 +126,45 @@ func (q *replyQueue) take(bufs [][]byte, sizes []int, offset int) int {
 		n++
 	}
 	return n
+}
+
+// The bounds of the ICMP errors and resets that the gateway makes (RFC 1812
+// section 4.3.2.8). They are a network's own, so that nobody outside it can read
+// anything from them, and a sandbox's own, so that one that floods does not
+// silence the errors of the others.
+const (
+	networkErrors  = packet.Instant(1e6) // one a millisecond
+	networkBurst   = 500
+	sandboxErrors  = packet.Instant(1e7) // one in 10 ms
+	sandboxBurst   = 100
+	sandboxBuckets = 1024 // a power of two
+)
+
+// errorBudget counts what may still be sent. Its zero value is full.
+type errorBudget struct {
+	network bucket
+	// sandboxes are found by the last bits of the inner address, so that
+	// memory is bounded; the few that meet share one.
+	sandboxes [sandboxBuckets]bucket
+}
+
+// allow takes one error about a packet of a sandbox from its budget and from the
+// network's.
+func (b *errorBudget) allow(inner netip.Addr, now packet.Instant) bool {
+	a := inner.As4()
+	mine := &b.sandboxes[(int(a[2])<<8|int(a[3]))%sandboxBuckets]
+	return mine.take(now, sandboxErrors, sandboxBurst) && b.network.take(now, networkErrors, networkBurst)
+}
+
+// bucket is a token bucket, told as the moment when it is full again.
+type bucket packet.Instant
+
+// take has one token, of which one comes per interval and burst fit in.
+func (b *bucket) take(now, interval packet.Instant, burst int) bool {
+	next := max(packet.Instant(*b), now) + interval
+	if next-now > packet.Instant(burst)*interval {
+		return false
+	}
+	*b = bucket(next)
+	return true
 }
