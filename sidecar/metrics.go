@@ -20,13 +20,13 @@ type adminServer struct {
 }
 
 // listenAdmin opens the admin port, or returns nil where none is wanted.
-func (s *Sidecar) listenAdmin() (*adminServer, error) {
+func (s *Sidecar) listenAdmin(ctx context.Context) (*adminServer, error) {
 	if !s.cfg.Admin.IsValid() {
 		return nil, nil
 	}
-	l, err := net.Listen("tcp", s.cfg.Admin.String())
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.Admin.String())
 	if err != nil {
-		return nil, fmt.Errorf("serve metrics at %v: %w; choose another admin.listen", s.cfg.Admin, err)
+		return nil, fmt.Errorf("serve metrics at %v: free the port, or choose another (admin.listen): %w", s.cfg.Admin, err)
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -35,7 +35,7 @@ func (s *Sidecar) listenAdmin() (*adminServer, error) {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", s.ready)
-	return &adminServer{listener: l, http: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}}, nil
+	return &adminServer{listener: l, http: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}}, nil
 }
 
 // ready says whether sandboxes can be attached: whether the control plane answers.

@@ -44,8 +44,8 @@ type entry struct {
 	gone       chan struct{} // closed by detach
 }
 
-// attach asks the control plane to attach a sandbox and makes its tunnel. Its
-// errors are [*api.Error].
+// attach asks the control plane to attach a sandbox and makes its tunnel. An
+// error that is no [*api.Error] is a failure here.
 func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
@@ -60,7 +60,7 @@ func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer
 	e, err := s.admit(resp)
 	if err != nil {
 		s.tellDetached(context.WithoutCancel(ctx), a.ID)
-		return sandboxAnswer{}, &api.Error{Status: http.StatusInternalServerError, Code: api.CodeInternal, Message: err.Error()}
+		return sandboxAnswer{}, err
 	}
 	if a.Bypass != "" {
 		return sandboxAnswer{ID: a.ID, Bypass: a.Bypass}, nil
@@ -85,7 +85,7 @@ func (s *Sidecar) admit(resp api.AttachResponse) (*entry, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
-		return nil, errors.New("the sidecar is ending")
+		return nil, ending()
 	}
 	if s.entries[a.ID] != nil {
 		return nil, fmt.Errorf("the control plane gave the ID %s twice", a.ID)

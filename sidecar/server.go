@@ -10,11 +10,9 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/sallyport-net/sallyport/control/api"
@@ -55,61 +53,57 @@ type server struct {
 	sidecar  *Sidecar
 	listener net.Listener
 	http     *http.Server
-	held     sync.WaitGroup // connections that were upgraded
+	mux      *http.ServeMux
+
+	mu    sync.Mutex     // guards ended, and that nobody enters once it is set
+	ended bool           // no call is taken any more
+	calls sync.WaitGroup // under way, those that hold a sandbox among them
 }
 
-// listen makes the socket: nobody but this user may connect. A socket that a
-// sidecar left behind is replaced, one that is in use is not.
-func (s *Sidecar) listen() (*server, error) {
-	path := s.cfg.Socket
-	if err := ownFolder(filepath.Dir(path)); err != nil {
-		return nil, fmt.Errorf("listen at %s: %w", path, err)
-	}
-	if c, err := net.Dial("unix", path); err == nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("listen at %s: another sidecar serves there; end it, or give this one another socket", path)
-	} else if !errors.Is(err, os.ErrNotExist) {
-		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
-			_ = os.Remove(path) // if it stays, listening fails and says why
-		}
-	}
-	// The mask is the process's; nothing else makes files while it serves nobody yet.
-	old := unix.Umask(0o177)
-	l, err := net.Listen("unix", path)
-	unix.Umask(old)
+// listen makes the socket and what is served there.
+func (s *Sidecar) listen(ctx context.Context) (*server, error) {
+	l, err := listenPrivately(ctx, s.cfg.Socket)
 	if err != nil {
-		return nil, fmt.Errorf("listen at %s: %w", path, err)
+		return nil, fmt.Errorf("listen at %s: %w", s.cfg.Socket, err)
 	}
-	v := &server{sidecar: s, listener: l}
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/sandboxes", v.create)
-	mux.HandleFunc("GET /v1/sandboxes", v.list)
-	mux.HandleFunc("DELETE /v1/sandboxes/{id}", v.remove)
-	mux.HandleFunc("POST /v1/sandboxes/{id}/device", v.device)
-	mux.HandleFunc("GET /v1/status", v.status)
-	mux.HandleFunc("/", v.unknown)
+	v := &server{sidecar: s, listener: l, mux: http.NewServeMux()}
+	v.mux.HandleFunc("POST /v1/sandboxes", v.create)
+	v.mux.HandleFunc("GET /v1/sandboxes", v.list)
+	v.mux.HandleFunc("DELETE /v1/sandboxes/{id}", v.remove)
+	v.mux.HandleFunc("POST /v1/sandboxes/{id}/device", v.device)
+	v.mux.HandleFunc("GET /v1/status", v.status)
+	v.mux.HandleFunc("/", v.unknown)
 	v.http = &http.Server{
-		Handler:           mux,
+		Handler:           v,
 		ReadHeaderTimeout: 5 * time.Second,
 		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	return v, nil
 }
 
-// ownFolder makes the folder of the socket, or checks that it is not one of those
-// that everybody writes to: sandboxes see it empty.
-func ownFolder(path string) error {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return err
+// ServeHTTP counts the calls, so that the sidecar's end waits for those under way.
+func (v *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !v.enter() {
+		refuse(w, ending())
+		return
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
+	defer v.calls.Done()
+	v.mux.ServeHTTP(w, r)
+}
+
+// ending is the answer of a sidecar that takes nothing more.
+func ending() *api.Error {
+	return &api.Error{Status: http.StatusServiceUnavailable, Code: api.CodeStopping, Message: "the sidecar is ending; ask the one that comes after it"}
+}
+
+// enter counts a call in, unless none is taken any more.
+func (v *server) enter() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.ended {
+		v.calls.Add(1)
 	}
-	if info.Mode()&os.ModeSticky != 0 || info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("the folder %s is open to others; choose one that is the sidecar's alone, such as %s", path, filepath.Join(path, "sallyport"))
-	}
-	return nil
+	return !v.ended
 }
 
 // run serves until ctx ends.
@@ -122,8 +116,13 @@ func (v *server) run(ctx context.Context) error {
 	return nil
 }
 
-// wait returns when no upgraded connection is left.
-func (v *server) wait() { v.held.Wait() }
+// wait takes no more calls and returns when none is under way.
+func (v *server) wait() {
+	v.mu.Lock()
+	v.ended = true
+	v.mu.Unlock()
+	v.calls.Wait()
+}
 
 func answer(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
@@ -189,8 +188,6 @@ func (v *server) device(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	v.held.Add(1)
-	defer v.held.Done()
 	why := "its connection ended"
 	defer func() { v.sidecar.detach(context.Background(), e.id, why) }()
 	conn, err := hijack(w)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -228,6 +229,32 @@ func TestEndDetachesAll(t *testing.T) {
 	}
 }
 
+// The end waits for the calls that are under way, and takes no more.
+func TestEndWaitsForCalls(t *testing.T) {
+	v, err := newTestSidecar(t, newPlane(t)).listen(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.listener.Close()
+	if !v.enter() {
+		t.Fatal("no call is taken")
+	}
+	waited := make(chan struct{})
+	go func() { v.wait(); close(waited) }()
+	eventually(t, "no more calls are taken", func() bool {
+		w := httptest.NewRecorder()
+		v.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/status", nil))
+		return w.Code == http.StatusServiceUnavailable && strings.Contains(w.Body.String(), api.CodeStopping)
+	})
+	select {
+	case <-waited:
+		t.Error("nobody waited for the call under way")
+	default:
+	}
+	v.calls.Done()
+	<-waited
+}
+
 func TestSocketIsPrivate(t *testing.T) {
 	r := serve(t, newPlane(t))
 	for path, want := range map[string]os.FileMode{r.cfg.Socket: 0o600 | os.ModeSocket, filepath.Dir(r.cfg.Socket): 0o700 | os.ModeDir} {
@@ -247,7 +274,7 @@ func TestListenRefusesAndReplaces(t *testing.T) {
 	p := newPlane(t)
 	s := newTestSidecar(t, p)
 	s.cfg.Socket = filepath.Join(os.TempDir(), "sidecar.sock")
-	_, err := s.listen()
+	_, err := s.listen(t.Context())
 	mustContain(t, err, "is open to others", "sallyport")
 
 	s.cfg.Socket = filepath.Join(t.TempDir(), "own", "sidecar.sock")
@@ -260,7 +287,7 @@ func TestListenRefusesAndReplaces(t *testing.T) {
 	}
 	stale.SetUnlinkOnClose(false)
 	_ = stale.Close()
-	v, err := s.listen()
+	v, err := s.listen(t.Context())
 	if err != nil {
 		t.Fatalf("a socket that was left behind: %v", err)
 	}
@@ -269,9 +296,8 @@ func TestListenRefusesAndReplaces(t *testing.T) {
 	if err := os.WriteFile(s.cfg.Socket, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.listen(); err == nil {
-		t.Error("a file that is no socket was replaced")
-	}
+	_, err = s.listen(t.Context())
+	mustContain(t, err, s.cfg.Socket, "no socket; remove it")
 }
 
 func TestConfigRefusals(t *testing.T) {
@@ -301,7 +327,7 @@ func TestMetrics(t *testing.T) {
 	p := newPlane(t)
 	s := newTestSidecar(t, p)
 	s.cfg.Admin = netip.MustParseAddrPort("127.0.0.1:0")
-	admin, err := s.listenAdmin()
+	admin, err := s.listenAdmin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -136,11 +136,11 @@ func New(cfg Config) (*Sidecar, error) {
 // Run serves until ctx ends, then detaches everything. Sandboxes that still run
 // have no network from then on.
 func (s *Sidecar) Run(ctx context.Context) error {
-	local, err := s.listen()
+	local, err := s.listen(ctx)
 	if err != nil {
 		return err
 	}
-	admin, err := s.listenAdmin()
+	admin, err := s.listenAdmin(ctx)
 	if err != nil {
 		_ = local.listener.Close()
 		return err
