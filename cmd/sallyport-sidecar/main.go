@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -108,11 +107,11 @@ func run(file string) error {
 	if err != nil {
 		return err
 	}
-	token, err := os.ReadFile(c.TokenFile)
+	token, err := api.ReadTokenFile(c.TokenFile)
 	if err != nil {
-		return fmt.Errorf("read the API's token: %w", err)
+		return fmt.Errorf("token_file of %s: %w", file, err)
 	}
-	client, err := api.NewClient(api.ClientConfig{Address: c.API, Token: strings.TrimSpace(string(token))})
+	client, err := api.NewClient(api.ClientConfig{Address: c.API, Token: token})
 	if err != nil {
 		return err
 	}

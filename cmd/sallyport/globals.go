@@ -5,10 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,8 +17,6 @@ const (
 	defaultAPI = "unix:///run/sallyport/api.sock"
 	// callTimeout bounds a command; the control plane waits 5 s for a gateway.
 	callTimeout = 30 * time.Second
-	// maxToken bounds what is read of a file that is said to hold a token.
-	maxToken = 4096
 )
 
 // globals are the flags of all commands.
@@ -60,20 +55,9 @@ func (g *globals) token() (string, error) {
 	if name == "" {
 		return "", errors.New("no token for the control API; name the file that holds it with --token-file or SALLYPORT_TOKEN_FILE (sallyportd's configuration names it in api.token_file)")
 	}
-	f, err := os.Open(name)
-	switch {
-	case errors.Is(err, fs.ErrPermission):
-		return "", fmt.Errorf("read the API's token: this user may not; run this as the file's owner: %w", err)
-	case err != nil:
-		return "", fmt.Errorf("read the API's token (--token-file or SALLYPORT_TOKEN_FILE): %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxToken+1))
+	token, err := api.ReadTokenFile(name)
 	if err != nil {
-		return "", fmt.Errorf("read the API's token: %w", err)
+		return "", fmt.Errorf("--token-file or SALLYPORT_TOKEN_FILE: %w", err)
 	}
-	if len(b) > maxToken {
-		return "", fmt.Errorf("%s has more than %d bytes; is it the file with the API's token?", name, maxToken)
-	}
-	return strings.TrimSpace(string(b)), nil
+	return token, nil
 }

@@ -307,7 +307,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	wrong := filepath.Join(t.TempDir(), "wrong")
 	huge := filepath.Join(t.TempDir(), "huge")
 	empty := filepath.Join(t.TempDir(), "empty")
-	for name, text := range map[string]string{wrong: "wrong-token", huge: strings.Repeat("x", maxToken+1), empty: "\n"} {
+	for name, text := range map[string]string{wrong: "the-token-of-others", huge: strings.Repeat("x", 5000), empty: "\n"} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sallyport-net/sallyport/control"
+	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/gateway"
 	"github.com/sallyport-net/sallyport/internal/config"
 )
@@ -32,15 +33,15 @@ func run(ctx context.Context, s settings, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	bearer, err := token(s.daemon.API.TokenFile)
+	token, err := api.ReadTokenFile(s.daemon.API.TokenFile)
 	if err != nil {
-		return err
+		return fmt.Errorf("api.token_file: %w", err)
 	}
 	store, err := control.NewStore(control.StoreConfig{State: s.state, Region: s.daemon.Region})
 	if err != nil {
 		return fmt.Errorf("fill the store from %s: %w", s.daemon.DesiredState, err)
 	}
-	server := control.NewServer(store, control.ServerConfig{Token: bearer, Log: log})
+	server := control.NewServer(store, control.ServerConfig{Token: token, Log: log})
 	apiListener, err := control.Listen(ctx, s.daemon.API.Network, s.daemon.API.Address)
 	if err != nil {
 		return err

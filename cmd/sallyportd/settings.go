@@ -108,16 +108,3 @@ func makeSecret(path string) ([]byte, error) {
 	}
 	return b, nil
 }
-
-// token reads the API's bearer token.
-func token(path string) (string, error) {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("read the API's token: %w", err)
-	}
-	t := strings.TrimSpace(string(raw))
-	if len(t) < 16 {
-		return "", fmt.Errorf("API token in %s has %d characters: write at least 16", path, len(t))
-	}
-	return t, nil
-}

@@ -96,18 +96,6 @@ func ParseAddress(s string) (network, target string, err error) {
 	return "", "", fmt.Errorf("API address %q has neither scheme that is known; write unix:///path or http://127.0.0.1:port", s)
 }
 
-func checkToken(token string) error {
-	if token == "" {
-		return errors.New("the API token is empty; give the one that the control plane was started with")
-	}
-	for i := range len(token) {
-		if token[i] <= ' ' || token[i] > '~' {
-			return errors.New("the API token holds a space or another character that is not printable ASCII; give it without line breaks")
-		}
-	}
-	return nil
-}
-
 // Close closes idle connections. The client can still be used.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
