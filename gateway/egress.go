@@ -269,7 +269,7 @@ func (f *Forwarder) WriteLocal(bufs [][]byte, offset int) {
 			f.counters.drop(Egress, packet.SpoofedSource)
 			continue
 		}
-		if f.network.Contains(p.Dst) {
+		if f.network.Contains(p.Dst) && p.Dst != f.gateway {
 			if f.replies.push(p.B) {
 				replied = true
 				f.counters.replies.Add(1)

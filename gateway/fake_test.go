@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"net/netip"
 	"os"
 	"sync"
@@ -94,6 +95,7 @@ type rig struct {
 	up    *fakeUplink
 	local *fakeLocal
 	clock *manualClock
+	bufs  [][]byte // of read
 }
 
 func newRig(t testing.TB) *rig {
@@ -161,10 +163,10 @@ func (r *rig) write(packets ...[]byte) {
 // read returns the packets of one Read, parsed; those of size 0 are left out.
 func (r *rig) read() []packet.Packet {
 	r.t.Helper()
-	bufs, sizes := make([][]byte, batchSize), make([]int, batchSize)
-	for i := range bufs {
-		bufs[i] = make([]byte, headroom+65535)
+	if r.bufs == nil {
+		r.bufs = readBuffers()
 	}
+	bufs, sizes := r.bufs, make([]int, batchSize)
 	n, err := r.f.Read(bufs, sizes, headroom)
 	if err == os.ErrClosed {
 		return nil
@@ -177,9 +179,18 @@ func (r *rig) read() []packet.Packet {
 		if sizes[i] == 0 {
 			continue
 		}
-		got = append(got, parsed(r.t, bufs[i][headroom:headroom+sizes[i]]))
+		got = append(got, parsed(r.t, bytes.Clone(bufs[i][headroom:headroom+sizes[i]])))
 	}
 	return got
+}
+
+// readBuffers are as wireguard-go's.
+func readBuffers() [][]byte {
+	bufs := make([][]byte, batchSize)
+	for i := range bufs {
+		bufs[i] = make([]byte, headroom+65535)
+	}
+	return bufs
 }
 
 func parsed(t testing.TB, b []byte) packet.Packet {

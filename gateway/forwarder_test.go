@@ -322,9 +322,9 @@ func TestNoAllocationsBack(t *testing.T) {
 	p := parsed(t, r.up.sent[0])
 	answer := udp(t, origin, at(p.Src, p.SrcPort), make([]byte, 1000))
 	f, queue := r.f, make([][]byte, batchSize)
-	bufs, sizes := make([][]byte, batchSize), make([]int, batchSize)
-	for i := range bufs {
-		queue[i], bufs[i] = answer, make([]byte, headroom+65535)
+	bufs, sizes := readBuffers(), make([]int, batchSize)
+	for i := range queue {
+		queue[i] = answer
 	}
 	if n := testing.AllocsPerRun(200, func() {
 		r.up.queue = queue

@@ -1,0 +1,196 @@
+package gateway
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
+
+// world is what FuzzForwarder plays with: a rig, and what has passed so far, to
+// be answered, quoted and damaged.
+type world struct {
+	*rig
+	sent, got [][]byte // the last of each kind
+	looked    int      // of r.up.sent
+}
+
+// The steps that an input is made of: a kind, a choice, a length and as many bytes.
+const (
+	stepRawOut    = iota // bytes as they are, from inside
+	stepOut              // the same with a sound IP header from an address that the choice names
+	stepRawBack          // bytes as they are, from outside
+	stepBack             // the same with a sound IP header to one of the pair
+	stepAnswer           // the answer to what left last, with the bytes laid over it
+	stepError            // an ICMP error about what left last, with the bytes laid over it
+	stepComplaint        // an ICMP error of a sandbox about what it got last, the same
+	stepLocal            // bytes with a sound header from the services
+	stepRevoke
+	stepTime
+	steps
+)
+
+// FuzzForwarder lets both sides send anything. Nothing panics, nothing leaves with
+// a source outside the pair or with an inner address in any of its headers, and
+// nothing reaches the tunnel that is not for the network.
+func FuzzForwarder(f *testing.F) {
+	query := []byte{0, 53, 0, 53, 0, 8, 0, 0}
+	datagram := []byte{0x13, 0x88, 1, 187, 0, 12, 0, 0, 'd', 'a', 't', 'a'}
+	echo := []byte{8, 0, 0xf7, 0xff, 0, 1, 0, 0}
+	f.Add(append(append(step(stepOut, 0, 17, datagram), step(stepAnswer, 0, 17, nil)...), step(stepComplaint, 0, 3, nil)...))
+	f.Add(append(append(step(stepOut, 1, 1, echo), step(stepAnswer, 0, 1, nil)...), step(stepError, 0, 11, nil)...))
+	f.Add(append(step(stepOut, 1, 6, tcpSYN()), step(stepError, 0, 3, nil)...))
+	f.Add(append(step(stepOut, 2, 17, query), step(stepLocal, 0, 17, query)...))
+	f.Add(append(step(stepOut, 0, 17, datagram), step(stepRevoke, 0, 0, nil)...))
+	f.Add(append(step(stepRawOut, 0, 0, []byte("nonsense")), step(stepRawBack, 0, 0, []byte{0x45})...))
+	bufs := readBuffers()
+	f.Fuzz(func(t *testing.T, script []byte) {
+		w := &world{rig: newRig(t)}
+		w.bufs = bufs
+		for len(script) >= 4 {
+			kind, choice, proto, n := script[0]%steps, script[1], script[2], min(int(script[3]), len(script)-4)
+			w.step(kind, choice, proto, script[4:4+n])
+			script = script[4+n:]
+			w.check()
+		}
+	})
+}
+
+// step writes one step of a script.
+func step(kind, choice, proto byte, b []byte) []byte {
+	return append([]byte{kind, choice, proto, byte(len(b))}, b...)
+}
+
+func tcpSYN() []byte {
+	b := make([]byte, 20)
+	binary.BigEndian.PutUint16(b, 5000)
+	binary.BigEndian.PutUint16(b[2:], 443)
+	b[12], b[13] = 5<<4, byte(packet.SYN)
+	return b
+}
+
+func (w *world) step(kind, choice, proto byte, b []byte) {
+	inner := []netip.Addr{alice, bob, worker, stranger, gw, pair[0]}[choice%6]
+	to := []netip.Addr{origin.Addr(), gw, resolver.Addr(), forbidden.Addr(), pair[1], bob}[choice/6%6]
+	switch kind {
+	case stepRawOut:
+		w.write(b)
+	case stepOut:
+		w.write(header(proto, inner, to, choice, b))
+	case stepRawBack:
+		w.up.queue = append(w.up.queue, append([]byte(nil), b...))
+	case stepBack:
+		w.up.queue = append(w.up.queue, header(proto, to, pair[choice%2], choice, b))
+	case stepAnswer:
+		w.answer(b)
+	case stepError:
+		w.complain(w.sent, &w.up.queue, to, proto, b)
+	case stepComplaint:
+		var out [][]byte
+		w.complain(w.got, &out, inner, proto, b)
+		w.write(out...)
+	case stepLocal:
+		w.f.WriteLocal([][]byte{header(proto, gw, []netip.Addr{alice, resolver.Addr(), to}[choice%3], choice, b)}, 0)
+	case stepRevoke:
+		w.f.Revoke(inner)
+	case stepTime:
+		w.clock.now += packet.Instant(choice) * 1e9
+		w.f.expireFragments(w.clock.now)
+	}
+}
+
+// header puts a sound IP header before b. High bits of choice make it a fragment.
+func header(proto byte, src, dst netip.Addr, choice byte, b []byte) []byte {
+	p := append(make([]byte, 20), b...)
+	p[0], p[8], p[9] = 0x45, 64, proto
+	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
+	switch choice >> 6 {
+	case 1:
+		p[6] = 0x20 // the first fragment
+	case 2:
+		p[7] = 1 // the last, behind eight bytes
+	}
+	copy(p[12:], src.AsSlice())
+	copy(p[16:], dst.AsSlice())
+	fixHeader(p)
+	return p
+}
+
+// answer swaps the ends of what left last and lays b over what follows the header.
+func (w *world) answer(b []byte) {
+	if len(w.sent) == 0 {
+		return
+	}
+	p := append([]byte(nil), w.sent[len(w.sent)-1]...)
+	for i := range 4 {
+		p[12+i], p[16+i] = p[16+i], p[12+i]
+	}
+	l4 := p[int(p[0]&15)*4:]
+	switch {
+	case p[9] == 1:
+		l4[0], l4[2] = 0, l4[2]+8 // an echo reply; the checksum follows
+	default:
+		l4[0], l4[1], l4[2], l4[3] = l4[2], l4[3], l4[0], l4[1]
+	}
+	copy(l4[4:], b)
+	w.up.queue = append(w.up.queue, p)
+}
+
+// complain makes an ICMP error about the last of what was seen, as whom says, and
+// lays b over the end of the quotation.
+func (w *world) complain(seen [][]byte, out *[][]byte, whom netip.Addr, typ byte, b []byte) {
+	if len(seen) == 0 {
+		return
+	}
+	quoted := append([]byte(nil), seen[len(seen)-1]...)
+	copy(quoted[max(20, len(quoted)-len(b)):], b)
+	p := header(1, whom, netip.AddrFrom4([4]byte(quoted[12:16])), 0, append([]byte{typ, 0, 0, 0, 0, 0, 0, 0}, quoted...))
+	var sum uint32
+	for i := 20; i < len(p); i += 2 {
+		sum += uint32(p[i]) << 8
+		if i+1 < len(p) {
+			sum += uint32(p[i+1])
+		}
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	p[22], p[23] = ^byte(sum>>8), ^byte(sum)
+	*out = append(*out, p)
+}
+
+// check looks at what left and at what reached the tunnel since the last time.
+func (w *world) check() {
+	for _, b := range w.up.sent[w.looked:] {
+		p := parsed(w.t, b)
+		if p.Src != pair[0] && p.Src != pair[1] {
+			w.t.Fatalf("left from %v", p.Src)
+		}
+		if network16.Contains(p.Dst) || p.Kind == packet.KindFragment {
+			w.t.Fatalf("left for %v, kind %d", p.Dst, p.Kind)
+		}
+		if p.Kind == packet.KindICMPError && (network16.Contains(p.Inner.Src) || network16.Contains(p.Inner.Dst)) {
+			w.t.Fatalf("an error left that quotes %v -> %v", p.Inner.Src, p.Inner.Dst)
+		}
+		w.sent = append(w.sent, b)
+	}
+	w.looked = len(w.up.sent)
+	for more := true; more; more = len(w.up.queue) > 0 {
+		for _, p := range w.read() {
+			if !network16.Contains(p.Dst) || p.Dst == gw {
+				w.t.Fatalf("%v -> %v reached the tunnel", p.Src, p.Dst)
+			}
+			if len(p.B) > 1420 {
+				w.t.Fatalf("%d bytes reached the tunnel", len(p.B))
+			}
+			if p.Kind != packet.KindFragment {
+				w.got = append(w.got, p.B)
+			}
+		}
+	}
+	if n := w.f.counters.Drops(Egress, packet.WrongSource) + w.f.counters.Drops(Egress, packet.Unspecified) +
+		w.f.counters.Drops(Ingress, packet.Unspecified); n != 0 {
+		w.t.Fatalf("unexplained drops: %v", w.counts())
+	}
+}
