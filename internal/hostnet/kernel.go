@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -166,6 +168,29 @@ func (k *Kernel) SetUp(name string, up bool) error {
 		return failed(fmt.Sprintf("set link %s up=%t", name, up), err)
 	}
 	return nil
+}
+
+// AwaitCarrier waits until the link called name, which is up and whose far end
+// is, takes packets. The kernel opens its queue a little later than it says that
+// the link is up (linkwatch), and drops without a word until then.
+func (k *Kernel) AwaitCarrier(ctx context.Context, name string) error {
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for {
+		l, err := k.handle.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("hostnet: look at link %s: %w", name, err)
+		}
+		// A device without a notion of carrier stays unknown, and is open at once.
+		if s := l.Attrs().OperState; s == netlink.OperUp || s == netlink.OperUnknown {
+			return nil
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fmt.Errorf("hostnet: wait for the carrier of link %s, which is %v: %w", name, l.Attrs().OperState, ctx.Err())
+		}
+	}
 }
 
 // Delete removes a link, and with a veth its other end. A link that is not there is not an error.

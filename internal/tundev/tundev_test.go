@@ -248,6 +248,23 @@ func TestWritesWhatTheKernelReceives(t *testing.T) {
 	})
 }
 
+// dialSix opens a socket of IPv6 on the link, whose own address may not be there
+// yet.
+func dialSix(t *testing.T, b *bench) net.Conn {
+	t.Helper()
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for deadline := time.Now().Add(10 * time.Second); ; <-again.C {
+		six, err := b.ns.Dial(t.Context(), "udp6", "[ff02::1%"+b.link+"]:9")
+		if err == nil {
+			return six
+		}
+		if !errors.Is(err, unix.EADDRNOTAVAIL) || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestDropsIPv6AndLongPackets(t *testing.T) {
 	media(t, func(t *testing.T, b *bench) {
 		// Router solicitations and the like come by themselves with IPv6.
@@ -258,10 +275,7 @@ func TestDropsIPv6AndLongPackets(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		six, err := b.ns.Dial(t.Context(), "udp6", "[ff02::1%"+b.link+"]:9")
-		if err != nil {
-			t.Fatal(err)
-		}
+		six := dialSix(t, b)
 		defer func() { _ = six.Close() }()
 		in := newBuffers()
 		for want := []int{29, testMTU}; len(want) > 0; {

@@ -1,6 +1,7 @@
 package confine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/internal/tundev"
@@ -107,8 +109,31 @@ func makeVeth(s settings, here *hostnet.Kernel) (wire, error) {
 		_ = f.Close()
 		return wire{}, fmt.Errorf("set the sandbox's interface up: %w", err)
 	}
+	if err := awaitCarrier(here, far); err != nil {
+		_ = f.Close()
+		return wire{}, err
+	}
 	m := handover.Message{Type: handover.Packet, LocalMAC: handover.MAC(farMAC()), PeerMAC: handover.MAC(nearMAC())}
 	return wire{message: m, file: f}, nil
+}
+
+// carrierTimeout is how long the kernel may take to open a pair's queues.
+const carrierTimeout = 5 * time.Second
+
+// awaitCarrier waits until both ends take packets, so that the command's first
+// one is not lost.
+func awaitCarrier(here *hostnet.Kernel, far *hostnet.Namespace) error {
+	k, err := far.Host()
+	if err != nil {
+		return fmt.Errorf("open the network namespace of the sidecar's end: %w", err)
+	}
+	defer func() { _ = k.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), carrierTimeout)
+	defer cancel()
+	if err := errors.Join(here.AwaitCarrier(ctx, nearName), k.AwaitCarrier(ctx, farName)); err != nil {
+		return fmt.Errorf("wait until the sandbox's interface takes packets: %w", err)
+	}
+	return nil
 }
 
 // raiseFar brings the sidecar's end up, without IPv6 where that can be had: its
