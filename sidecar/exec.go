@@ -80,7 +80,7 @@ func (cfg ExecConfig) run(conn *net.UnixConn, box sandboxAnswer, folder string) 
 	started, notes := make(chan struct{}), make(chan string, 16)
 	c := confine.Config{
 		Command: cfg.Command, Sidecar: conn, Inner: box.Inner, DNS: box.DNS, MTU: box.MTU,
-		Hide: []string{folder}, Interface: cfg.Interface,
+		Hide: append(box.Hide, folder), Interface: cfg.Interface,
 		Stdin: cfg.Stdin, Stdout: cfg.Stdout, Stderr: cfg.Stderr, Started: started, Notes: notes,
 	}
 	ended := make(chan struct{})

@@ -58,7 +58,7 @@ func tenant(args []string) error {
 		}
 		fmt.Println(netip.MustParseAddrPort(c.LocalAddr().String()).Addr())
 		return nil
-	case "socket": // the sidecar's socket must not be there
+	case "socket": // neither the sidecar's socket nor what it hides must be there
 		if c, err := net.Dial("unix", args[1]); err == nil {
 			_ = c.Close()
 			return errors.New("the sidecar's socket can be reached")
@@ -66,6 +66,13 @@ func tenant(args []string) error {
 		entries, err := os.ReadDir(filepath.Dir(args[1]))
 		if err == nil && len(entries) > 0 {
 			return fmt.Errorf("the socket's folder shows %v", entries)
+		}
+		if c, err := net.Dial("unix", args[2]); err == nil {
+			_ = c.Close()
+			return errors.New("the control plane's socket can be reached")
+		}
+		if text, err := os.ReadFile(args[3]); len(text) > 0 {
+			return fmt.Errorf("the control plane's token can be read, %v", err)
 		}
 		return nil
 	case "await-end": // says that it runs, and waits until its interface is gone and its input ends
@@ -188,7 +195,7 @@ func TestExecGoesThroughTheTunnel(t *testing.T) {
 
 func TestExecHidesTheSidecar(t *testing.T) {
 	r := serve(t, newPlane(t))
-	out := execute(t, ExecConfig{Socket: r.cfg.Socket, Project: "p", Runtime: "go", Command: self(t, "socket", r.cfg.Socket)}, nil)
+	out := execute(t, ExecConfig{Socket: r.cfg.Socket, Project: "p", Runtime: "go", Command: self(t, "socket", r.cfg.Socket, r.cfg.Hide[0], r.cfg.Hide[1])}, nil)
 	if out.code != 0 || out.err != nil {
 		t.Errorf("%+v", out)
 	}

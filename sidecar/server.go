@@ -46,6 +46,8 @@ type sandboxAnswer struct {
 	DNS   []netip.Addr `json:"dns,omitempty"`
 	// MTU is that of its interface, in bytes.
 	MTU int `json:"mtu,omitempty"`
+	// Hide are absolute paths that the sandbox must not find.
+	Hide []string `json:"hide,omitempty"`
 }
 
 // server is the local API.

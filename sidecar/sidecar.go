@@ -23,7 +23,7 @@
 // error is {"error": {"code": "...", "message": "..."}}, as in the control API.
 //
 //	POST   /v1/sandboxes             {project, environment, kind, runtime} -> 201
-//	                                 {id, bypass} or {id, network, inner, dns, mtu}
+//	                                 {id, bypass} or {id, network, inner, dns, mtu, hide}
 //	POST   /v1/sandboxes/{id}/device Upgrade: sallyport-device -> 101, then as
 //	                                 package handover says
 //	DELETE /v1/sandboxes/{id}        -> 204
@@ -69,6 +69,9 @@ type Config struct {
 	// Socket is the path of the local API's socket. Its folder is made if it does
 	// not exist, and must be nobody else's, because sandboxes see it empty.
 	Socket string
+	// Hide are the absolute paths of what else sandboxes must not find: the file of
+	// the control plane's token, and its socket.
+	Hide []string
 	// Admin is where metrics are served over HTTP; not valid: nowhere.
 	Admin netip.AddrPort
 	// Log is where the sidecar says what it does. Nil is silence.

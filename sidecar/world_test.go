@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -357,8 +358,12 @@ func newTestSidecar(t *testing.T, p *plane) *Sidecar {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Config{Control: client, Region: "iad1", Socket: filepath.Join(t.TempDir(), "own", "sidecar.sock")})
-	if err != nil {
+	socket := strings.TrimPrefix(p.address, "unix://")
+	token := filepath.Join(filepath.Dir(socket), "token")
+	s, err := New(Config{
+		Control: client, Region: "iad1", Socket: filepath.Join(t.TempDir(), "own", "sidecar.sock"), Hide: []string{socket, token},
+	})
+	if err = errors.Join(err, os.WriteFile(token, []byte("secret\n"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.close(); client.Close() })

@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -117,7 +119,7 @@ func run(file string) error {
 	}
 	defer client.Close()
 	s, err := sidecar.New(sidecar.Config{
-		Control: client, Region: c.Region, Socket: c.Socket, Admin: c.Admin.Listen, Log: logger(c.Log),
+		Control: client, Region: c.Region, Socket: c.Socket, Hide: secrets(c), Admin: c.Admin.Listen, Log: logger(c.Log),
 	})
 	if err != nil {
 		return err
@@ -125,6 +127,20 @@ func run(file string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	return s.Run(ctx)
+}
+
+// secrets are the paths that lead to the control plane.
+func secrets(c config.Sidecar) []string {
+	paths := []string{c.TokenFile}
+	if socket, ok := strings.CutPrefix(c.API, "unix://"); ok {
+		paths = append(paths, socket)
+	}
+	for i, p := range paths {
+		if absolute, err := filepath.Abs(p); err == nil {
+			paths[i] = absolute
+		}
+	}
+	return paths
 }
 
 func logger(c config.Log) *slog.Logger {

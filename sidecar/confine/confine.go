@@ -7,8 +7,8 @@
 //  1. an interface with the sandbox's address is made, the only one but
 //     loopback: a TUN, or where the machine gives none, a veth pair whose far
 //     end lies in a network namespace that nothing but a packet socket keeps;
-//  2. the host's name services and the sidecar's own socket are hidden, and
-//     resolv.conf names the gateway;
+//  2. the host's name services, the sidecar's own socket and what else it asks
+//     for are hidden, and resolv.conf names the network's name servers;
 //  3. the interface's descriptor goes to the sidecar, and no copy stays here. So
 //     when the sidecar ends, the interface ends with it, and nothing is left to leak;
 //  4. the sidecar says that packets pass through the tunnel;
@@ -81,8 +81,8 @@ type Config struct {
 	DNS []netip.Addr
 	// MTU is that of the interface, in bytes.
 	MTU int
-	// Hide are folders that shall look empty to the command: that of the sidecar's
-	// socket. Absolute; those that do not exist are passed over.
+	// Hide are folders, files and sockets that shall be empty to the command, such
+	// as that of the sidecar's socket. Absolute; those that do not exist are passed over.
 	Hide []string
 	// Interface is how packets come out.
 	Interface Interface
@@ -113,7 +113,7 @@ func (c Config) validate() error {
 	}
 	for _, path := range c.Hide {
 		if !filepath.IsAbs(path) || filepath.Clean(path) == "/" {
-			return fmt.Errorf("folder %q cannot be hidden; give the absolute path of one below /", path)
+			return fmt.Errorf("%q cannot be hidden; give an absolute path below /", path)
 		}
 	}
 	return nil

@@ -29,6 +29,7 @@ func nameServices() []string {
 	return []string{
 		"/run/systemd/resolve", "/run/nscd", "/var/run/nscd", "/run/dbus", "/var/run/dbus",
 		"/run/avahi-daemon", user + "/bus", user + "/systemd",
+		"/run/docker.sock", "/run/podman", user + "/docker.sock", user + "/podman",
 	}
 }
 
@@ -90,7 +91,7 @@ func nameServers(addresses []netip.Addr) string {
 	return text.String()
 }
 
-// hide puts an empty folder over a folder, and nothing over a socket. It returns
+// hide puts an empty folder over a folder, and nothing over a file or a socket. It returns
 // the folder's real path, or "" where there is no folder.
 func hide(path string) (string, error) {
 	at, err := filepath.EvalSymlinks(path)
