@@ -82,7 +82,7 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run --config FILE",
 		Short: "Serve this worker's sandboxes until SIGTERM",
-		Long: `Serve this worker's sandboxes until SIGTERM or SIGINT.
+		Long: `Serve this worker's sandboxes until SIGTERM, SIGINT or SIGHUP.
 
 The sidecar needs no privilege. Its WireGuard key is made in memory at each start.
 Sandboxes ask for their attachment at a unix socket; "sallyport-sidecar exec" does
@@ -109,6 +109,9 @@ func run(file string) error {
 	if err != nil {
 		return err
 	}
+	if err := keepMemory(); err != nil {
+		return err
+	}
 	token, err := api.ReadTokenFile(c.TokenFile)
 	if err != nil {
 		return fmt.Errorf("token_file of %s: %w", file, err)
@@ -124,7 +127,7 @@ func run(file string) error {
 	if err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	return s.Run(ctx)
 }

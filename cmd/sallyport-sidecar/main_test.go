@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sallyport-net/sallyport/internal/config"
 )
 
@@ -76,5 +78,15 @@ func TestDefaultSocket(t *testing.T) {
 	}
 	if c.Socket != defaultSocket {
 		t.Errorf("exec asks at %s, and a sidecar serves at %s", defaultSocket, c.Socket)
+	}
+}
+
+func TestKeepMemory(t *testing.T) {
+	defer func() { _ = unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0) }()
+	if err := keepMemory(); err != nil {
+		t.Fatal(err)
+	}
+	if dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); dumpable != 0 || err != nil {
+		t.Errorf("dumpable is %d, %v", dumpable, err)
 	}
 }
