@@ -16,7 +16,7 @@ import (
 var version = "dev"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	err := command().ExecuteContext(ctx)
 	stop()
 	if err != nil {
@@ -42,7 +42,7 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run --config FILE",
 		Short: "Serve the networks of this host until SIGTERM",
-		Long: `Serve the networks of this host until SIGTERM or SIGINT.
+		Long: `Serve the networks of this host until SIGTERM, SIGINT or SIGHUP.
 
 Every network gets a WireGuard device, a translator for each of its dedicated
 IPs, the sockets uplink, and probes and DNS on the first address of its CIDR. No
@@ -68,11 +68,14 @@ func checkCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "check --config FILE",
-		Short: "Read configuration and desired state, say what is wrong, start nothing",
+		Short: "Read configuration, desired state, secret and token, say what is wrong, start nothing",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load(file)
 			if err != nil {
+				return err
+			}
+			if err := s.checkFiles(); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good: host %s of region %s, %d networks in the desired state\n",

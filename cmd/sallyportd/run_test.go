@@ -217,4 +217,13 @@ func TestCommandLine(t *testing.T) {
 	if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), "good") {
 		t.Errorf("check says %q, %v", out.String(), err)
 	}
+	if _, err := os.Stat(filepath.Join(dir, "secret")); err == nil {
+		t.Error("check made a secret")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte("short"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "not 32 bytes") {
+		t.Errorf("check says %v about a secret that is too short", err)
+	}
 }

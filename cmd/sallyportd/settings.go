@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/config"
 )
@@ -55,12 +56,28 @@ func load(file string) (settings, error) {
 
 const secretSize = 32
 
+// checkFiles reads the files that a start would read besides, and makes none.
+func (s settings) checkFiles() error {
+	if _, err := api.ReadTokenFile(s.daemon.API.TokenFile); err != nil {
+		return err
+	}
+	if _, err := readSecret(s.daemon.SecretFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // secret reads the host's secret, or makes one at the first start.
 func secret(path string) ([]byte, error) {
-	raw, err := os.ReadFile(path)
+	b, err := readSecret(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return makeSecret(path)
 	}
+	return b, err
+}
+
+func readSecret(path string) ([]byte, error) {
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the host's secret: %w", err)
 	}

@@ -79,7 +79,7 @@ func Reexec(args []string) (int, error) {
 	// Whoever wants this process to end, or (go test's deadline) to tell where
 	// it hangs, means the copy.
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
 	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
 		return 0, fmt.Errorf("netlab: start in a user namespace (see /proc/sys/user/max_user_namespaces and the machine's security policy): %w", err)
