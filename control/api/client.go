@@ -45,7 +45,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if err := checkToken(cfg.Token); err != nil {
 		return nil, err
 	}
-	network, target, err := ParseAddress(cfg.Address)
+	network, target, err := parseAddress(cfg.Address)
 	if err != nil {
 		return nil, err
 	}
@@ -72,10 +72,10 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}, nil
 }
 
-// ParseAddress splits the address of a control API into what net.Dial takes:
+// parseAddress splits the address of a control API into what net.Dial takes:
 // "unix" and a path, or "tcp" and an address on the loopback interface. The token
 // goes over the wire as it is, so that no other address is accepted.
-func ParseAddress(s string) (network, target string, err error) {
+func parseAddress(s string) (network, target string, err error) {
 	u, err := url.Parse(s)
 	if err != nil {
 		return "", "", fmt.Errorf("API address %q does not parse; write unix:///path or http://127.0.0.1:port: %w", s, err)

@@ -20,7 +20,7 @@ func TestParseAddress(t *testing.T) {
 		"http://127.9.9.9:1/":            {"tcp", "127.9.9.9:1"},
 		"http://[::1]:9470":              {"tcp", "[::1]:9470"},
 	} {
-		network, target, err := ParseAddress(in)
+		network, target, err := parseAddress(in)
 		if err != nil || network != want[0] || target != want[1] {
 			t.Errorf("%s: got %s %s, %v", in, network, target, err)
 		}
@@ -29,7 +29,7 @@ func TestParseAddress(t *testing.T) {
 		"", "/run/api.sock", "unix://run/api.sock", "unix:", "unix:run", "https://127.0.0.1:9470", "http://127.0.0.1", "http://127.0.0.1:0",
 		"http://192.0.2.1:80", "http://localhost:80", "http://127.0.0.1:80/v1", "http://0.0.0.0:80", "127.0.0.1:80", "http://\x7f",
 	} {
-		if _, _, err := ParseAddress(in); err == nil {
+		if _, _, err := parseAddress(in); err == nil {
 			t.Errorf("%q passed", in)
 		}
 	}

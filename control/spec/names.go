@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// MaxID is the longest ID or label, in bytes.
-const MaxID = 64
+// maxID is the longest ID or label, in bytes.
+const maxID = 64
 
 // ValidID reports whether s may be an ID or the name of an environment: 1 to 64
 // letters, digits, "_" and "-", the first a letter or digit. It may stand in a
@@ -27,7 +27,7 @@ func ValidRuntime(s string) bool { return validToken(s, isLower, "-_.") }
 func isLower(c byte) bool { return 'a' <= c && c <= 'z' }
 
 func validToken(s string, letter func(byte) bool, inner string) bool {
-	if len(s) == 0 || len(s) > MaxID {
+	if len(s) == 0 || len(s) > maxID {
 		return false
 	}
 	for i := range len(s) {
@@ -51,11 +51,11 @@ func isOneOf(c byte, set string) bool {
 	return false
 }
 
-// CheckName says what is wrong with a name, or returns nil: a name is at most
-// [MaxName] bytes of UTF-8 without control characters.
-func CheckName(s string) error {
-	if len(s) > MaxName {
-		return fmt.Errorf("the name has %d bytes, more than the %d that are allowed", len(s), MaxName)
+// checkName says what is wrong with a name, or returns nil: a name is at most
+// maxName bytes of UTF-8 without control characters.
+func checkName(s string) error {
+	if len(s) > maxName {
+		return fmt.Errorf("the name has %d bytes, more than the %d that are allowed", len(s), maxName)
 	}
 	if !utf8.ValidString(s) {
 		return fmt.Errorf("the name %q is not UTF-8", s)

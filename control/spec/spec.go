@@ -25,8 +25,8 @@ const (
 	MaxProjects = 100
 	// MaxPeerings is how many open peering connections one network may have.
 	MaxPeerings = 50
-	// MaxName is the longest name, in bytes.
-	MaxName = 255
+	// maxName is the longest name, in bytes.
+	maxName = 255
 	// MinPrefix and MaxPrefix bound the prefix length of a network's CIDR.
 	MinPrefix = 16
 	MaxPrefix = 24

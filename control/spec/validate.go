@@ -74,8 +74,8 @@ func (c *checker) name(path, name, owner string, seen map[[2]string]bool) {
 	if name == "" {
 		return
 	}
-	if err := CheckName(name); err != nil {
-		c.add(path, err.Error(), fmt.Sprintf("use a name that prints, of at most %d bytes", MaxName))
+	if err := checkName(name); err != nil {
+		c.add(path, err.Error(), fmt.Sprintf("use a name that prints, of at most %d bytes", maxName))
 		return
 	}
 	key := [2]string{owner, name}
@@ -117,7 +117,7 @@ func (c *checker) checkRegions() {
 
 // apiAddress reports whether s looks like the address of a control API.
 func apiAddress(s string) bool {
-	if CheckName(s) != nil {
+	if checkName(s) != nil {
 		return false
 	}
 	if path, ok := strings.CutPrefix(s, "unix://"); ok {
