@@ -127,22 +127,22 @@ func descriptors(oob []byte) ([]*os.File, error) {
 		return nil, fmt.Errorf("read the control message: %w", err)
 	}
 	var files []*os.File
+	var failed error // not at once: whatever came must be closed
 	for i := range messages {
 		fds, err := unix.ParseUnixRights(&messages[i])
 		if err != nil {
-			return files, fmt.Errorf("read the descriptors: %w", err)
+			failed = fmt.Errorf("read the descriptors: %w", err)
 		}
 		for _, fd := range fds {
 			// Both a TUN and a packet socket are waited on by the poller, which
 			// os.NewFile arranges only for descriptors that do not block.
-			err := unix.SetNonblock(fd, true)
-			files = append(files, os.NewFile(uintptr(fd), "interface of a sandbox"))
-			if err != nil {
-				return files, fmt.Errorf("make the descriptor non-blocking: %w", err)
+			if err := unix.SetNonblock(fd, true); err != nil {
+				failed = fmt.Errorf("make the descriptor non-blocking: %w", err)
 			}
+			files = append(files, os.NewFile(uintptr(fd), "interface of a sandbox"))
 		}
 	}
-	return files, nil
+	return files, failed
 }
 
 // judge checks that message and descriptors fit together.
