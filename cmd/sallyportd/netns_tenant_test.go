@@ -97,8 +97,13 @@ func escapes(ctx context.Context, t task) (found []string) {
 	}
 	changeNetwork(report)
 	spoof(report)
-	report(os.WriteFile("/etc/resolv.conf", []byte("nameserver 192.0.2.53\n"), 0o644), "write its resolv.conf")
-	report(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1\n"), 0o644), "write its sysctls")
+	// Opened and not written: where the sandbox leaks, these are the machine's own.
+	for _, path := range []string{"/etc/resolv.conf", "/proc/sys/net/ipv4/ip_forward"} {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if report(err, "write %s", path); err == nil {
+			_ = f.Close()
+		}
+	}
 	return found
 }
 
