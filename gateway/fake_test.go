@@ -49,6 +49,8 @@ type fakeUplink struct {
 	wakes int
 	woken bool
 	done  bool
+
+	released []uplink.Flow
 }
 
 func (u *fakeUplink) Write(bufs [][]byte, offset int) (int, error) {
@@ -74,6 +76,8 @@ func (u *fakeUplink) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	u.queue = u.queue[n:]
 	return n, nil
 }
+
+func (u *fakeUplink) Release(f uplink.Flow) { u.released = append(u.released, f) }
 
 func (u *fakeUplink) Wake()        { u.wakes, u.woken = u.wakes+1, true }
 func (u *fakeUplink) Close() error { u.done = true; return nil }

@@ -1,0 +1,523 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/sallyport-net/sallyport/control"
+	"github.com/sallyport-net/sallyport/control/api"
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/config"
+	"github.com/sallyport-net/sallyport/internal/packet"
+	"github.com/sallyport-net/sallyport/tunnel"
+)
+
+// source is a real store that lets the test wait for what the host says.
+type source struct {
+	*control.Store
+	said chan struct{} // the host said something since it was looked at last
+
+	mu     sync.Mutex
+	report spec.HostReport
+	acked  uint64
+}
+
+func (s *source) Report(ctx context.Context, r spec.HostReport) error {
+	s.note(func() { s.report = r })
+	return s.Store.Report(ctx, r)
+}
+
+func (s *source) Acknowledge(ctx context.Context, host string, revision uint64) error {
+	s.note(func() { s.acked = max(s.acked, revision) })
+	return s.Store.Acknowledge(ctx, host, revision)
+}
+
+func (s *source) note(what func()) {
+	s.mu.Lock()
+	what()
+	s.mu.Unlock()
+	select {
+	case s.said <- struct{}{}:
+	default:
+	}
+}
+
+// lockedBuffer is a log.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// pool is the region's; a network's pair is two neighbours of it.
+func testNetwork(id string, first byte) spec.Network {
+	return spec.Network{
+		ID: id, Team: "acme", Region: "iad1", CIDR: network16,
+		Pair: [2]netip.Addr{netip.AddrFrom4([4]byte{127, 77, 0, first}), netip.AddrFrom4([4]byte{127, 77, 0, first + 1})},
+	}
+}
+
+func testState(networks ...spec.Network) spec.State {
+	s := spec.State{
+		Teams: []spec.Team{{ID: "acme"}},
+		Regions: []spec.Region{{
+			Name: "iad1", Pool: []netip.Prefix{netip.MustParsePrefix("127.77.0.0/24")},
+			Hosts: []spec.Host{{Name: "gw-a", Endpoint: netip.MustParseAddr("127.0.0.1")}},
+		}},
+		Networks: networks,
+	}
+	for _, n := range networks {
+		s.Projects = append(s.Projects, spec.Project{ID: "prj_" + n.ID, Team: "acme", Environments: []spec.Environment{
+			{Name: "production", Active: []string{n.ID}},
+		}})
+	}
+	return s
+}
+
+func testDaemon() config.Daemon {
+	return config.Daemon{
+		Host: "gw-a", Region: "iad1", WireGuard: config.WireGuard{Ports: spec.PortRange{First: 43810, Last: 43829}},
+		DNS:    config.DNS{Upstreams: []netip.AddrPort{netip.MustParseAddrPort("127.88.0.53:53")}},
+		Limits: config.Limits{SessionsPerIP: 1 << 16, PendingConnects: 64, PendingConnectsPerDestination: 64},
+	}
+}
+
+// hostRig is a Host that follows a store, in this process.
+type hostRig struct {
+	t     *testing.T
+	src   *source
+	host  *Host
+	log   *lockedBuffer
+	end   context.CancelFunc
+	ended chan error
+}
+
+func newHostRig(t *testing.T, state spec.State) *hostRig {
+	t.Helper()
+	store, err := control.NewStore(control.StoreConfig{State: state, Region: "iad1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &hostRig{t: t, src: &source{Store: store, said: make(chan struct{}, 1)}, log: &lockedBuffer{}, ended: make(chan error, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	r.end = cancel
+	t.Cleanup(cancel)
+	r.host, err = OpenHost(ctx, HostConfig{
+		Daemon: testDaemon(),
+		Secret: bytes.Repeat([]byte{7}, 32), Source: r.src, Clock: NewMonotonicClock(),
+		Log: slog.New(slog.NewTextHandler(r.log, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { r.ended <- r.host.Run(ctx) }()
+	return r
+}
+
+// close ends the host and checks that it ended well.
+func (r *hostRig) close() {
+	r.t.Helper()
+	r.end()
+	select {
+	case err := <-r.ended:
+		if err != nil {
+			r.t.Errorf("Run: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		r.t.Fatal("the host did not end within 20 s")
+	}
+}
+
+// await waits until what the host says fulfils a condition.
+func (r *hostRig) await(what string, holds func(report spec.HostReport, acked uint64) bool) {
+	r.t.Helper()
+	late := time.After(15 * time.Second)
+	metrics := prometheus.NewPedanticRegistry()
+	metrics.MustRegister(r.host)
+	for {
+		// Somebody looks at the metrics all the time.
+		if _, err := metrics.Gather(); err != nil {
+			r.t.Fatal(err)
+		}
+		r.src.mu.Lock()
+		ok := holds(r.src.report, r.src.acked)
+		r.src.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-r.src.said:
+		case err := <-r.ended:
+			r.t.Fatalf("the host ended: %v", err)
+		case <-late:
+			r.t.Fatalf("not within 15 s: %s\n%s", what, r.log)
+		}
+	}
+}
+
+// names are the ids of the networks that are reported.
+func names(report spec.HostReport) string {
+	var ids []string
+	for _, n := range report.Networks {
+		ids = append(ids, n.ID)
+	}
+	return strings.Join(ids, " ")
+}
+
+func (r *hostRig) awaitNetworks(ids string) {
+	r.t.Helper()
+	r.await("networks "+ids, func(report spec.HostReport, _ uint64) bool { return names(report) == ids })
+}
+
+// find returns an open network.
+func (r *hostRig) find(id string) *network {
+	for _, n := range r.host.list() {
+		if n.id == id {
+			return n
+		}
+	}
+	return nil
+}
+
+// sandbox is a stock WireGuard client of a network, whose packets are the test's.
+type sandbox struct {
+	t *testing.T
+	api.AttachResponse
+	tunnel *tunnel.Tunnel
+	dev    *memTUN
+}
+
+// memTUN is a packet device made of two channels.
+type memTUN struct {
+	out    chan []byte // what the tunnel reads
+	in     chan []byte // what the tunnel wrote
+	events chan tun.Event
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newMemTUN() *memTUN {
+	return &memTUN{out: make(chan []byte, 16), in: make(chan []byte, 1024), events: make(chan tun.Event, 1), closed: make(chan struct{})}
+}
+
+func (d *memTUN) File() *os.File           { return nil }
+func (d *memTUN) MTU() (int, error)        { return tunnelMTU, nil }
+func (d *memTUN) Name() (string, error)    { return "mem", nil }
+func (d *memTUN) Events() <-chan tun.Event { return d.events }
+func (d *memTUN) BatchSize() int           { return 1 }
+
+func (d *memTUN) Close() error {
+	d.once.Do(func() { close(d.closed); close(d.events) })
+	return nil
+}
+
+func (d *memTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	select {
+	case <-d.closed:
+		return 0, os.ErrClosed
+	case b := <-d.out:
+		sizes[0] = copy(bufs[0][offset:], b)
+		return 1, nil
+	}
+}
+
+func (d *memTUN) Write(bufs [][]byte, offset int) (int, error) {
+	for _, b := range bufs {
+		select {
+		case d.in <- bytes.Clone(b[offset:]):
+		case <-d.closed:
+			return 0, os.ErrClosed
+		}
+	}
+	return len(bufs), nil
+}
+
+// attach attaches a sandbox of a network and connects its tunnel.
+func (r *hostRig) attach(network string) *sandbox {
+	r.t.Helper()
+	key := tunnel.NewKey()
+	resp, err := r.src.Attach(r.t.Context(), api.AttachRequest{
+		Project: "prj_" + network, Environment: "production", Kind: spec.KindFunction, Runtime: spec.RuntimeGo,
+		Region: "iad1", PublicKey: key.Public().String(),
+	})
+	if err != nil {
+		r.t.Fatalf("%v\n%s", err, r.log)
+	}
+	s := &sandbox{t: r.t, AttachResponse: resp, dev: newMemTUN()}
+	if s.tunnel, err = tunnel.New(tunnel.Config{PrivateKey: key, Device: s.dev}); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(s.tunnel.Close)
+	gateway, err := tunnel.ParseKey(resp.Gateways[0].PublicKey)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	err = s.tunnel.SetPeer(tunnel.Peer{
+		PublicKey: gateway, Endpoint: resp.Gateways[0].Endpoint, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}
+
+// exchange sends datagrams with the text until one of them is answered, and
+// returns the answer. Sending again is what a program would do, too.
+func (s *sandbox) exchange(to netip.AddrPort, text string) string {
+	s.t.Helper()
+	late, again := time.After(15*time.Second), time.NewTicker(200*time.Millisecond)
+	defer again.Stop()
+	for {
+		s.dev.out <- udp(s.t, at(s.Attachment.Inner, 5000), to, []byte(text))
+		for waiting := true; waiting; {
+			select {
+			case b := <-s.dev.in:
+				if p := parsed(s.t, b); p.Kind == packet.KindUDP && strings.HasPrefix(string(p.Data()), text) {
+					return string(p.Data())
+				}
+			case <-again.C:
+				waiting = false
+			case <-late:
+				s.t.Fatalf("%q was not answered within 15 s", text)
+			}
+		}
+	}
+}
+
+// checkLeaks looks for goroutines that are left when all else of the test has ended.
+func checkLeaks(t *testing.T) { t.Cleanup(func() { goleak.VerifyNone(t) }) }
+
+// echoServer answers each datagram with its text and the address it came from.
+func echoServer(t *testing.T) netip.AddrPort {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.88.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 2048)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			if _, err := c.WriteToUDPAddrPort(fmt.Appendf(b[:n], " from %v", from.Addr()), from); err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() { c.Close(); <-done })
+	return c.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// checkEcho sends through the pair and back.
+func (s *sandbox) checkEcho(to netip.AddrPort, text string) {
+	s.t.Helper()
+	if got, want := s.exchange(to, text), fmt.Sprintf("%s from %v", text, s.Attachment.Egress); got != want {
+		s.t.Errorf("the far side says %q, want %q", got, want)
+	}
+}
+
+func (r *hostRig) replace(state spec.State) {
+	r.t.Helper()
+	if err := r.src.Replace(state); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestHostFollows: networks come and go with the desired state, sandboxes of two
+// networks with the same CIDR reach the far side from their own pairs, and one that
+// is detached loses its tunnel. Nothing is left at the end.
+func TestHostFollows(t *testing.T) {
+	checkLeaks(t)
+	origin := echoServer(t)
+	a, b := testNetwork("net_a", 1), testNetwork("net_b", 3)
+	r := newHostRig(t, testState(a))
+	r.awaitNetworks("net_a")
+	first := r.attach("net_a")
+	first.checkEcho(origin, "one")
+
+	r.replace(testState(a, b))
+	r.awaitNetworks("net_a net_b")
+	second := r.attach("net_b")
+	if first.Attachment.Inner != second.Attachment.Inner {
+		t.Errorf("sandboxes of two networks are %v and %v; the test wants the same", first.Attachment.Inner, second.Attachment.Inner)
+	}
+	second.checkEcho(origin, "two")
+	first.checkEcho(origin, "three")
+	r.await("counters", func(report spec.HostReport, _ uint64) bool {
+		n := report.Networks
+		return n[0].Peers == 1 && n[1].Peers == 1 && n[0].Egress.Packets >= 2 && n[0].Ingress.Packets >= 2 &&
+			n[1].Sessions[spec.EgressIndex(second.Attachment.Inner)] == 1 && n[0].WrongSource+n[1].WrongSource == 0
+	})
+
+	gone := r.find("net_b")
+	if err := r.src.Detach(second.Attachment.ID); err != nil {
+		t.Fatal(err)
+	}
+	r.await("the peer and its session are gone", func(report spec.HostReport, _ uint64) bool {
+		return report.Networks[1].Peers == 0 && report.Networks[1].Sessions == [2]int{}
+	})
+	r.replace(testState(a))
+	r.awaitNetworks("net_a")
+	<-gone.tun.Done()
+	first.checkEcho(origin, "four")
+	if !r.host.Ready() {
+		t.Error("the host is not ready")
+	}
+	r.close()
+	if r.host.Ready() || r.host.Health() != packet.HealthDraining {
+		t.Error("the host is ready after its end")
+	}
+}
+
+// TestNetworkFailsAlone: when the device of one network ends by itself, it is
+// opened again with its members, and the others notice nothing.
+func TestNetworkFailsAlone(t *testing.T) {
+	checkLeaks(t)
+	origin := echoServer(t)
+	r := newHostRig(t, testState(testNetwork("net_a", 1), testNetwork("net_b", 3)))
+	r.awaitNetworks("net_a net_b")
+	first, second := r.attach("net_a"), r.attach("net_b")
+	first.checkEcho(origin, "one")
+	second.checkEcho(origin, "two")
+
+	broken := r.find("net_a")
+	broken.tun.Close() // as it does when reading from the uplink fails
+	r.await("the network is opened again", func(spec.HostReport, uint64) bool {
+		n := r.find("net_a")
+		return n != nil && n != broken && n.peers.Load() == 1 && r.host.Ready()
+	})
+	second.checkEcho(origin, "three")
+	gateway, err := tunnel.ParseKey(first.Gateways[0].PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.tunnel.Rehandshake(gateway); err != nil {
+		t.Fatal(err)
+	}
+	first.checkEcho(origin, "four")
+	if !strings.Contains(r.log.String(), "network failed") {
+		t.Errorf("the log says nothing:\n%s", r.log)
+	}
+	r.close()
+}
+
+// takePort holds the WireGuard port that a network will want.
+func takePort(t *testing.T, id string) *net.UDPConn {
+	t.Helper()
+	ports, err := assignPorts([]string{id}, PortRange(testDaemon().WireGuard.Ports), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder, err := net.ListenUDP("udp4", &net.UDPAddr{Port: int(ports[id])})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { holder.Close() })
+	return holder
+}
+
+// TestNetworkCannotOpen: a network that cannot be opened does not keep another
+// from coming up, and comes up itself when the cause is gone.
+func TestNetworkCannotOpen(t *testing.T) {
+	checkLeaks(t)
+	r := newHostRig(t, testState(testNetwork("net_a", 1)))
+	r.awaitNetworks("net_a")
+	holder := takePort(t, "net_b")
+	r.replace(testState(testNetwork("net_a", 1), testNetwork("net_b", 3), testNetwork("net_c", 5)))
+	r.awaitNetworks("net_a net_c")
+	if r.host.Ready() {
+		t.Error("the host says that it serves all")
+	}
+	holder.Close()
+	r.awaitNetworks("net_a net_b net_c")
+	r.await("ready", func(spec.HostReport, uint64) bool { return r.host.Ready() })
+	if n := strings.Count(r.log.String(), "not in force in full"); n != 1 {
+		t.Errorf("the log says %d times what is wrong, want once:\n%s", n, r.log)
+	}
+	r.close()
+}
+
+// TestNetworkChanges: a network that must be opened again for a change keeps its
+// members, and a change of policy keeps the network.
+func TestNetworkChanges(t *testing.T) {
+	checkLeaks(t)
+	origin := echoServer(t)
+	n := testNetwork("net_a", 1)
+	r := newHostRig(t, testState(n))
+	s := r.attach("net_a")
+	s.checkEcho(origin, "one")
+	before := r.find("net_a")
+
+	n.Policy = spec.Policy{Mode: spec.ModeDeny}
+	r.replace(testState(n))
+	refused := before.fwd.counters.Drops(Egress, packet.PolicyRejected)
+	r.await("the policy refuses", func(spec.HostReport, uint64) bool {
+		s.dev.out <- udp(t, at(s.Attachment.Inner, 5000), origin, nil)
+		return before.fwd.counters.Drops(Egress, packet.PolicyRejected) > refused
+	})
+	if r.find("net_a") != before {
+		t.Error("a change of policy opened the network again")
+	}
+
+	n.Policy, n.TCPMapping = spec.Policy{}, spec.MapEndpointIndependent
+	r.replace(testState(n))
+	r.await("the network is another, with its member", func(spec.HostReport, uint64) bool {
+		after := r.find("net_a")
+		return after != nil && after != before && after.peers.Load() == 1
+	})
+	gateway, err := tunnel.ParseKey(s.Gateways[0].PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.tunnel.Rehandshake(gateway); err != nil {
+		t.Fatal(err)
+	}
+	s.checkEcho(origin, "two")
+	r.close()
+}
+
+// TestOpenHostLeavesNothing: when one network cannot come up at the start, none stays.
+func TestOpenHostLeavesNothing(t *testing.T) {
+	checkLeaks(t)
+	takePort(t, "net_b")
+	store, err := control.NewStore(control.StoreConfig{State: testState(testNetwork("net_a", 1), testNetwork("net_b", 3)), Region: "iad1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = OpenHost(t.Context(), HostConfig{
+		Daemon: testDaemon(), Secret: bytes.Repeat([]byte{7}, 32), Source: store, Clock: NewMonotonicClock(), Log: slog.New(slog.DiscardHandler),
+	})
+	if !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "net_b") {
+		t.Errorf("error %v does not name the network, or the port that is taken", err)
+	}
+}
