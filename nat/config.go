@@ -152,7 +152,8 @@ type Config struct {
 	// MaxSessions bounds the table: default 1048576. Freed TCP tuples that are
 	// on hold are bounded by the same number.
 	MaxSessions int
-	// EventBuffer is how many events wait for Drain: default 8192.
+	// EventBuffer is how many events wait for Drain: default 8192. Closed ones
+	// may be more.
 	EventBuffer int
 }
 

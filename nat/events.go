@@ -93,17 +93,31 @@ type record struct {
 
 // ring keeps the oldest events: when it is full, new ones are lost and counted,
 // so that those that come out are in order and without gaps up to the loss.
+// Only Closed events make it grow instead, because whoever misses one never
+// gives back what belongs to it: one address that is revoked may end more
+// sessions than wait anywhere else.
 type ring struct {
 	slots []record
 	first int
 	used  int
 	lost  uint64
+	// usual is how many events of all kinds may wait, most how many Closed ones
+	// may wait besides.
+	usual, most int
+}
+
+func newRing(usual, most int) ring {
+	return ring{slots: make([]record, usual), usual: usual, most: most}
 }
 
 func (r *ring) put(e record) {
-	if r.used == len(r.slots) {
+	switch {
+	case r.used < r.usual:
+	case e.kind != Closed || r.used >= r.usual+r.most:
 		r.lost++
 		return
+	case r.used == len(r.slots):
+		r.resize(min(2*len(r.slots), r.usual+r.most))
 	}
 	at := r.first + r.used
 	if at >= len(r.slots) {
@@ -113,14 +127,37 @@ func (r *ring) put(e record) {
 	r.used++
 }
 
+// take removes the oldest event and returns it; there must be one.
+func (r *ring) take() record {
+	e := r.slots[r.first]
+	if r.first++; r.first == len(r.slots) {
+		r.first = 0
+	}
+	if r.used--; r.used == 0 && len(r.slots) > r.usual {
+		r.resize(r.usual)
+	}
+	return e
+}
+
+// resize moves the events to n slots, which must be enough.
+func (r *ring) resize(n int) {
+	slots := make([]record, n)
+	for i := range r.used {
+		slots[i] = r.slots[(r.first+i)%len(r.slots)]
+	}
+	r.slots, r.first = slots, 0
+}
+
 // Drain moves the oldest events to dst and returns how many. When the buffer
-// is full, events are lost and counted in Stats.EventsLost; a packet makes two
-// at most, Expire one per session that it removes. Whoever must see each one drains as
-// often as that, and after a loss reads Sessions.
+// is full, events are lost and counted in Stats.EventsLost, but Closed ones not
+// before as many wait as the table may have sessions. A packet makes two events
+// at most, Expire one per session that it removes, Revoke one per session of the
+// address. Whoever must see each one drains as often as that, and after a loss
+// reads Sessions.
 func (t *Table) Drain(dst []Event) int {
 	n := min(len(dst), t.events.used)
 	for i := range n {
-		e := &t.events.slots[t.events.first]
+		e := t.events.take()
 		dst[i] = Event{
 			Kind: e.kind, Proto: e.proto, Reason: e.reason, At: e.at,
 			Inner:    e.inner.addrPort(),
@@ -129,10 +166,6 @@ func (t *Table) Drain(dst []Event) int {
 		if e.hasRemote {
 			dst[i].Remote = e.remote.addrPort()
 		}
-		if t.events.first++; t.events.first == len(t.events.slots) {
-			t.events.first = 0
-		}
-		t.events.used--
 	}
 	return n
 }

@@ -70,6 +70,53 @@ func TestEventBufferIsBounded(t *testing.T) {
 	}
 }
 
+// A revoked address may end more sessions than events wait: each is told all the
+// same, after those that were there before, and the memory is given back.
+func TestNoClosedEventIsLost(t *testing.T) {
+	const n = 100
+	l := newLab(t, func(c *Config) { c.EventBuffer, c.MaxSessions = 10, n })
+	for i := range n {
+		must2(l.udpOut(netip.AddrPortFrom(box.Addr(), port(i)), web))(l, packet.Pass)
+	}
+	small := make([]Event, 7)
+	if k := l.Drain(small); k != len(small) {
+		t.Fatalf("%d events", k)
+	}
+	if k := l.Revoke(box.Addr(), l.now); k != n {
+		t.Fatalf("%d sessions revoked, want %d", k, n)
+	}
+	closed := make(map[uint16]bool)
+	for k := l.Drain(small); k > 0; k = l.Drain(small) {
+		for _, e := range small[:k] {
+			if e.Kind == Created && len(closed) > 0 {
+				t.Errorf("%+v after one that came later", e)
+			}
+			if e.Kind == Closed {
+				closed[e.External.Port()] = true
+			}
+		}
+	}
+	if len(closed) != n {
+		t.Errorf("%d mappings were told to be closed, want %d", len(closed), n)
+	}
+	if lost := l.Stats().EventsLost; lost != n-10 {
+		t.Errorf("%d events lost, want the %d of creation", lost, n-10)
+	}
+	if k := len(l.Table.events.slots); k != 10 {
+		t.Errorf("%d slots kept", k)
+	}
+	// Beyond what the table may have, Closed events are lost like others.
+	for round := range 3 {
+		for i := range n {
+			must2(l.udpOut(netip.AddrPortFrom(box.Addr(), port(round*n+i)), web))(l, packet.Pass)
+		}
+		l.Revoke(box.Addr(), l.now)
+	}
+	if k := l.Table.events.used; k != 10+n {
+		t.Errorf("%d events wait, want %d", k, 10+n)
+	}
+}
+
 // Refusals are told once a second and address, exhaustion once a second (C-11 C).
 func TestRefusalsAreToldOncePerSecond(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.Limits.Sessions, c.Ports = 1, PortRange{2000, 2001} })

@@ -90,7 +90,7 @@ func New(c Config) (*Table, error) {
 		dice:   dice{rand.NewChaCha8(c.Seed)},
 		blank:  newPortSet(c.Ports, c.Reserved),
 		crowds: make(map[endpoint]*crowd),
-		events: ring{slots: make([]record, c.EventBuffer)},
+		events: newRing(c.EventBuffer, c.MaxSessions),
 		ticks: tickTimers{
 			udp: ticks(c.Timers.UDP), established: ticks(c.Timers.TCPEstablished),
 			opening: ticks(c.Timers.TCPOpening), closing: ticks(c.Timers.TCPClosing),
