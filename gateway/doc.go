@@ -13,7 +13,9 @@
 //     reassembler until their datagram is whole.
 //  3. The policy snapshot decides: forward, a local service, reject, drop.
 //  4. The inner address names one dedicated IP of the pair; under that table's
-//     lock the packet is translated, for the whole batch at once.
+//     lock the packet is translated, for the whole batch at once. Where the policy
+//     has changed since step 3 it is asked again there, so that an address
+//     that is revoked meanwhile gets no new state.
 //  5. A last check compares each source with the table's dedicated IP, and the
 //     survivors go to the uplink in one Write.
 //
@@ -22,12 +24,13 @@
 // [Forwarder.Read] returns the same buffers to wireguard-go, which encrypts.
 //
 // What the gateway says itself (ICMP errors, resets, answers of its services)
-// waits in a bounded queue that Read empties first.
+// waits in a bounded queue; Read takes from it and from the uplink alike.
 //
 // # Who owns what
 //
 // The Forwarder owns its tables, the reply queue and the counters. The uplink,
 // the services and the tunnel are owned by the network's tasks (network.go),
-// which start and end them in order; a [Host] owns the networks and follows the
-// desired state.
+// which start and end them in order; a [Host] owns the networks, follows the
+// desired state (follow.go), and opens again what failed. Networks share nothing
+// but the host's descriptors, and fail alone.
 package gateway
