@@ -71,6 +71,63 @@ func TestRandomPortsAndIDs(t *testing.T) {
 	}
 }
 
+// TestManyQuestionsSharePorts asks more than there are new ports for: the dedicated IP
+// gives no more of them than that, and still none of them carries a large part.
+func TestManyQuestionsSharePorts(t *testing.T) {
+	w := newWorld(t, nil)
+	w.serve(resolver[0], func(rw dns.ResponseWriter, q *dns.Msg) { rw.WriteMsg(answerA(q, 1)) })
+	const n = 4 * freshBurst
+	began := time.Now()
+	for range n {
+		if r, err := w.ask("udp", question("example.org.")); err != nil || r.Rcode != dns.RcodeSuccess {
+			t.Fatalf("answer %v, %v", r, err)
+		}
+	}
+	most := freshBurst + int(time.Since(began)/freshInterval) + 1
+	questions := make(map[uint16]int)
+	for _, from := range w.sources {
+		questions[from.Port()]++
+	}
+	if k := len(questions); k > most || k < freshBurst/2 {
+		t.Errorf("%d questions from %d ports, want some %d", n, k, freshBurst)
+	}
+	for port, k := range questions {
+		if k > n/8 {
+			t.Errorf("%d of %d questions from port %d", k, n, port)
+		}
+	}
+}
+
+// TestPortsAge sees that an idle port is used again only while it is young.
+func TestPortsAge(t *testing.T) {
+	w := newWorld(t, nil)
+	u := &upstream{addr: netip.AddrPortFrom(resolver[0], 53)}
+	now := time.Now()
+	c, err := w.svc.portTo(u, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.ports.keep(c, now.Add(portAge-1))
+	if again, ok := u.ports.draw(now.Add(portAge - 1)); !ok || again != c {
+		t.Errorf("drew %v, %v; want the port that was kept", again, ok)
+	}
+	u.ports.keep(c, now.Add(portAge-1))
+	if _, ok := u.ports.draw(now.Add(portAge)); ok {
+		t.Error("drew an old port")
+	}
+	if _, err := c.Write([]byte{0}); err == nil {
+		t.Error("an old port was not closed")
+	}
+	for range freshBurst - 1 {
+		if !w.svc.fresh.take(now) {
+			t.Fatal("fewer new ports than there may be")
+		}
+	}
+	if w.svc.fresh.take(now) || !w.svc.fresh.take(now.Add(freshInterval)) {
+		t.Error("new ports are not one for each interval")
+	}
+}
+
 func TestTruncatedIsAskedOverTCP(t *testing.T) {
 	w := newWorld(t, nil)
 	w.serve(resolver[0], func(rw dns.ResponseWriter, q *dns.Msg) {

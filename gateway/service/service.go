@@ -101,6 +101,7 @@ type Services struct {
 	queries  *limiter // questions in the works
 	conns    *limiter // TCP connections to the forwarder
 	upstream []*upstream
+	fresh    freshness // new ports for questions to upstreams
 	counters counters
 }
 
@@ -153,6 +154,9 @@ func (s *Services) Run(ctx context.Context) error {
 	g.Go(func() error { return s.serveUDP(ctx) })
 	g.Go(func() error { return s.serveTCP(ctx) })
 	err := g.Wait()
+	for _, u := range s.upstream {
+		u.ports.close()
+	}
 	s.Close()
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
 		return nil

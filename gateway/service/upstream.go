@@ -23,6 +23,7 @@ var errMismatch = errors.New("answer does not match the question")
 type upstream struct {
 	addr   netip.AddrPort
 	silent atomic.Int64 // Unix nanoseconds until which it is asked last; 0 if it answers
+	ports  ports
 }
 
 // resolve asks the upstreams in order and returns the answer for the client. An upstream
@@ -91,15 +92,23 @@ func (s *Services) askUDP(ctx context.Context, u *upstream, question *dns.Msg) (
 	if err != nil {
 		return nil, err
 	}
-	conn, err := s.device.DialUDP(netip.AddrPortFrom(s.config.Address, 0), u.addr)
+	conn, err := s.portTo(u, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	reply, err := s.exchange(conn, b, question)
+	if stop() {
+		// Answers that come too late are dropped by the next question.
+		u.ports.keep(conn, time.Now())
+	}
+	return reply, err
+}
+
+// exchange sends b, which is the question, and waits for the answer.
+func (s *Services) exchange(conn net.Conn, b []byte, question *dns.Msg) (reply *dns.Msg, err error) {
 	buf := make([]byte, ednsSize)
 	end := time.Now().Add(s.config.Timeout)
-	var reply *dns.Msg
 	for _, until := range []time.Time{end.Add(-s.config.Timeout / 2), end} {
 		if _, err := conn.Write(b); err != nil {
 			return nil, err
