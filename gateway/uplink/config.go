@@ -31,10 +31,11 @@ type SocketsConfig struct {
 	MTU int
 	// MaxSessions bounds the kernel sockets of the uplink. Default DescriptorLimit().
 	MaxSessions int
-	// MaxPending bounds the connects that the remote end has not answered yet. Default 1024.
+	// MaxPending bounds the connects that the remote end has not answered yet,
+	// which never are more than half of MaxSessions. Default 1024.
 	MaxPending int
-	// MaxPendingPerDestination bounds those of them towards one remote
-	// address, whatever the port. Default 256.
+	// MaxPendingPerDestination bounds those of them towards one remote address,
+	// whatever the port, which never are more than a quarter of MaxSessions. Default 256.
 	MaxPendingPerDestination int
 	// ConnectTimeout is how long a connect may take. Default 130 s.
 	ConnectTimeout time.Duration
@@ -60,6 +61,14 @@ func (c SocketsConfig) withDefaults() SocketsConfig {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
+	return c
+}
+
+// withinSessions lowers the limits of pending connects, so that where sockets are
+// few, those that wait for dead destinations leave room for others.
+func (c SocketsConfig) withinSessions() SocketsConfig {
+	c.MaxPending = min(c.MaxPending, max(c.MaxSessions/2, 1))
+	c.MaxPendingPerDestination = min(c.MaxPendingPerDestination, max(c.MaxSessions/4, 1))
 	return c
 }
 

@@ -64,6 +64,7 @@ func NewSockets(cfg SocketsConfig) (*Sockets, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("sockets uplink: %w", err)
 	}
+	cfg = cfg.withinSessions()
 	for _, a := range cfg.Addresses {
 		if err := probeAddress(a); err != nil {
 			return nil, fmt.Errorf("sockets uplink: %w", err)

@@ -237,14 +237,24 @@ func TestTCPPendingLimits(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		cfg  SocketsConfig
+		udp  uint16 // sockets that are open before
 		want packet.Outcome
 	}{
-		{"of the network", SocketsConfig{MaxPending: 2}, packet.PendingLimit},
-		{"per destination", SocketsConfig{MaxPending: 100, MaxPendingPerDestination: 2}, packet.PendingLimit},
-		{"sockets", SocketsConfig{MaxSessions: 2}, packet.SocketLimit},
+		{"of the network", SocketsConfig{MaxPending: 2}, 0, packet.PendingLimit},
+		{"per destination", SocketsConfig{MaxPending: 100, MaxPendingPerDestination: 2}, 0, packet.PendingLimit},
+		{"share of the sockets", SocketsConfig{MaxSessions: 8}, 0, packet.PendingLimit},
+		{"sockets", SocketsConfig{MaxSessions: 12}, 10, packet.SocketLimit},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSandbox(t, c.cfg)
+			server, err := net.ListenPacket("udp4", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer server.Close()
+			for port := uint16(0); port < c.udp; port++ {
+				s.send(datagram(netip.AddrPortFrom(dedicated1, 41010+port).String(), server.LocalAddr().String(), nil))
+			}
 			l := listenStuck(t)
 			to := l.Addr().(*net.TCPAddr).AddrPort()
 			for port := uint16(41000); port < 41002; port++ {

@@ -78,7 +78,7 @@ type Limits struct {
 	// SessionsPerSandbox and NewFlowsPerSecond bound one inner address.
 	SessionsPerSandbox, NewFlowsPerSecond int
 	// PendingConnects bounds the TCP connections of one network that wait for the
-	// far side, PendingConnectsPerDestination those to one address and port.
+	// far side, PendingConnectsPerDestination those to one address.
 	PendingConnects, PendingConnectsPerDestination int
 }
 
