@@ -134,12 +134,6 @@ func (p *Packet) DecrementTTL() Outcome {
 // ID returns the identification field of the IP header.
 func (p *Packet) ID() uint16 { return binary.BigEndian.Uint16(p.B[4:]) }
 
-// SetID replaces the identification field (RFC 6864 section 5.3.1: whoever
-// rewrites source addresses answers for the uniqueness of the identification).
-func (p *Packet) SetID(id uint16) {
-	amendAt(p.B[offChecksum:], put16(p.B[4:], id))
-}
-
 // ClampMSS lowers the maximum segment size announced in a SYN or SYN-ACK to
 // mss bytes and says whether it did. It never raises one and never adds one.
 func (p *Packet) ClampMSS(mss uint16) bool {
