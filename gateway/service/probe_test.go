@@ -46,6 +46,16 @@ func TestProbe(t *testing.T) {
 		}
 		request.Sequence++
 	}
+	// The last reply may be here before it is counted.
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for late := time.After(patience); w.svc.Stats().Probes < 3; {
+		select {
+		case <-again.C:
+		case <-late:
+			t.Fatalf("stats %+v", w.svc.Stats())
+		}
+	}
 	if st := w.svc.Stats(); st.Probes != 3 || st.ProbesRefused != 15 {
 		t.Errorf("stats %+v", st)
 	}
