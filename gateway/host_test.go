@@ -102,7 +102,7 @@ func testState(networks ...spec.Network) spec.State {
 
 func testDaemon() config.Daemon {
 	return config.Daemon{
-		Host: "gw-a", Region: "iad1", WireGuard: config.WireGuard{Ports: spec.PortRange{First: 43810, Last: 43829}},
+		Host: "gw-a", Region: "iad1", WireGuard: config.WireGuard{Ports: spec.PortRange{First: 23810, Last: 23829}},
 		DNS:    config.DNS{Upstreams: []netip.AddrPort{netip.MustParseAddrPort("127.88.0.53:53")}},
 		Limits: config.Limits{SessionsPerIP: 1 << 16, PendingConnects: 64, PendingConnectsPerDestination: 64},
 	}

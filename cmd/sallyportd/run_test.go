@@ -29,7 +29,7 @@ api:
 admin:
   listen: 127.0.0.1:0
 wireguard:
-  ports: 42810-42819
+  ports: 22810-22819
 dns:
   upstreams: [127.0.0.1:5353]
 `
@@ -164,8 +164,8 @@ func TestBadInput(t *testing.T) {
 		"same passive":       {[]string{"active: [net_a]", "active: [net_a], passive: net_b"}, []string{"state.yaml:", "net_b", "region"}},
 		"no such network":    {[]string{"active: [net_a]", "active: [net_zz]"}, []string{"state.yaml:", "net_zz"}},
 		"no such host":       {[]string{"host: gw-a", "host: gw-z"}, []string{"d.yaml", "gw-z"}},
-		"WireGuard port":     {[]string{"42810-42819", busy + "-" + busy, "  - id: net_b\n    team: acme\n    region: iad1\n    cidr: 10.20.0.0/16\n    pair: [127.77.0.3, 127.77.0.4]\n", ""}, []string{"net_a", busy, "in use"}},
-		"too few ports":      {[]string{"42810-42819", "42810-42810"}, []string{"wireguard.ports"}},
+		"WireGuard port":     {[]string{"22810-22819", busy + "-" + busy, "  - id: net_b\n    team: acme\n    region: iad1\n    cidr: 10.20.0.0/16\n    pair: [127.77.0.3, 127.77.0.4]\n", ""}, []string{"net_a", busy, "in use"}},
+		"too few ports":      {[]string{"22810-22819", "22810-22810"}, []string{"wireguard.ports"}},
 		"admin port":         {[]string{"listen: 127.0.0.1:0", "listen: " + admin.Addr().String()}, []string{"admin.listen", admin.Addr().String(), "in use"}},
 		"missing address":    {[]string{"127.77.0", "203.0.113"}, []string{"203.0.113.", "ip address add"}},
 		"token not there":    {[]string{"token_file: token", "token_file: nothing"}, []string{"token", "nothing"}},
@@ -191,7 +191,7 @@ func TestBadInput(t *testing.T) {
 				t.Error("a socket was left behind")
 			}
 			// Its WireGuard ports are free again.
-			for _, port := range []string{"42810", "42814", "42819"} {
+			for _, port := range []string{"22810", "22814", "22819"} {
 				l, err := net.ListenPacket("udp4", "0.0.0.0:"+port)
 				if err != nil {
 					t.Fatalf("half started: %v", err)
