@@ -8,7 +8,6 @@ import (
 	"os"
 	"sync"
 	"syscall"
-	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -29,16 +28,16 @@ type Conn struct {
 	wq            *waiter.Queue
 	local, remote netip.AddrPort
 
+	deadlines
+
 	readMu    sync.Mutex // one Read at a time
 	readEntry waiter.Entry
 	readable  chan struct{}
-	readBy    deadline
 	slice     tcpip.SliceWriter // kept here so that Read does not allocate it
 
 	writeMu    sync.Mutex // one Write at a time
 	writeEntry waiter.Entry
 	writable   chan struct{}
-	writeBy    deadline
 	payload    bytes.Reader
 
 	closeOnce sync.Once
@@ -55,7 +54,7 @@ var (
 )
 
 func newConn(d *Device, ep tcpip.Endpoint, wq *waiter.Queue) *Conn {
-	c := &Conn{device: d, ep: ep, wq: wq, readBy: newDeadline(), writeBy: newDeadline(), closed: make(chan struct{})}
+	c := &Conn{device: d, ep: ep, wq: wq, deadlines: newDeadlines(), closed: make(chan struct{})}
 	if a, err := ep.GetLocalAddress(); err == nil {
 		c.local = addrPort(a.Addr, a.Port)
 	}
@@ -80,25 +79,6 @@ func (c *Conn) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(c.local) }
 
 // RemoteAddr implements net.Conn.
 func (c *Conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.remote) }
-
-// SetDeadline implements net.Conn.
-func (c *Conn) SetDeadline(t time.Time) error {
-	c.readBy.set(t)
-	c.writeBy.set(t)
-	return nil
-}
-
-// SetReadDeadline implements net.Conn.
-func (c *Conn) SetReadDeadline(t time.Time) error {
-	c.readBy.set(t)
-	return nil
-}
-
-// SetWriteDeadline implements net.Conn.
-func (c *Conn) SetWriteDeadline(t time.Time) error {
-	c.writeBy.set(t)
-	return nil
-}
 
 // Read implements net.Conn.
 func (c *Conn) Read(b []byte) (int, error) {
@@ -254,8 +234,7 @@ func (c *Conn) end(how func()) error {
 		how()
 		c.wq.EventUnregister(&c.readEntry)
 		c.wq.EventUnregister(&c.writeEntry)
-		c.readBy.stop()
-		c.writeBy.stop()
+		c.stop()
 	})
 	if err != nil {
 		return opError("close", "tcp", c.local, c.remote, err)

@@ -58,3 +58,37 @@ func (d *deadline) set(t time.Time) {
 
 // stop frees the timer.
 func (d *deadline) stop() { d.set(time.Time{}) }
+
+// deadlines are the two of a net.Conn, with its methods for them.
+type deadlines struct {
+	readBy, writeBy deadline
+}
+
+func newDeadlines() deadlines {
+	return deadlines{readBy: newDeadline(), writeBy: newDeadline()}
+}
+
+// SetDeadline implements net.Conn.
+func (d *deadlines) SetDeadline(t time.Time) error {
+	d.readBy.set(t)
+	d.writeBy.set(t)
+	return nil
+}
+
+// SetReadDeadline implements net.Conn.
+func (d *deadlines) SetReadDeadline(t time.Time) error {
+	d.readBy.set(t)
+	return nil
+}
+
+// SetWriteDeadline implements net.Conn.
+func (d *deadlines) SetWriteDeadline(t time.Time) error {
+	d.writeBy.set(t)
+	return nil
+}
+
+// stop frees the timers.
+func (d *deadlines) stop() {
+	d.readBy.stop()
+	d.writeBy.stop()
+}

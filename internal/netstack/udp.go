@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -23,16 +22,16 @@ type UDPConn struct {
 	wq            *waiter.Queue
 	local, remote netip.AddrPort // remote is invalid unless dialled
 
+	deadlines
+
 	readMu   sync.Mutex
 	entry    waiter.Entry
 	readable chan struct{}
-	readBy   deadline
 	slice    tcpip.SliceWriter
 
 	writeMu    sync.Mutex
 	writeEntry waiter.Entry
 	writable   chan struct{}
-	writeBy    deadline
 	payload    bytes.Reader
 	to         tcpip.FullAddress
 
@@ -87,7 +86,7 @@ func (d *Device) openUDP(local, remote netip.AddrPort) (*UDPConn, error) {
 	if a, err := ep.GetLocalAddress(); err == nil {
 		local = addrPort(a.Addr, a.Port)
 	}
-	c := &UDPConn{device: d, ep: ep, wq: wq, local: local, remote: remote, readBy: newDeadline(), writeBy: newDeadline(), closed: make(chan struct{})}
+	c := &UDPConn{device: d, ep: ep, wq: wq, local: local, remote: remote, deadlines: newDeadlines(), closed: make(chan struct{})}
 	c.entry, c.readable = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 	c.writeEntry, c.writable = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
 	wq.EventRegister(&c.entry)
@@ -107,25 +106,6 @@ func (c *UDPConn) RemoteAddr() net.Addr {
 		return nil
 	}
 	return net.UDPAddrFromAddrPort(c.remote)
-}
-
-// SetDeadline implements net.Conn.
-func (c *UDPConn) SetDeadline(t time.Time) error {
-	c.readBy.set(t)
-	c.writeBy.set(t)
-	return nil
-}
-
-// SetReadDeadline implements net.Conn.
-func (c *UDPConn) SetReadDeadline(t time.Time) error {
-	c.readBy.set(t)
-	return nil
-}
-
-// SetWriteDeadline implements net.Conn.
-func (c *UDPConn) SetWriteDeadline(t time.Time) error {
-	c.writeBy.set(t)
-	return nil
 }
 
 // ReadFromUDPAddrPort reads one datagram; what does not fit into b is lost. A dialled
@@ -268,8 +248,7 @@ func (c *UDPConn) Close() error {
 		c.ep.Close()
 		c.wq.EventUnregister(&c.entry)
 		c.wq.EventUnregister(&c.writeEntry)
-		c.readBy.stop()
-		c.writeBy.stop()
+		c.stop()
 	})
 	if err != nil {
 		return opError("close", "udp", c.local, c.remote, err)
