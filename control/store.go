@@ -14,6 +14,7 @@ package control
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"maps"
 	"sync"
@@ -80,6 +81,8 @@ func setDefault[T comparable](v *T, standard T) {
 // concurrent use.
 type Store struct {
 	cfg StoreConfig
+	// id tells this store's revisions from those of any other.
+	id string
 
 	mu    sync.Mutex // guards all below
 	state *spec.State
@@ -127,6 +130,7 @@ func NewStore(cfg StoreConfig) (*Store, error) {
 	}
 	s := &Store{
 		cfg:         cfg,
+		id:          rand.Text(),
 		state:       &cfg.State,
 		changes:     make([]change, cfg.History),
 		changed:     make(chan struct{}),
@@ -149,13 +153,13 @@ func (s *Store) log(c change) {
 	s.changed = make(chan struct{})
 }
 
-// Next waits until there is something newer than revision after, and returns it.
-// The update is full for after 0, and where the store does not know (any more)
-// what came since. The error is that of the context.
-func (s *Store) Next(ctx context.Context, after uint64) (spec.Update, error) {
+// Next waits until there is something newer than after, and returns it. The update
+// is full for the zero cursor, for one of another store, and where the store does
+// not know (any more) what came since. The error is that of the context.
+func (s *Store) Next(ctx context.Context, after spec.Cursor) (spec.Update, error) {
 	for {
 		s.mu.Lock()
-		if after != s.revision {
+		if after != (spec.Cursor{Store: s.id, Revision: s.revision}) {
 			u := s.since(after)
 			s.mu.Unlock()
 			return u, nil
@@ -165,23 +169,22 @@ func (s *Store) Next(ctx context.Context, after uint64) (spec.Update, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return spec.Update{}, fmt.Errorf("wait for a change after revision %d: %w", after, context.Cause(ctx))
+			return spec.Update{}, fmt.Errorf("wait for a change after revision %d: %w", after.Revision, context.Cause(ctx))
 		}
 	}
 }
 
 // Acknowledge says that a host of the region has applied everything up to a
-// revision. One that is newer than the store's own is of a store before this one,
-// and is passed over: the host will be given a full update.
-func (s *Store) Acknowledge(_ context.Context, name string, revision uint64) error {
+// cursor. One of another store is passed over: the host will be given a full update.
+func (s *Store) Acknowledge(_ context.Context, name string, at spec.Cursor) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h, err := s.host(name)
 	if err != nil {
-		return fmt.Errorf("acknowledge revision %d: %w", revision, err)
+		return fmt.Errorf("acknowledge revision %d: %w", at.Revision, err)
 	}
-	if revision <= s.revision && revision > h.revision {
-		h.revision = revision
+	if at.Store == s.id && at.Revision <= s.revision && at.Revision > h.revision {
+		h.revision = at.Revision
 		s.hear()
 	}
 	return nil

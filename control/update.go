@@ -7,13 +7,14 @@ import (
 	"github.com/sallyport-net/sallyport/control/spec"
 )
 
-// since makes the update that brings a follower from a revision to the newest.
-func (s *Store) since(after uint64) spec.Update {
+// since makes the update that brings a follower from a cursor to the newest.
+func (s *Store) since(at spec.Cursor) spec.Update {
+	after := at.Revision
 	// The log holds the changes of the last len(changes) revisions.
-	if after == 0 || after > s.revision || s.revision-after > uint64(len(s.changes)) {
+	if at.Store != s.id || after == 0 || after > s.revision || s.revision-after > uint64(len(s.changes)) {
 		return s.full()
 	}
-	u := spec.Update{Revision: s.revision}
+	u := spec.Update{Store: s.id, Revision: s.revision}
 	// Many changes of one attachment become at most one departure, of what the
 	// follower has, and one arrival, of what there is now.
 	arrived := make(map[string]*entry)
@@ -46,7 +47,7 @@ func (s *Store) full() spec.Update {
 			entries = append(entries, e)
 		}
 	}
-	return spec.Update{Revision: s.revision, Full: true, State: s.state, Attached: inOrder(entries)}
+	return spec.Update{Store: s.id, Revision: s.revision, Full: true, State: s.state, Attached: inOrder(entries)}
 }
 
 // inOrder returns attachments as they were made.

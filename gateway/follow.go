@@ -49,17 +49,17 @@ func (h *Host) next(ctx context.Context) (spec.Update, error) {
 	if err := h.cfg.Source.Report(ctx, h.report()); err != nil {
 		return spec.Update{}, fmt.Errorf("report to the control plane: %w", err)
 	}
-	if h.revision > 0 {
-		if err := h.cfg.Source.Acknowledge(ctx, h.cfg.Daemon.Host, h.revision); err != nil {
-			return spec.Update{}, fmt.Errorf("acknowledge revision %d: %w", h.revision, err)
+	if h.at != (spec.Cursor{}) {
+		if err := h.cfg.Source.Acknowledge(ctx, h.cfg.Daemon.Host, h.at); err != nil {
+			return spec.Update{}, fmt.Errorf("acknowledge revision %d: %w", h.at.Revision, err)
 		}
 	}
 	if h.unsettled() && time.Since(h.retried) > reopenInterval {
-		h.retried, h.revision = time.Now(), 0
+		h.retried, h.at = time.Now(), spec.Cursor{}
 	}
 	wait, cancel := context.WithTimeout(ctx, reportInterval)
 	defer cancel()
-	u, err := h.cfg.Source.Next(wait, h.revision)
+	u, err := h.cfg.Source.Next(wait, h.at)
 	if err != nil && wait.Err() != nil {
 		return spec.Update{}, nil // ctx may have ended, too: the caller looks
 	}
@@ -110,9 +110,9 @@ func (h *Host) apply(u spec.Update) error {
 	for _, n := range h.list() {
 		n.apply(u.Full, byNetwork[n.id], u.Detached)
 	}
-	h.revision = u.Revision
+	h.at = u.Cursor()
 	if opened && !u.Full {
-		h.revision = 0 // who is attached to what was opened stands in a full update only
+		h.at = spec.Cursor{} // who is attached to what was opened stands in a full update only
 	}
 	return err
 }

@@ -52,11 +52,11 @@ type Host struct {
 	cfg HostConfig
 
 	// What follows is OpenHost's, and then the follower's.
-	state    spec.State
-	ports    map[string]uint16
-	revision uint64    // what is in force; 0 asks for everything
-	retried  time.Time // when everything was last asked for because of a failure
-	trouble  string    // what the log was told last
+	state   spec.State
+	ports   map[string]uint16
+	at      spec.Cursor // what is in force; the zero value asks for everything
+	retried time.Time   // when everything was last asked for because of a failure
+	trouble string      // what the log was told last
 
 	changed chan struct{} // poked when networks came or went
 
@@ -78,7 +78,7 @@ func OpenHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	h := &Host{cfg: cfg, networks: map[string]*network{}, ports: map[string]uint16{}, changed: make(chan struct{}, 1)}
 	wait, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	first, err := cfg.Source.Next(wait, 0)
+	first, err := cfg.Source.Next(wait, spec.Cursor{})
 	if err != nil {
 		return nil, fmt.Errorf("wait for the desired state: %w", err)
 	}

@@ -5,6 +5,15 @@
 //	DELETE /v1/attachments/{id} -> 204
 //	GET    /v1/attachments      ?after=ID&limit=N -> AttachmentList
 //	GET    /v1/status           -> Status
+//	GET    /v1/peerings         -> PeeringList
+//	GET    /v1/peerings/{id}    -> PeeringStatus
+//
+// Gateway hosts follow the control plane by three more:
+//
+//	GET    /v1/gateway/updates          ?store=S&after=N&wait=MS -> spec.Update,
+//	                                    or 204 when nothing came within wait
+//	POST   /v1/gateway/acknowledgements Acknowledgement -> 204
+//	POST   /v1/gateway/reports          spec.HostReport -> 204
 //
 // Every call carries a bearer token: without one the answer is 401, with another
 // one 403. An error is {"error": {"code": "...", "message": "..."}}.
@@ -32,8 +41,11 @@ type AttachRequest struct {
 	Environment string    `json:"environment"`
 	Kind        spec.Kind `json:"kind"`
 	Runtime     string    `json:"runtime"`
-	// Region is where the sandbox runs.
+	// Region is where the sandbox runs; with Passive, the region of the passive network.
 	Region string `json:"region"`
+	// Passive asks for an address in the environment's passive network, for a sandbox
+	// that runs, and is attached, in another region.
+	Passive bool `json:"passive,omitempty"`
 	// PublicKey is the worker's WireGuard key, in base64. It may be absent where
 	// the answer can only be a bypass.
 	PublicKey string `json:"publicKey,omitempty"`
@@ -61,7 +73,9 @@ type AttachResponse struct {
 	// Attachment has Bypass set where there is no tunnel; then the rest is empty.
 	Attachment spec.Attachment `json:"attachment"`
 	Network    AttachedNetwork `json:"network,omitzero"`
-	// Gateways are the tunnel's far ends, the one in use first.
+	// Gateways are the tunnel's far ends in order of preference. The first is the
+	// host of the attachment's egress address, unless that host is away; with
+	// Passive all have the role passive.
 	Gateways []spec.Gateway `json:"gateways,omitempty"`
 	// Passive is where the worker attaches the sandbox too, itself and as well as
 	// it can; nil where the environment has no passive network.
@@ -91,6 +105,34 @@ type AttachedNetwork struct {
 	DNS []netip.Addr `json:"dns"`
 	// MTU is that of the sandboxes' interfaces, in bytes.
 	MTU int `json:"mtu"`
+}
+
+// Acknowledgement is what a gateway host says when it has applied everything up
+// to a cursor.
+type Acknowledgement struct {
+	Host string `json:"host"`
+	spec.Cursor
+}
+
+// PeeringList are the peering connections of the region's networks, by ID.
+type PeeringList struct {
+	Peerings []PeeringStatus `json:"peerings"`
+}
+
+// PeeringStatus is one peering connection with all that its other side must know.
+type PeeringStatus struct {
+	// Peering is the connection; its State is that of now (a request may have expired).
+	spec.Peering
+	// NetworkCIDR is where its traffic comes from: the other side routes it into the tunnel.
+	NetworkCIDR netip.Prefix `json:"networkCIDR"`
+	// Host names the host of the site tunnel; empty: the network has none.
+	Host string `json:"host,omitempty"`
+	// SitePublicKey and SiteEndpoint are the tunnel's on our side; empty until the
+	// host has reported them.
+	SitePublicKey string         `json:"sitePublicKey,omitempty"`
+	SiteEndpoint  netip.AddrPort `json:"siteEndpoint,omitzero"`
+	// Report is what the host said last; nil: nothing yet.
+	Report *spec.PeeringReport `json:"report,omitempty"`
 }
 
 // AttachmentList is one page of attachments, by ID.

@@ -56,6 +56,9 @@ type Attachment struct {
 	Worker netip.Addr `json:"worker,omitzero"`
 	// Egress is the address of the pair that Inner leaves from: Pair[EgressIndex(Inner)].
 	Egress netip.Addr `json:"egress,omitzero"`
+	// Passive says that Network is the environment's passive one: the sandbox runs
+	// in another region and is here for the time when that one is unavailable.
+	Passive bool `json:"passive,omitempty"`
 	// Bypass says why the sandbox has no tunnel; empty: it is attached.
 	Bypass string `json:"bypass,omitempty"`
 	// Created is when the attachment was made, in UTC.
@@ -103,65 +106,4 @@ type Gateway struct {
 	// EgressIP is the address of the pair that the sandbox leaves from through
 	// this gateway.
 	EgressIP netip.Addr `json:"egressIP"`
-}
-
-// Update is what a gateway is told when it follows the control plane.
-//
-// It brings a follower from the revision it asked for to Revision: drop
-// everything first if Full, take State if there is one, then remove Detached,
-// then add Attached. An ID may be in both lists: an attach that came to
-// nothing was asked for again. An ID in Detached may be unknown to the follower.
-// Attachments that bypass are not part of it.
-type Update struct {
-	// Revision is counted up by one with each change; it begins at 1.
-	Revision uint64 `json:"revision"`
-	// Full says that the update holds everything there is.
-	Full bool `json:"full,omitempty"`
-	// State is set when the desired state changed, and in a full update.
-	State *State `json:"state,omitempty"`
-	// Attached are the attachments that are new, in the order in which they were made.
-	Attached []Attachment `json:"attached,omitempty"`
-	// Detached are the IDs of those that are gone.
-	Detached []string `json:"detached,omitempty"`
-}
-
-// HostReport is what a gateway host tells the control plane about itself.
-//
-// A host reports the key and the endpoint of a network before it acknowledges
-// the revision with the network's first attachment: whoever waits for that
-// revision hands them to the worker.
-type HostReport struct {
-	Host   string `json:"host"`
-	Region string `json:"region"`
-	// Networks are those for which the host runs a tunnel now, by ID.
-	Networks []NetworkReport `json:"networks,omitempty"`
-}
-
-// NetworkReport is one network on one gateway host. Counters begin at 0 when the
-// host opens the network and never fall while it is open.
-type NetworkReport struct {
-	// ID is the network's.
-	ID string `json:"id"`
-	// PublicKey is the host's WireGuard key of the network, in base64.
-	PublicKey string `json:"publicKey"`
-	// Endpoint is where workers send their datagrams.
-	Endpoint netip.AddrPort `json:"endpoint"`
-	// Peers is the number of WireGuard peers.
-	Peers int `json:"peers,omitempty"`
-	// Sessions are the live sessions per address of the pair, in its order.
-	Sessions [2]int `json:"sessions"`
-	// Egress and Ingress count what passed, out of and back to the sandboxes.
-	Egress  Traffic `json:"egress,omitzero"`
-	Ingress Traffic `json:"ingress,omitzero"`
-	// Drops are dropped packets by reason: the names of the closed set of outcomes.
-	Drops map[string]uint64 `json:"drops,omitempty"`
-	// WrongSource counts packets that would have left with a source outside the
-	// pair and were stopped at the last check. Anything but 0 is a fault of ours.
-	WrongSource uint64 `json:"wrongSource"`
-}
-
-// Traffic is a pair of counters.
-type Traffic struct {
-	Packets uint64 `json:"packets"`
-	Bytes   uint64 `json:"bytes"` // of IP packets, headers included
 }

@@ -12,6 +12,8 @@ type Query struct {
 	Kind                 Kind
 	Runtime              string
 	Region               string
+	// Passive asks for the environment's passive network, which must be in Region.
+	Passive bool
 }
 
 // Resolution is the answer: a network, or the reason for none.

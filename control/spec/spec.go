@@ -96,9 +96,22 @@ type Network struct {
 	Hosts []string `json:"hosts,omitempty"`
 	// TCPMapping is how TCP sessions are mapped; empty means [MapAddressAndPort].
 	TCPMapping TCPMapping `json:"tcpMapping,omitempty"`
+	// Site is where the network's site tunnel is; nil: it has none, and no peering
+	// of it can be in state provisioning or active.
+	Site *Site `json:"site,omitempty"`
 	// Policy says what the network's sandboxes may reach; its zero value allows all
 	// that is not always denied.
 	Policy Policy `json:"policy,omitzero"`
+}
+
+// Site is a network's end of its site tunnels: one WireGuard device, whose key
+// derives from a secret of the region, with a peer for each peering connection.
+type Site struct {
+	// Host names the host that has the tunnel: one of those that hold the pair.
+	Host string `json:"host"`
+	// Port is the device's UDP port on the host's endpoint, the same on whichever
+	// host has the tunnel. No other network of the region has it.
+	Port uint16 `json:"port"`
 }
 
 // TCPMapping is the mapping behaviour of RFC 4787 section 4.1, for TCP.
@@ -147,6 +160,12 @@ type Peering struct {
 	// CIDRs are the other side's private ranges. They overlap neither the network's
 	// CIDR nor those of its other open peerings.
 	CIDRs []netip.Prefix `json:"cidrs"`
+	// PublicKey is the other side's WireGuard key, in base64. Needed in states
+	// provisioning and active; no other open peering of the network has it.
+	PublicKey string `json:"publicKey,omitempty"`
+	// Endpoint is where the other side listens; not set: it calls, and is learnt
+	// from its first packet. The YAML tag is like that of Host.Bypass.
+	Endpoint netip.AddrPort `json:"endpoint,omitzero" yaml:"endpoint"`
 	// State is where in its life the connection is.
 	State PeeringState `json:"state"`
 	// Requested is when the connection was asked for. Optional; without it the
