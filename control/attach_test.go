@@ -154,9 +154,12 @@ func TestAttachIsTakenBack(t *testing.T) {
 		host func(*Store) error // what the host does before
 		says string
 	}{
-		"silent host":     {func(*Store) error { return nil }, `gateway host "gw-a" has acknowledged revision 0, not 2`},
-		"behind":          {func(s *Store) error { return s.Acknowledge(context.Background(), "gw-a", 1) }, "acknowledged revision 1, not 2"},
-		"of a lost store": {func(s *Store) error { return s.Acknowledge(context.Background(), "gw-a", 99) }, "acknowledged revision 0, not 2"},
+		"silent host":        {func(*Store) error { return nil }, `gateway host "gw-a" has acknowledged revision 0, not 2`},
+		"behind":             {func(s *Store) error { return s.Acknowledge(context.Background(), "gw-a", at(s, 1)) }, "acknowledged revision 1, not 2"},
+		"ahead of the store": {func(s *Store) error { return s.Acknowledge(context.Background(), "gw-a", at(s, 99)) }, "acknowledged revision 0, not 2"},
+		"of a lost store": {func(s *Store) error {
+			return s.Acknowledge(context.Background(), "gw-a", spec.Cursor{Store: "lost", Revision: 2})
+		}, "acknowledged revision 0, not 2"},
 	} {
 		s := newStore(t, func(c *StoreConfig) { c.AcknowledgeTimeout = time.Millisecond })
 		if err := tc.host(s); err != nil {
@@ -177,12 +180,12 @@ func TestAttachIsTakenBack(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for after := uint64(0); ; {
+		for after := (spec.Cursor{}); ; {
 			u, err := s.Next(ctx, after)
 			if err != nil {
 				return
 			}
-			after = u.Revision
+			after = u.Cursor()
 			if err := s.Acknowledge(ctx, "gw-a", after); err != nil {
 				t.Error(err)
 			}
@@ -205,7 +208,7 @@ func TestAttachEndsWithItsCaller(t *testing.T) {
 		_, err := s.Attach(ctx, request(1))
 		done <- err
 	}()
-	if _, err := s.Next(context.Background(), 1); err != nil { // it is in the log
+	if _, err := s.Next(context.Background(), at(s, 1)); err != nil { // it is in the log
 		t.Fatal(err)
 	}
 	cancel(gone)
@@ -224,14 +227,14 @@ func TestAttachMeetsDetach(t *testing.T) {
 		_, err := s.Attach(context.Background(), request(1))
 		done <- err
 	}()
-	u, err := s.Next(context.Background(), 1)
+	u, err := s.Next(context.Background(), at(s, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Detach(u.Attached[0].ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Acknowledge(context.Background(), "gw-a", u.Revision); err != nil {
+	if err := s.Acknowledge(context.Background(), "gw-a", u.Cursor()); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; code(err) != api.CodeConflict {
@@ -422,7 +425,7 @@ func TestManyAttachAtOnce(t *testing.T) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.view.revision == 0 {
+	if g.view.at.Revision == 0 {
 		t.Error("the gateway followed nothing")
 	}
 }

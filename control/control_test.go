@@ -81,7 +81,7 @@ type gatewayHost struct {
 
 // view is what a follower knows.
 type view struct {
-	revision uint64
+	at       spec.Cursor
 	state    *spec.State
 	attached map[string]spec.Attachment
 }
@@ -102,10 +102,10 @@ func (v *view) apply(u spec.Update) error {
 		}
 		v.attached[a.ID] = a
 	}
-	if u.Revision <= v.revision {
-		return fmt.Errorf("revision %d after %d", u.Revision, v.revision)
+	if u.Store == v.at.Store && u.Revision <= v.at.Revision {
+		return fmt.Errorf("revision %d after %d", u.Revision, v.at.Revision)
 	}
-	v.revision = u.Revision
+	v.at = u.Cursor()
 	return nil
 }
 
@@ -127,7 +127,7 @@ func startGateway(t testing.TB, s *Store) *gatewayHost {
 func (g *gatewayHost) follow(ctx context.Context) error {
 	for {
 		g.mu.Lock()
-		after := g.view.revision
+		after := g.view.at
 		g.mu.Unlock()
 		u, err := g.store.Next(ctx, after)
 		if err != nil {
@@ -146,7 +146,7 @@ func (g *gatewayHost) follow(ctx context.Context) error {
 		if err := g.store.Report(ctx, report(networks)); err != nil {
 			return err
 		}
-		if err := g.store.Acknowledge(ctx, g.name, u.Revision); err != nil {
+		if err := g.store.Acknowledge(ctx, g.name, u.Cursor()); err != nil {
 			return err
 		}
 	}
@@ -171,6 +171,9 @@ func attach(t testing.TB, s *Store, req api.AttachRequest) spec.Attachment {
 	}
 	return resp.Attachment
 }
+
+// at is a place in the changes of a store.
+func at(s *Store, revision uint64) spec.Cursor { return spec.Cursor{Store: s.id, Revision: revision} }
 
 // code is the code of an API error; "" for none.
 func code(err error) string {

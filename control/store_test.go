@@ -85,18 +85,18 @@ func TestFollowersAgree(t *testing.T) {
 			"forget": func(t *rapid.T) { followers[rapid.IntRange(0, 2).Draw(t, "follower")] = view{} },
 			"follow": func(t *rapid.T) {
 				f := &followers[rapid.IntRange(0, 2).Draw(t, "follower")]
-				if f.revision == s.revision {
+				if f.at == at(s, s.revision) {
 					return
 				}
-				u, err := s.Next(context.Background(), f.revision)
+				u, err := s.Next(context.Background(), f.at)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if err := f.apply(u); err != nil {
 					t.Fatal(err)
 				}
-				if f.revision != s.revision || !reflect.DeepEqual(f.attached, known) || f.state != s.state {
-					t.Fatalf("follower knows %v at %d, store %v at %d", f.attached, f.revision, known, s.revision)
+				if f.at != at(s, s.revision) || !reflect.DeepEqual(f.attached, known) || f.state != s.state {
+					t.Fatalf("follower knows %v at %d, store %v at %d", f.attached, f.at.Revision, known, s.revision)
 				}
 			},
 			"": func(t *rapid.T) {
@@ -121,22 +121,28 @@ func inOrderOf(s *Store, known map[string]spec.Attachment) []string {
 
 func TestNextWaits(t *testing.T) {
 	s := newStore(t, nil)
-	u, err := s.Next(context.Background(), 0)
+	u, err := s.Next(context.Background(), spec.Cursor{})
 	if err != nil || !u.Full || u.Revision != 1 || u.State == nil {
 		t.Fatalf("got %+v, %v", u, err)
 	}
-	// Ahead of the store: it lost its memory.
-	if u, err := s.Next(context.Background(), 50); err != nil || !u.Full {
+	if u.Cursor() != at(s, 1) || u.Store == "" {
+		t.Errorf("got %+v", u.Cursor())
+	}
+	// Ahead of the store, or from another one, as after it lost its memory.
+	if u, err := s.Next(context.Background(), spec.Cursor{Store: "lost", Revision: 1}); err != nil || !u.Full {
+		t.Errorf("got %+v, %v", u, err)
+	}
+	if u, err := s.Next(context.Background(), at(s, 50)); err != nil || !u.Full {
 		t.Errorf("got %+v, %v", u, err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := s.Next(ctx, 1); !errors.Is(err, context.Canceled) {
+	if _, err := s.Next(ctx, at(s, 1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	got := make(chan spec.Update, 1)
 	go func() {
-		u, err := s.Next(context.Background(), 1)
+		u, err := s.Next(context.Background(), at(s, 1))
 		if err != nil {
 			t.Error(err)
 		}
@@ -195,7 +201,7 @@ func TestReplace(t *testing.T) {
 
 func TestHostsAreChecked(t *testing.T) {
 	s := newStore(t, nil)
-	if err := s.Acknowledge(context.Background(), "gw-b", 1); err == nil {
+	if err := s.Acknowledge(context.Background(), "gw-b", at(s, 1)); err == nil {
 		t.Error("another region's host acknowledged")
 	}
 	if err := s.Report(context.Background(), spec.HostReport{Host: "gw-b", Region: "iad1"}); err == nil {
@@ -233,7 +239,7 @@ func TestTwoHosts(t *testing.T) {
 		for i, name := range []string{"gw-a", "gw-z"} {
 			r := report(map[string]bool{"net_1": true})
 			r.Host, r.Networks[0].PublicKey = name, key(100+i)
-			if err := errors.Join(s.Report(context.Background(), r), s.Acknowledge(context.Background(), name, revision)); err != nil {
+			if err := errors.Join(s.Report(context.Background(), r), s.Acknowledge(context.Background(), name, at(s, revision))); err != nil {
 				t.Error(err)
 			}
 		}

@@ -87,17 +87,17 @@ func (w *world) run(l net.Listener) {
 
 // follow is a gateway that confirms whatever it is told.
 func (w *world) follow(ctx context.Context) error {
-	for revision := uint64(0); ; {
-		u, err := w.store.Next(ctx, revision)
+	for at := (spec.Cursor{}); ; {
+		u, err := w.store.Next(ctx, at)
 		if err != nil {
 			return err
 		}
-		revision = u.Revision
+		at = u.Cursor()
 		err = w.store.Report(ctx, spec.HostReport{Host: "gw-a", Region: "iad1", Networks: []spec.NetworkReport{{
 			ID: "net_1", PublicKey: hostKey, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Peers: 2, Sessions: [2]int{11, 12},
 			Drops: map[string]uint64{"malformed": 5, "rate_limit": 0, "wrong\x1b[31mreason": 1}, WrongSource: 0, Egress: spec.Traffic{Packets: 777},
 		}}})
-		if err := errors.Join(err, w.store.Acknowledge(ctx, "gw-a", revision)); err != nil {
+		if err := errors.Join(err, w.store.Acknowledge(ctx, "gw-a", at)); err != nil {
 			return err
 		}
 	}
