@@ -14,7 +14,7 @@ TESTFLAGS ?=
 
 # Debian packages that tests against other programs need, and the C compiler of
 # the race detector.
-PACKAGES := iproute2 iperf3 wireguard-tools wireguard-go curl tcpdump dnsutils iputils-ping nftables gcc libc6-dev git
+PACKAGES := iproute2 iperf3 wireguard-tools wireguard-go curl tcpdump dnsutils iputils-ping nftables systemd gcc libc6-dev git
 
 # A user without a home of their own, like nobody, gets Go's caches in the clone.
 ifeq ($(shell test -n "$$HOME" && test -d "$$HOME" && test -w "$$HOME" && echo home),)
@@ -95,6 +95,25 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
+# The units name programs at their installed places: systemd looks at a tree in
+# which they are there. It warns of unknown keys and succeeds all the same, so
+# that every word of it counts as a failure.
+.PHONY: units
+units: build ## check the systemd units with systemd-analyze
+	@if ! command -v systemd-analyze >/dev/null; then \
+		echo "NOT RUN: systemd-analyze is not installed (make deps)"; exit 0; \
+	fi; \
+	root=$$(mktemp -d); trap 'rm -rf "$$root"' EXIT; \
+	mkdir -p "$$root/usr/local/bin" "$$root/etc/systemd/system" "$$root/usr/lib/systemd"; \
+	cp bin/sallyportd bin/sallyport-sidecar "$$root/usr/local/bin/"; \
+	cp deploy/systemd/*.service "$$root/etc/systemd/system/"; \
+	cp -r /lib/systemd/system "$$root/usr/lib/systemd/"; \
+	for unit in deploy/systemd/*.service; do \
+		said=$$(systemd-analyze verify --man=no --root="$$root" "$${unit##*/}" 2>&1) || said="$$said (systemd-analyze failed)"; \
+		if [ -n "$$said" ]; then echo "$$unit: $$said" >&2; exit 1; fi; \
+		echo "$$unit: good"; \
+	done
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	@status=0; while read -r file target; do \
@@ -114,7 +133,7 @@ demo: build ## show the gateway at work on this machine
 .PHONY: check
 check: ## what CI runs: lint, the tests, the tests with the race detector, the demo
 	$(call stage,lint)
-	@$(MAKE) lint
+	@$(MAKE) lint units
 	$(call stage,test)
 	@$(MAKE) test TESTFLAGS=-count=1
 	$(call stage,race)
