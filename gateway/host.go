@@ -31,12 +31,15 @@ const (
 	startTimeout = 30 * time.Second
 )
 
-// HostConfig is what a Host is made of. All fields are needed.
+// HostConfig is what a Host is made of. Fields are needed unless they say otherwise.
 type HostConfig struct {
 	// Daemon holds the validated settings of the daemon.
 	Daemon config.Daemon
 	// Secret is the host's own 32 bytes, from which the networks' keys derive.
 	Secret []byte
+	// RegionSecret is the 32 bytes that all hosts of the region share, from which
+	// the keys of site tunnels derive; nil: there is none.
+	RegionSecret []byte
 	// Source is followed until Run ends.
 	Source Source
 	// Clock is read once per batch of packets.

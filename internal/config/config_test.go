@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -30,29 +31,27 @@ func TestDaemonDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Daemon{
-		Host: "gw-a", Region: "iad1", SecretFile: "/etc/sallyport/secret", DesiredState: "/etc/sallyport/state.yaml",
+		Roles: Roles{Control: true, Gateway: true},
+		Host:  "gw-a", Region: "iad1", SecretFile: "/etc/sallyport/secret", DesiredState: "/etc/sallyport/state.yaml",
+		StateFile: "/etc/sallyport/gateway-state.json",
 		API:       API{Network: "unix", Address: "/run/sallyport/api.sock", TokenFile: "/etc/sallyport/token"},
 		Admin:     Admin{Listen: netip.MustParseAddrPort("127.0.0.1:9469")},
 		WireGuard: WireGuard{Ports: spec.PortRange{First: 51820, Last: 52843}},
 		Uplink:    "sockets",
 		Limits:    Limits{1 << 20, 65536, 20000, 4096, 1024},
 		Timers:    Timers{300 * time.Second, 7440 * time.Second, 240 * time.Second, 60 * time.Second},
+		Drain:     500 * time.Millisecond,
+		Health:    Health{Interval: time.Second},
 		Log:       Log{"info", "text"},
 	}
 	upstreams := d.DNS.Upstreams
 	d.DNS = DNS{}
-	if !equal(d, want) {
+	if !reflect.DeepEqual(d, want) {
 		t.Errorf("got  %+v\nwant %+v", d, want)
 	}
 	if !slices.Equal(upstreams, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}) {
 		t.Errorf("upstreams: %v", upstreams)
 	}
-}
-
-func equal(a, b Daemon) bool {
-	return a.Host == b.Host && a.Region == b.Region && a.SecretFile == b.SecretFile && a.DesiredState == b.DesiredState &&
-		a.API == b.API && a.Admin == b.Admin && a.WireGuard == b.WireGuard && a.Uplink == b.Uplink &&
-		a.Limits == b.Limits && a.Timers == b.Timers && a.Log == b.Log
 }
 
 // Each row is a file and the whole error.
@@ -67,15 +66,15 @@ func TestErrorsSayWhere(t *testing.T) {
 		want []string
 	}{
 		{"unknown key", daemon, minimal + "hots: x\n", []string{
-			`d.yaml:7:1: hots: unknown key; the keys here are host, region, secret_file, desired_state, api, admin, wireguard, uplink, dns, limits, timers, log`}},
+			`d.yaml:7:1: hots: unknown key; the keys here are roles, host, region, secret_file, region_secret_file, state_file, desired_state, control, api, admin, wireguard, uplink, dns, limits, timers, drain, health, log`}},
 		{"unknown inner key", daemon, minimal + "log:\n  levle: info\n", []string{
 			`d.yaml:8:3: log.levle: unknown key; the keys here are level, format`}},
 		{"nothing", daemon, "", []string{
-			`d.yaml:1:1: host: is missing; write the name that this host has in the desired state, such as gw-a`,
 			`d.yaml:1:1: region: is missing; write the name of this host's region, such as iad1`,
-			`d.yaml:1:1: secret_file: is missing; name the file with this host's 32-byte secret`,
 			`d.yaml:1:1: desired_state: is missing; name the file with the desired state`,
 			`d.yaml:1:1: api.token_file: is missing; name the file with the API's bearer token`,
+			`d.yaml:1:1: host: is missing; write the name that this host has in the desired state, such as gw-a`,
+			`d.yaml:1:1: secret_file: is missing; name the file with this host's 32-byte secret`,
 			`d.yaml:1:1: dns.upstreams: names no resolver; list the IPv4 addresses of those that sandboxes' queries go to`}},
 		{"several, by line", daemon, "timers:\n  icmp: 5s\n  udp: 10\n" + strings.Replace(minimal, "gw-a", "GW", 1) + "limits:\n  sessions_per_ip: 0\n  pending_connects: many\n", []string{
 			`d.yaml:2:9: timers.icmp: 5s is less than RFC 5508 REQ-2 allows; write 1m0s or more`,
@@ -103,6 +102,59 @@ func TestErrorsSayWhere(t *testing.T) {
 		{"log", daemon, minimal + "log: {level: loud, format: xml}\n", []string{
 			`d.yaml:7:14: log.level: there is no "loud"; use debug or info or warn or error`,
 			`d.yaml:7:28: log.format: there is no "xml"; use text or json`}},
+		{"no role", daemon, minimal + "roles: []\n", []string{
+			`d.yaml:7:8: roles: names no part of the daemon; write [control, gateway], or one of them`}},
+		{"unknown role", daemon, minimal + "roles: [gateway, worker]\n", []string{
+			`d.yaml:7:18: roles[1]: there is no "worker"; use control or gateway`}},
+		{"control plane here and there", daemon, minimal + "control: {api: 'unix:///a', token_file: t}\n", []string{
+			`d.yaml:7:10: control: has no use: this daemon is the control plane itself; remove it, or write roles: [gateway]`}},
+		{"gateway alone, nothing else", daemon, "roles: [gateway]\n", []string{
+			`d.yaml:1:1: region: is missing; write the name of this host's region, such as iad1`,
+			`d.yaml:1:1: control.token_file: is missing; name the file with the API's bearer token`,
+			`d.yaml:1:1: control.api: is missing; write where the region's control API is: unix:///path or http://127.0.0.1:port`,
+			`d.yaml:1:1: host: is missing; write the name that this host has in the desired state, such as gw-a`,
+			`d.yaml:1:1: secret_file: is missing; name the file with this host's 32-byte secret`,
+			`d.yaml:1:1: dns.upstreams: names no resolver; list the IPv4 addresses of those that sandboxes' queries go to`}},
+		{"gateway alone, with what the control plane has", daemon, minimal + "roles: [gateway]\ncontrol: {api: 'http://203.0.113.9:80', token_file: t}\n", []string{
+			`d.yaml:4:16: desired_state: has no use: the control plane has it, and it runs elsewhere; remove it, or add control to roles`,
+			`d.yaml:5:6: api: has no use: the control plane serves it, and it runs elsewhere; remove it, or add control to roles`,
+			`d.yaml:8:16: control.api: 203.0.113.9:80 is not a loopback address, and the token would cross the network in the clear; write unix:///path or http://127.0.0.1:port`}},
+		{"control plane alone, nothing else", daemon, "roles: [control]\n", []string{
+			`d.yaml:1:1: region: is missing; write the name of this host's region, such as iad1`,
+			`d.yaml:1:1: desired_state: is missing; name the file with the desired state`,
+			`d.yaml:1:1: api.token_file: is missing; name the file with the API's bearer token`}},
+		{"one file for two purposes", daemon, minimal + "state_file: ./secret\nregion_secret_file: secret\n", []string{
+			`d.yaml:7:13: state_file: secret is a secret, and would be written over; name a file of its own`,
+			`d.yaml:8:21: region_secret_file: secret is this host's own secret; name the file that all hosts of the region have a copy of`}},
+		{"drain", daemon, minimal + "drain: 2m\n", []string{`d.yaml:7:8: drain: 2m0s cannot be; write 0s to 1m0s`}},
+		{"health", daemon, minimal + "health: {interval: 1ms, targets: ['[2001:db8::1]:443', '0.0.0.0:1', '192.0.2.80:0', dns.example, '192.0.2.80:443']}\n", []string{
+			`d.yaml:7:20: health.interval: 1ms cannot be; write 100ms to 1m0s`,
+			`d.yaml:7:35: health.targets[0]: [2001:db8::1]:443 is not an IPv4 address and a port that can be connected to; write one such as 192.0.2.80:443`,
+			`d.yaml:7:56: health.targets[1]: 0.0.0.0:1 is not an IPv4 address and a port that can be connected to; write one such as 192.0.2.80:443`,
+			`d.yaml:7:69: health.targets[2]: 192.0.2.80:0 is not an IPv4 address and a port that can be connected to; write one such as 192.0.2.80:443`,
+			`d.yaml:7:85: health.targets[3]: "dns.example" is not an IP address and a port; write one such as 127.0.0.1:9469`}},
+		{"many targets", daemon, minimal + "health: {targets: [" + strings.Repeat("'192.0.2.80:443', ", 9) + "]}\n", []string{
+			`d.yaml:7:19: health.targets: names 9 targets; name 8 or fewer: one that answers is enough`}},
+		{"other regions", sidecar, "token_file: t\nregion: iad1\nregions:\n  iad1: {api: 'unix:///a', token_file: t}\n  CLE1: {api: 'unix:///a', token_file: t}\n  cle1:\n    api: https://api.example\n  fra1: {apy: x}\n", []string{
+			`s.yaml:4:3: regions[iad1]: is this worker's own region; write its API as api and token_file`,
+			`s.yaml:5:3: regions[CLE1]: "CLE1" is not the name of a region; use lower-case letters, digits, - and .`,
+			`s.yaml:6:3: regions[cle1].token_file: is missing; name the file with the bearer token of that region's API`,
+			`s.yaml:7:10: regions[cle1].api: "https://api.example" is not the address of a control API; write unix:///path or http://127.0.0.1:port`,
+			`s.yaml:8:3: regions[fra1].token_file: is missing; name the file with the bearer token of that region's API`,
+			`s.yaml:8:3: regions[fra1].api: is missing; write where that region's control API is: unix:///path or http://127.0.0.1:port`,
+			`s.yaml:8:10: regions[fra1].apy: unknown key; the keys here are api, token_file`}},
+		{"regions as a list", sidecar, "token_file: t\nregion: iad1\nregions: [cle1]\n", []string{
+			`s.yaml:3:10: regions: a list stands where names are wanted; write one line per name, with what belongs to it below`}},
+		{"failover", sidecar, "token_file: t\nregion: iad1\nfailover:\n  probe: 1ms\n  probe_standby: 2m\n  probe_suspect: 1s\n  misses: 0\n  misses_busy: 101\n  hold: 0s\n", []string{
+			`s.yaml:4:10: failover.probe: 1ms cannot be; write 10ms to 10s`,
+			`s.yaml:5:18: failover.probe_standby: 2m0s cannot be; write 10ms to 1m0s`,
+			`s.yaml:6:18: failover.probe_suspect: 1s is more than failover.probe, 1ms: a suspect would be asked less often than before; write less`,
+			`s.yaml:7:11: failover.misses: 0 cannot be; write 1 to 100`,
+			`s.yaml:8:16: failover.misses_busy: 101 cannot be; write 1 to 100`,
+			`s.yaml:9:9: failover.hold: 0s cannot be; write 10ms to 24h0m0s`}},
+		{"failover out of order", sidecar, "token_file: t\nregion: iad1\nfailover: {probe: 2s, misses: 6}\n", []string{
+			`s.yaml:3:11: failover.probe_standby: 1s is less than failover.probe, 2s: the gateways that wait would be asked more often than the one in use; write more`,
+			`s.yaml:3:11: failover.misses_busy: 5 is less than failover.misses, 6: load would pass for death; write as many or more`}},
 		{"long socket", sidecar, "token_file: t\nregion: iad1\nsocket: /" + strings.Repeat("x", 107) + "\n", []string{
 			`s.yaml:3:9: socket: the path /` + strings.Repeat("x", 107) + ` has 108 bytes, more than the 107 that a unix socket can have; choose a shorter one`}},
 		{"API of a sidecar", sidecar, "token_file: t\nregion: iad1\napi: http://203.0.113.9:80\n", []string{
@@ -127,6 +179,9 @@ func TestErrorsSayWhere(t *testing.T) {
 		{"pair of three", state, "networks:\n  - pair: [203.0.113.1, 203.0.113.2, 203.0.113.3]\n", []string{
 			`w.yaml:2:11: networks[0].pair: the list has 3 entries; write exactly 2`}},
 		{"not a CIDR", state, "networks:\n  - cidr: 10.20/16\n", []string{`w.yaml:2:11: networks[0].cidr: "10.20/16" is not a valid CIDR; write one such as 10.20.0.0/16`}},
+		{"port", state, "networks:\n  - site: {port: 70000, hots: gw-a}\n", []string{
+			`w.yaml:2:18: networks[0].site.port: "70000" is not a port; write one such as 51820`,
+			`w.yaml:2:25: networks[0].site.hots: unknown key; the keys here are host, port`}},
 		{"builds", state, "projects:\n  - environments:\n      - builds: 'yes'\n", []string{
 			`w.yaml:3:17: projects[0].environments[0].builds: "yes" is not a truth value; write one such as true or false`}},
 		{"rules of the state", state, "teams: [{id: t}]\nprojects:\n  - id: p\n    team: x\n    environments:\n      - name: production\n        active:\n          - n\n", []string{
@@ -151,6 +206,24 @@ func TestErrorsSayWhere(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tc.want, "\n"))
 			}
 		})
+	}
+}
+
+// Each role is content with what it needs.
+func TestRolesNeedTheirOwn(t *testing.T) {
+	control, err := ReadDaemon("/e/d.yaml", strings.NewReader("roles: [control]\nregion: iad1\ndesired_state: w.yaml\napi: {token_file: token}\n"))
+	if err != nil || control.Roles != (Roles{Control: true}) || control.Roles.String() != "control" || control.DesiredState != "/e/w.yaml" || control.StateFile != "" {
+		t.Errorf("got %+v, %v", control, err)
+	}
+	gateway, err := ReadDaemon("/e/d.yaml", strings.NewReader("roles: [gateway]\nhost: gw-a\nregion: iad1\nsecret_file: /s/secret\nregion_secret_file: region\ncontrol: {api: 'unix://c.sock', token_file: token}\ndns: {upstreams: [192.0.2.53]}\nhealth: {targets: ['192.0.2.80:443']}\ndrain: 0s\n"))
+	if err != nil || gateway.Roles != (Roles{Gateway: true}) || gateway.Roles.String() != "gateway" ||
+		gateway.Control != (ControlPlane{API: "unix:///e/c.sock", TokenFile: "/e/token"}) || gateway.API != (API{}) ||
+		gateway.StateFile != "/s/gateway-state.json" || gateway.RegionSecretFile != "/e/region" || gateway.Drain != 0 || len(gateway.Health.Targets) != 1 {
+		t.Errorf("got %+v, %v", gateway, err)
+	}
+	both, err := ReadDaemon("/e/d.yaml", strings.NewReader(minimal+"roles: [gateway, control]\nstate_file: run/state.json\n"))
+	if err != nil || both.Roles.String() != "control, gateway" || both.StateFile != "/e/run/state.json" {
+		t.Errorf("got %+v, %v", both, err)
 	}
 }
 

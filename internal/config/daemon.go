@@ -19,22 +19,75 @@ import (
 
 // Daemon holds the checked settings of sallyportd. deploy/sallyportd.yaml
 // documents each of them.
+//
+// What a part needs that does not run here ([Daemon.Roles]) may be missing, and is
+// then the zero value.
 type Daemon struct {
+	// Roles are the parts of the daemon that run.
+	Roles Roles
 	// Host and Region name this host as the desired state does.
 	Host, Region string
 	// SecretFile holds the host's secret: 32 bytes, raw or as hex or base64.
 	SecretFile string
-	// DesiredState is the file with the desired state.
+	// RegionSecretFile holds the secret that all hosts of the region share, of the
+	// same form; empty: there is none, and no network of the region has a site.
+	RegionSecretFile string
+	// StateFile is where the gateway keeps what it knows from one start to the next.
+	StateFile string
+	// DesiredState is the file with the desired state, for the control plane.
 	DesiredState string
-	API          API
-	Admin        Admin
-	WireGuard    WireGuard
+	// Control is the control plane that is followed, where it runs elsewhere.
+	Control   ControlPlane
+	API       API
+	Admin     Admin
+	WireGuard WireGuard
 	// Uplink is the kind of the far side: [UplinkSockets].
 	Uplink string
 	DNS    DNS
 	Limits Limits
 	Timers Timers
+	// Drain is how long probes are answered with "draining" before the gateway ends.
+	Drain  time.Duration
+	Health Health
 	Log    Log
+}
+
+// Roles are the parts of the daemon; at least one is set.
+type Roles struct {
+	// Control keeps the region's desired state and attachments and serves the API.
+	Control bool
+	// Gateway carries the traffic of this host's networks.
+	Gateway bool
+}
+
+// String lists the roles as they are written.
+func (r Roles) String() string {
+	switch {
+	case r.Control && r.Gateway:
+		return "control, gateway"
+	case r.Control:
+		return "control"
+	case r.Gateway:
+		return "gateway"
+	}
+	return "none"
+}
+
+// ControlPlane is how a region's control API is called.
+type ControlPlane struct {
+	// API is unix:///path or http://127.0.0.1:port.
+	API string
+	// TokenFile holds its bearer token.
+	TokenFile string
+}
+
+// Health is how a gateway finds out whether what leaves comes back.
+type Health struct {
+	// Targets are connected to by TCP from each dedicated address; one that accepts
+	// or refuses has answered. Empty: nothing is checked.
+	Targets []netip.AddrPort
+	// Interval is the time between two checks of one address.
+	Interval time.Duration
 }
 
 // UplinkSockets is the uplink that needs no privilege: kernel sockets bound to
@@ -100,18 +153,34 @@ type Log struct {
 
 // rawDaemon is the file as it is written.
 type rawDaemon struct {
-	Host         string       `yaml:"host"`
-	Region       string       `yaml:"region"`
-	SecretFile   string       `yaml:"secret_file"`
-	DesiredState string       `yaml:"desired_state"`
-	API          rawAPI       `yaml:"api"`
-	Admin        rawAdmin     `yaml:"admin"`
-	WireGuard    rawWireGuard `yaml:"wireguard"`
-	Uplink       string       `yaml:"uplink"`
-	DNS          rawDNS       `yaml:"dns"`
-	Limits       rawLimits    `yaml:"limits"`
-	Timers       rawTimers    `yaml:"timers"`
-	Log          rawLog       `yaml:"log"`
+	Roles            []string      `yaml:"roles"`
+	Host             string        `yaml:"host"`
+	Region           string        `yaml:"region"`
+	SecretFile       string        `yaml:"secret_file"`
+	RegionSecretFile string        `yaml:"region_secret_file"`
+	StateFile        string        `yaml:"state_file"`
+	DesiredState     string        `yaml:"desired_state"`
+	Control          rawControl    `yaml:"control"`
+	API              rawAPI        `yaml:"api"`
+	Admin            rawAdmin      `yaml:"admin"`
+	WireGuard        rawWireGuard  `yaml:"wireguard"`
+	Uplink           string        `yaml:"uplink"`
+	DNS              rawDNS        `yaml:"dns"`
+	Limits           rawLimits     `yaml:"limits"`
+	Timers           rawTimers     `yaml:"timers"`
+	Drain            time.Duration `yaml:"drain"`
+	Health           rawHealth     `yaml:"health"`
+	Log              rawLog        `yaml:"log"`
+}
+
+type rawControl struct {
+	API       string `yaml:"api"`
+	TokenFile string `yaml:"token_file"`
+}
+
+type rawHealth struct {
+	Targets  []netip.AddrPort `yaml:"targets"`
+	Interval time.Duration    `yaml:"interval"`
 }
 
 type rawAPI struct {
@@ -156,6 +225,7 @@ type rawLog struct {
 // of the translator's own choice where it has one.
 func defaultDaemon() rawDaemon {
 	return rawDaemon{
+		Roles:     []string{roleControl, roleGateway},
 		API:       rawAPI{Listen: "unix:///run/sallyport/api.sock"},
 		Admin:     rawAdmin{Listen: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 9469)},
 		WireGuard: rawWireGuard{Ports: spec.PortRange{First: 51820, Last: 52843}},
@@ -173,7 +243,9 @@ func defaultDaemon() rawDaemon {
 			TCPTransitory:  240 * time.Second,
 			ICMP:           60 * time.Second,
 		},
-		Log: defaultLog(),
+		Drain:  500 * time.Millisecond,
+		Health: rawHealth{Interval: time.Second},
+		Log:    defaultLog(),
 	}
 }
 
@@ -193,21 +265,4 @@ func ReadDaemon(name string, r io.Reader) (Daemon, error) {
 		return Daemon{}, err
 	}
 	return out, nil
-}
-
-func (d *document) daemon(raw rawDaemon) Daemon {
-	return Daemon{
-		Host:         d.label("host", raw.Host, "write the name that this host has in the desired state, such as gw-a"),
-		Region:       d.label("region", raw.Region, "write the name of this host's region, such as iad1"),
-		SecretFile:   d.file("secret_file", raw.SecretFile, "name the file with this host's 32-byte secret"),
-		DesiredState: d.file("desired_state", raw.DesiredState, "name the file with the desired state"),
-		API:          d.api(raw.API),
-		Admin:        Admin{Listen: d.admin("admin.listen", raw.Admin.Listen)},
-		WireGuard:    d.wireGuard(raw.WireGuard),
-		Uplink:       d.oneOf("uplink", raw.Uplink, UplinkSockets),
-		DNS:          DNS{Upstreams: d.upstreams(raw.DNS.Upstreams)},
-		Limits:       d.limits(raw.Limits),
-		Timers:       d.timers(raw.Timers),
-		Log:          d.log(raw.Log),
-	}
 }

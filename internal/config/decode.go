@@ -51,8 +51,13 @@ func (d *document) value(n ast.Node, v reflect.Value, key string) {
 	switch {
 	case v.Type() == durationType || reflect.PointerTo(v.Type()).Implements(textType):
 		d.text(n, v, key)
+	case v.Kind() == reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		d.value(n, v.Elem(), key)
 	case v.Kind() == reflect.Struct:
 		d.mapping(n, v, key)
+	case v.Kind() == reflect.Map:
+		d.named(n, v, key)
 	case v.Kind() == reflect.Slice || v.Kind() == reflect.Array:
 		d.sequence(n, v, key)
 	default:
@@ -60,14 +65,38 @@ func (d *document) value(n ast.Node, v reflect.Value, key string) {
 	}
 }
 
-func (d *document) mapping(n ast.Node, v reflect.Value, key string) {
-	var values []*ast.MappingValueNode
+// entries are the keys and values of a mapping.
+func entries(n ast.Node) ([]*ast.MappingValueNode, bool) {
 	switch n := n.(type) {
 	case *ast.MappingNode:
-		values = n.Values
+		return n.Values, true
 	case *ast.MappingValueNode:
-		values = []*ast.MappingValueNode{n}
-	default:
+		return []*ast.MappingValueNode{n}, true
+	}
+	return nil, false
+}
+
+// named reads a mapping whose keys are names that the file chooses; the path of
+// an entry is written key[name].
+func (d *document) named(n ast.Node, v reflect.Value, key string) {
+	values, ok := entries(n)
+	if !ok {
+		d.add(where(n), key, describe(n)+" stands where names are wanted", "write one line per name, with what belongs to it below")
+		return
+	}
+	v.Set(reflect.MakeMapWithSize(v.Type(), len(values)))
+	for _, m := range values {
+		name, entry := keyText(m.Key), reflect.New(v.Type().Elem()).Elem()
+		path := fmt.Sprintf("%s[%s]", key, name)
+		d.value(m.Value, entry, path)
+		d.at[path] = where(m.Key)
+		v.SetMapIndex(reflect.ValueOf(name), entry)
+	}
+}
+
+func (d *document) mapping(n ast.Node, v reflect.Value, key string) {
+	values, ok := entries(n)
+	if !ok {
 		d.add(where(n), key, describe(n)+" stands where keys are wanted", "write keys such as "+strings.Join(keysOf(v.Type()), ", "))
 		return
 	}
@@ -155,6 +184,11 @@ func (d *document) scalar(n ast.Node, v reflect.Value, key string) {
 		if i, err = strconv.ParseInt(s, 10, 64); err == nil {
 			v.SetInt(i)
 		}
+	case reflect.Uint16:
+		var u uint64
+		if u, err = strconv.ParseUint(s, 10, 16); err == nil {
+			v.SetUint(u)
+		}
 	default:
 		panic(fmt.Sprintf("config: no rule reads a %v", v.Type())) // a field of ours, not the file's fault
 	}
@@ -195,6 +229,8 @@ func kindOf(v reflect.Value) (what, example string) {
 		return "a truth value", "true or false"
 	case reflect.Int:
 		return "a whole number", "1000"
+	case reflect.Uint16:
+		return "a port", "51820"
 	}
 	return "text", `"text"`
 }
