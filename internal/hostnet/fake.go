@@ -19,6 +19,7 @@ type Fake struct {
 	links     map[string]*fakeLink
 	addresses []Address
 	routes    []Route
+	drops     []Drop
 	sysctls   map[string]string
 }
 
@@ -73,6 +74,11 @@ func (f *Fake) Apply(p Plan) error {
 			return failed("add route "+r.String(), err)
 		}
 	}
+	for _, d := range p.Drops {
+		if !slices.Contains(f.drops, d) {
+			f.drops = append(f.drops, d)
+		}
+	}
 	for _, s := range p.Sysctls {
 		if _, ok := f.sysctls[s.path()]; !ok {
 			return failed(fmt.Sprintf("set sysctl %s to %q", s.Name, s.Value), unix.ENOENT)
@@ -89,6 +95,7 @@ func (f *Fake) Undo(p Plan) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.drops = slices.DeleteFunc(f.drops, func(o Drop) bool { return slices.Contains(p.Drops, o) })
 	for _, r := range p.Routes {
 		f.routes = slices.DeleteFunc(f.routes, func(o Route) bool { return o.key() == r.key() && o.Kind == r.Kind })
 	}

@@ -21,12 +21,12 @@ import (
 // Host is the network stack of one namespace. Its methods may be called by many
 // goroutines, but plans that speak of the same things should not be mixed.
 type Host interface {
-	// Apply brings the plan about, in the order links, addresses, routes,
+	// Apply brings the plan about, in the order links, addresses, routes, drops,
 	// sysctls. What is already as it should be is left alone. After an error the
 	// part before it stays; Undo takes it away.
 	Apply(Plan) error
-	// Undo removes the plan's routes and addresses and the links that the plan
-	// makes (those with Veth), last first. What is not there is not an error.
+	// Undo removes the plan's drops, routes and addresses and the links that the
+	// plan makes (those with Veth), last first. What is not there is not an error.
 	// Sysctls and the settings of links that were there before are left as they are.
 	Undo(Plan) error
 	// Addresses returns every address of every link, each with the length of its prefix.
@@ -38,6 +38,7 @@ type Plan struct {
 	Links     []Link
 	Addresses []Address
 	Routes    []Route
+	Drops     []Drop
 	Sysctls   []Sysctl
 }
 
@@ -105,6 +106,15 @@ type Route struct {
 	Metric int
 }
 
+// Drop makes a router lose IPv4 packets without a word to anyone, as a cable does
+// that is cut somewhere beyond: carrier and neighbours stay. It holds for what is
+// forwarded, not for packets to the router itself. The key is both fields, of
+// which one may be missing.
+type Drop struct {
+	From string       // only what comes in by this link
+	To   netip.Prefix // only what goes to these addresses
+}
+
 // Sysctl is a kernel parameter by its name under /proc/sys, with dots or, where
 // a part contains a dot itself, with slashes: "net.ipv4.ip_forward".
 type Sysctl struct{ Name, Value string }
@@ -132,6 +142,11 @@ func (p Plan) validate() error {
 	for _, r := range p.Routes {
 		if err := r.validate(); err != nil {
 			errs = append(errs, fmt.Errorf("route %v: %w", r, err))
+		}
+	}
+	for _, d := range p.Drops {
+		if err := d.validate(); err != nil {
+			errs = append(errs, fmt.Errorf("%v: %w", d, err))
 		}
 	}
 	for _, s := range p.Sysctls {
@@ -198,6 +213,29 @@ func (r Route) String() string {
 	}
 	if r.Link != "" {
 		s += " on " + r.Link
+	}
+	return s
+}
+
+func (d Drop) validate() error {
+	switch {
+	case d.From == "" && !d.To.IsValid():
+		return errors.New("name a link or a destination: everything would be dropped")
+	case d.To.IsValid() && (!d.To.Addr().Is4() || d.To != d.To.Masked()):
+		return errors.New("the destination must be an IPv4 prefix without host bits")
+	case d.From != "":
+		return checkName(d.From)
+	}
+	return nil
+}
+
+func (d Drop) String() string {
+	s := "drop"
+	if d.From != "" {
+		s += " from " + d.From
+	}
+	if d.To.IsValid() {
+		s += " to " + d.To.String()
 	}
 	return s
 }

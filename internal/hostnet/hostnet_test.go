@@ -78,6 +78,11 @@ func sandbox() hostnet.Plan {
 			{Prefix: hostnet.DefaultIPv4, Kind: hostnet.Unreachable, Metric: 9999},
 			{Prefix: hostnet.DefaultIPv6, Kind: hostnet.Unreachable},
 		},
+		Drops: []hostnet.Drop{
+			{From: "eth0"},
+			{To: netip.MustParsePrefix("192.0.2.0/24")},
+			{From: "far", To: netip.MustParsePrefix("192.0.2.1/32")},
+		},
 		Sysctls: []hostnet.Sysctl{
 			{Name: "net.ipv4.ping_group_range", Value: "0 0"},
 			{Name: "net/ipv4/ip_forward", Value: "1"},
@@ -172,6 +177,10 @@ func TestApplyRefuses(t *testing.T) {
 			{"route to nowhere", hostnet.Plan{Routes: []hostnet.Route{{Prefix: hostnet.DefaultIPv4}}}, "needs a link or a next hop"},
 			{"unreachable somewhere", hostnet.Plan{Routes: []hostnet.Route{{Prefix: hostnet.DefaultIPv4, Link: "lo", Kind: hostnet.Unreachable}}}, "neither"},
 			{"two families", hostnet.Plan{Routes: []hostnet.Route{{Prefix: hostnet.DefaultIPv6, Via: via}}}, "families"},
+			{"drop of everything", hostnet.Plan{Drops: []hostnet.Drop{{}}}, "everything would be dropped"},
+			{"drop to a host in a prefix", hostnet.Plan{Drops: []hostnet.Drop{{To: inner}}}, "without host bits"},
+			{"drop of IPv6", hostnet.Plan{Drops: []hostnet.Drop{{To: hostnet.DefaultIPv6}}}, "IPv4"},
+			{"drop from a path", hostnet.Plan{Drops: []hostnet.Drop{{From: "a/b"}}}, "not a name of an interface"},
 			{"metric", hostnet.Plan{Routes: []hostnet.Route{{Prefix: hostnet.DefaultIPv6, Link: "lo", Metric: -1}}}, "negative"},
 		} {
 			if err := host.Apply(c.plan); err == nil || !strings.Contains(err.Error(), c.want) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -103,6 +104,11 @@ func (k *Kernel) Apply(p Plan) error {
 			return failed("add route "+r.String(), err)
 		}
 	}
+	for _, d := range p.Drops {
+		if err := k.handle.RuleAdd(d.netlink()); err != nil && !errors.Is(err, unix.EEXIST) {
+			return failed("apply "+d.String(), err)
+		}
+	}
 	for _, s := range p.Sysctls {
 		if err := k.applySysctl(s); err != nil {
 			return failed(fmt.Sprintf("set sysctl %s to %q", s.Name, s.Value), err)
@@ -117,6 +123,11 @@ func (k *Kernel) Undo(p Plan) error {
 		return err
 	}
 	var errs []error
+	for _, d := range slices.Backward(p.Drops) {
+		if err := k.handle.RuleDel(d.netlink()); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, failed("undo "+d.String(), err))
+		}
+	}
 	for i := len(p.Routes) - 1; i >= 0; i-- {
 		if err := k.undoRoute(p.Routes[i]); err != nil {
 			errs = append(errs, failed("remove route "+p.Routes[i].String(), err))
@@ -343,6 +354,19 @@ func (k *Kernel) route(r Route) (*netlink.Route, error) {
 		}
 	}
 	return route, nil
+}
+
+// dropPriority is that of rules that drop: before all but the first, which finds
+// what is addressed to the host itself.
+const dropPriority = 1
+
+func (d Drop) netlink() *netlink.Rule {
+	rule := netlink.NewRule()
+	rule.Family, rule.Priority, rule.Type, rule.IifName = netlink.FAMILY_V4, dropPriority, unix.RTN_BLACKHOLE, d.From
+	if d.To.IsValid() {
+		rule.Dst = toIPNet(d.To)
+	}
+	return rule
 }
 
 // applySysctl reads before it writes, so that a value that is right already

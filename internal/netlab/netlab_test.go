@@ -280,6 +280,62 @@ func TestCutAndMendedLink(t *testing.T) {
 	}
 }
 
+// A blackhole loses packets of its direction only, without an error, and passes
+// them again when it is mended.
+func TestBlackhole(t *testing.T) {
+	const port = 7
+	for _, c := range []struct {
+		name               string
+		hole               func(*line) netlab.Blackhole
+		arrives, fromRight bool // what the right end sees of a question, and what comes back
+	}{
+		{"from the left", func(l *line) netlab.Blackhole { return netlab.Blackhole{Router: l.middle, From: "left"} }, false, false},
+		{"to the left", func(l *line) netlab.Blackhole {
+			return netlab.Blackhole{Router: l.middle, To: []netip.Prefix{netip.PrefixFrom(left, 32)}}
+		}, true, false},
+		{"both", func(l *line) netlab.Blackhole {
+			return netlab.Blackhole{Router: l.middle, From: "left", To: []netip.Prefix{netip.PrefixFrom(left, 24).Masked()}}
+		}, false, false},
+		{"elsewhere", func(l *line) netlab.Blackhole {
+			return netlab.Blackhole{Router: l.middle, To: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+		}, true, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLine(t)
+			hole := c.hole(l)
+			if err := l.lab.Err(); err != nil {
+				t.Fatal(err)
+			}
+			atRight, err := l.right.Capture("eth0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			echo(t, l.right, netip.AddrPortFrom(right, port).String())
+			for range 2 { // it may be repeated
+				if err := hole.Set(true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// Nothing comes back to wait for, so the asker waits in vain for a while.
+			err = ask(t, l.left, netip.AddrPortFrom(right, port).String(), 50*time.Millisecond)
+			if c.fromRight != (err == nil) || err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("answered: %v, want %t, or silence", err, c.fromRight)
+			}
+			if n := atRight.Sources()[netlab.Source{Addr: left}]; (n > 0) != c.arrives {
+				t.Errorf("%d packets crossed, want some: %t", n, c.arrives)
+			}
+			for range 2 {
+				if err := hole.Set(false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := ask(t, l.left, netip.AddrPortFrom(right, port).String(), 5*time.Second); err != nil {
+				t.Errorf("after it was mended: %v", err)
+			}
+		})
+	}
+}
+
 func TestProcessesLiveInTheirNamespace(t *testing.T) {
 	l := newLine(t)
 	cmd := exec.Command("/bin/sh", "-c", "cat /proc/net/dev; readlink /proc/self/ns/net; echo ready; exec sleep 1000")
