@@ -34,7 +34,7 @@ type source struct {
 
 	mu     sync.Mutex
 	report spec.HostReport
-	acked  uint64
+	acked  spec.Cursor
 }
 
 func (s *source) Report(ctx context.Context, r spec.HostReport) error {
@@ -42,9 +42,9 @@ func (s *source) Report(ctx context.Context, r spec.HostReport) error {
 	return s.Store.Report(ctx, r)
 }
 
-func (s *source) Acknowledge(ctx context.Context, host string, revision uint64) error {
-	s.note(func() { s.acked = max(s.acked, revision) })
-	return s.Store.Acknowledge(ctx, host, revision)
+func (s *source) Acknowledge(ctx context.Context, host string, at spec.Cursor) error {
+	s.note(func() { s.acked = at })
+	return s.Store.Acknowledge(ctx, host, at)
 }
 
 func (s *source) note(what func()) {
@@ -155,7 +155,7 @@ func (r *hostRig) close() {
 }
 
 // await waits until what the host says fulfils a condition.
-func (r *hostRig) await(what string, holds func(report spec.HostReport, acked uint64) bool) {
+func (r *hostRig) await(what string, holds func(report spec.HostReport, acked spec.Cursor) bool) {
 	r.t.Helper()
 	late := time.After(15 * time.Second)
 	metrics := prometheus.NewPedanticRegistry()
@@ -192,7 +192,7 @@ func names(report spec.HostReport) string {
 
 func (r *hostRig) awaitNetworks(ids string) {
 	r.t.Helper()
-	r.await("networks "+ids, func(report spec.HostReport, _ uint64) bool { return names(report) == ids })
+	r.await("networks "+ids, func(report spec.HostReport, _ spec.Cursor) bool { return names(report) == ids })
 }
 
 // find returns an open network.
@@ -373,7 +373,7 @@ func TestHostFollows(t *testing.T) {
 	}
 	second.checkEcho(origin, "two")
 	first.checkEcho(origin, "three")
-	r.await("counters", func(report spec.HostReport, _ uint64) bool {
+	r.await("counters", func(report spec.HostReport, _ spec.Cursor) bool {
 		n := report.Networks
 		return n[0].Peers == 1 && n[1].Peers == 1 && n[0].Egress.Packets >= 2 && n[0].Ingress.Packets >= 2 &&
 			n[1].Sessions[spec.EgressIndex(second.Attachment.Inner)] == 1 && n[0].WrongSource+n[1].WrongSource == 0
@@ -383,7 +383,7 @@ func TestHostFollows(t *testing.T) {
 	if err := r.src.Detach(second.Attachment.ID); err != nil {
 		t.Fatal(err)
 	}
-	r.await("the peer and its session are gone", func(report spec.HostReport, _ uint64) bool {
+	r.await("the peer and its session are gone", func(report spec.HostReport, _ spec.Cursor) bool {
 		return report.Networks[1].Peers == 0 && report.Networks[1].Sessions == [2]int{}
 	})
 	r.replace(testState(a))
@@ -412,7 +412,7 @@ func TestNetworkFailsAlone(t *testing.T) {
 
 	broken := r.find("net_a")
 	broken.tun.Close() // as it does when reading from the uplink fails
-	r.await("the network is opened again", func(spec.HostReport, uint64) bool {
+	r.await("the network is opened again", func(spec.HostReport, spec.Cursor) bool {
 		n := r.find("net_a")
 		return n != nil && n != broken && n.peers.Load() == 1 && r.host.Ready()
 	})
@@ -460,7 +460,7 @@ func TestNetworkCannotOpen(t *testing.T) {
 	}
 	holder.Close()
 	r.awaitNetworks("net_a net_b net_c")
-	r.await("ready", func(spec.HostReport, uint64) bool { return r.host.Ready() })
+	r.await("ready", func(spec.HostReport, spec.Cursor) bool { return r.host.Ready() })
 	if n := strings.Count(r.log.String(), "not in force in full"); n != 1 {
 		t.Errorf("the log says %d times what is wrong, want once:\n%s", n, r.log)
 	}
@@ -481,7 +481,7 @@ func TestNetworkChanges(t *testing.T) {
 	n.Policy = spec.Policy{Mode: spec.ModeDeny}
 	r.replace(testState(n))
 	refused := before.fwd.counters.Drops(Egress, packet.PolicyRejected)
-	r.await("the policy refuses", func(spec.HostReport, uint64) bool {
+	r.await("the policy refuses", func(spec.HostReport, spec.Cursor) bool {
 		s.dev.out <- udp(t, at(s.Attachment.Inner, 5000), origin, nil)
 		return before.fwd.counters.Drops(Egress, packet.PolicyRejected) > refused
 	})
@@ -491,7 +491,7 @@ func TestNetworkChanges(t *testing.T) {
 
 	n.Policy, n.TCPMapping = spec.Policy{}, spec.MapEndpointIndependent
 	r.replace(testState(n))
-	r.await("the network is another, with its member", func(spec.HostReport, uint64) bool {
+	r.await("the network is another, with its member", func(spec.HostReport, spec.Cursor) bool {
 		after := r.find("net_a")
 		return after != nil && after != before && after.peers.Load() == 1
 	})
