@@ -291,6 +291,9 @@ func destinations(c Config) *bart.Fast[decision] {
 	for _, p := range privateBlocks() {
 		t.Insert(p, privateAddress)
 	}
+	for _, p := range c.Peered {
+		t.Insert(p, byRulesPeered)
+	}
 	t.Insert(c.Network, privateAddress)
 	for _, a := range c.Own {
 		t.Insert(host(a), ownAddress)

@@ -18,8 +18,11 @@ type Config struct {
 	// Own are addresses that no sandbox may reach: the gateway hosts' and all
 	// dedicated ones.
 	Own []netip.Addr
+	// Peered are the private ranges of the networks that this one is peered with.
+	// What the rules let pass to them goes untranslated.
+	Peered []netip.Prefix
 	// Loopback says that the region's whole pool lies in 127.0.0.0/8: then its
-	// sandboxes reach 127.0.0.0/8 and nothing else.
+	// sandboxes reach 127.0.0.0/8, what is peered, and nothing else.
 	Loopback bool
 	// Mode is the default of the rules.
 	Mode Mode
@@ -85,6 +88,11 @@ func (c *Config) validate() error {
 			return fmt.Errorf("own address %d (%v) is not IPv4", i, a)
 		}
 	}
+	for _, p := range c.Peered {
+		if err := c.checkPeered(p); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for i := range c.Rules {
 		if err := c.Rules[i].validate(); err != nil {
@@ -92,6 +100,21 @@ func (c *Config) validate() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkPeered keeps a peering from opening what is always closed.
+func (c *Config) checkPeered(p netip.Prefix) error {
+	switch {
+	case !p.IsValid() || !p.Addr().Is4():
+		return fmt.Errorf("peered range %v is not an IPv4 CIDR: write one like 10.30.0.0/16", p)
+	case p != p.Masked():
+		return fmt.Errorf("peered range %v has bits set below its prefix length: write %v", p, p.Masked())
+	case !whollyPrivate(p):
+		return fmt.Errorf("peered range %v is not private: a peering reaches ranges of RFC 1918 and RFC 6598 only", p)
+	case p.Overlaps(c.Network):
+		return fmt.Errorf("peered range %v overlaps the network %v: only one of the two can be reached; change one of them", p, c.Network)
+	}
+	return nil
 }
 
 func (r *Rule) validate() error {

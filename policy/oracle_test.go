@@ -12,9 +12,25 @@ import (
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
-// oracle decides about a destination that the rules govern by walking over all
-// of them, as the documentation tells it.
+// oracle decides by walking over all peered ranges and rules, as the documentation
+// tells it. Its destinations are public or private.
 func oracle(c Config, sub Subject, p *packet.Packet) Decision {
+	if !p.Dst.IsPrivate() {
+		return oracleRules(c, sub, p)
+	}
+	for _, peered := range c.Peered {
+		if peered.Contains(p.Dst) {
+			if d := oracleRules(c, sub, p); d != pass {
+				return d
+			}
+			return Decision{Peering, packet.Pass}
+		}
+	}
+	return private
+}
+
+// oracleRules decides about a destination that the rules govern.
+func oracleRules(c Config, sub Subject, p *packet.Packet) Decision {
 	for _, r := range c.Rules {
 		if r.Verdict != RuleAllow && matches(r, sub, p) {
 			if r.Verdict == RuleDrop {
@@ -57,10 +73,22 @@ func matches(r Rule, sub Subject, p *packet.Packet) bool {
 // overlap and packets meet them.
 func drawDestination(t *rapid.T) netip.Addr {
 	v := 0xc6336400 | rapid.Uint32Range(0, 0xff).Draw(t, "low") // 198.51.100.0/24
-	v ^= rapid.SampledFrom([]uint32{0, 0, 0, 0x100, 0x10000}).Draw(t, "flip")
+	v ^= rapid.SampledFrom([]uint32{0, 0, 0, 0x100, 0x10000, privateFlip, privateFlip}).Draw(t, "flip")
 	var b [4]byte
 	binary.BigEndian.PutUint32(b[:], v)
 	return netip.AddrFrom4(b)
+}
+
+// privateFlip makes 192.168.100.0/24 of 198.51.100.0/24.
+const privateFlip = 0xc6336400 ^ 0xc0a86400
+
+func drawPeered(t *rapid.T) (peered []netip.Prefix) {
+	for range rapid.IntRange(0, 3).Draw(t, "peered") {
+		bits := rapid.SampledFrom([]int{16, 20, 24, 25, 28, 32}).Draw(t, "bits")
+		low := byte(rapid.IntRange(0, 255).Draw(t, "low"))
+		peered = append(peered, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 100, low}), bits).Masked())
+	}
+	return peered
 }
 
 func drawSubject(t *rapid.T) Subject {
@@ -105,7 +133,7 @@ func drawPort(t *rapid.T) uint16 {
 func TestDecideAgainstOracle(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := config(rapid.SampledFrom([]Mode{ModeDeny, ModeCustom, ModeAllow}).Draw(t, "mode"))
-		c.Own = nil
+		c.Own, c.Peered = nil, drawPeered(t)
 		for range rapid.IntRange(0, 70).Draw(t, "rules") { // more than one word of a rule set
 			c.Rules = append(c.Rules, drawRule(t))
 		}
@@ -163,7 +191,9 @@ func wide(tb testing.TB) (*Snapshot, []*packet.Packet) {
 			Rule{CIDRs: []netip.Prefix{p}, Ports: []PortRange{{uint16(i + 1), uint16(i + 1000)}}, Verdict: RuleReject},
 			Rule{Projects: []string{fmt.Sprint("p", i)}, CIDRs: []netip.Prefix{p}, Verdict: RuleReject})
 	}
-	s := compile(tb, config(ModeAllow, rules...))
+	c := config(ModeAllow, rules...)
+	c.Peered = cidrs("192.168.64.0/18", "172.20.0.0/16")
+	s := compile(tb, c)
 	var packets []*packet.Packet
 	for i := range 1024 {
 		inner := netip.AddrFrom4([4]byte{10, 0, byte(1 + i>>8), byte(i)})
@@ -177,7 +207,7 @@ func wide(tb testing.TB) (*Snapshot, []*packet.Packet) {
 
 func TestDecideAllocatesNothing(t *testing.T) {
 	s, packets := wide(t)
-	packets = append(packets, udp(firstIP, 53), tcp(to("169.254.169.254"), 80), from("192.0.2.1", echo(outside)))
+	packets = append(packets, udp(firstIP, 53), tcp(to("169.254.169.254"), 80), tcp(to("172.20.0.9"), 5432), from("192.0.2.1", echo(outside)))
 	if n := testing.AllocsPerRun(10, func() {
 		for _, p := range packets {
 			s.Decide(p)

@@ -1,5 +1,6 @@
 // Package policy decides what becomes of a packet that a sandbox sends: it is
-// forwarded, answered by a local service, refused with a word, or dropped.
+// forwarded onto the pair, sent to a peered network as it is, answered by a local
+// service, refused with a word, or dropped.
 //
 // A [Snapshot] holds one network's compiled rules and its attached inner
 // addresses. It never changes: With and Without return another that shares
@@ -14,13 +15,14 @@
 //     specific one counting: the network's first address (step 4), the gateway
 //     hosts' own and all dedicated addresses, the rest of the network (other
 //     sandboxes), 0/8, 127/8, 169.254/16, 224/4 and 240/4, and the private blocks
-//     of RFC 1918 and RFC 6598. In a region whose pool lies in 127/8 it is the
-//     other way round: 127/8 goes on, everything else ends here.
+//     of RFC 1918 and RFC 6598, of which the peered parts go on. In a region whose
+//     pool lies in 127/8 it is the other way round: 127/8 and what is peered go on,
+//     everything else ends here.
 //  4. The first address answers echo requests and probes of everybody, and DNS
 //     unless the rules close it (below); anything else there is refused.
 //  5. The rules. Of all those that match, one that denies wins over one that
 //     allows, and the first that denies over the others. Where none matches the
-//     mode decides.
+//     mode decides. What they allow is forwarded, or peered by its destination.
 //
 // ICMP errors go the way of their outer destination; the translator checks what
 // they quote.
@@ -53,6 +55,7 @@ const (
 	Forward                // translate it onto the pair
 	Local                  // hand it to the network's own services
 	Reject                 // drop it and tell the sandbox
+	Peering                // send it to a peered network, untranslated
 )
 
 // String returns the verdict's name.
@@ -66,6 +69,8 @@ func (v Verdict) String() string {
 		return "local"
 	case Reject:
 		return "reject"
+	case Peering:
+		return "peering"
 	}
 	return "unknown"
 }
@@ -85,7 +90,9 @@ const (
 	undecided decision = iota
 	forwarded
 	local
-	byRules // not final: the rules have the word
+	byRules       // not final: the rules have the word
+	byRulesPeered // the same for a peered destination
+	peered
 	rejected
 	dropped
 	martianDropped
@@ -105,6 +112,8 @@ func (d decision) Decision() Decision {
 	switch d {
 	case forwarded:
 		return Decision{Forward, packet.Pass}
+	case peered:
+		return Decision{Peering, packet.Pass}
 	case local:
 		return Decision{Local, packet.Pass}
 	case rejected:

@@ -359,19 +359,19 @@ func TestCompileRefuses(t *testing.T) {
 func TestDecisionsAreExplained(t *testing.T) {
 	for d := decision(0); d < numDecisions; d++ {
 		got := d.Decision()
-		switch unfinished := d == undecided || d == byRules; {
+		switch unfinished := d == undecided || d == byRules || d == byRulesPeered; {
 		case unfinished:
 			if got != (Decision{Drop, packet.Unspecified}) {
 				t.Errorf("decision %d: %v", d, got)
 			}
-		case got.Outcome == packet.Unspecified, (got.Outcome == packet.Pass) != (got.Verdict == Forward || got.Verdict == Local):
+		case got.Outcome == packet.Unspecified, (got.Outcome == packet.Pass) != (got.Verdict == Forward || got.Verdict == Local || got.Verdict == Peering):
 			t.Errorf("decision %d: %v %v", d, got.Verdict, got.Outcome)
 		}
 	}
 	if (Decision{}).Verdict != Drop {
 		t.Error("the zero decision does not drop")
 	}
-	for v, want := range map[Verdict]string{Drop: "drop", Forward: "forward", Local: "local", Reject: "reject", 99: "unknown"} {
+	for v, want := range map[Verdict]string{Drop: "drop", Forward: "forward", Local: "local", Reject: "reject", Peering: "peering", 99: "unknown"} {
 		if v.String() != want {
 			t.Errorf("%d is %q", v, v)
 		}

@@ -28,7 +28,7 @@ func Compile(c Config) (*Snapshot, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	c.Own = slices.Clone(c.Own)
+	c.Own, c.Peered = slices.Clone(c.Own), slices.Clone(c.Peered)
 	c.Rules = cloneRules(c.Rules)
 	return &Snapshot{
 		compiler:     newCompiler(c),
@@ -80,6 +80,12 @@ func (s *Snapshot) Without(inner netip.Addr) *Snapshot {
 	return &next
 }
 
+// Attached reports whether an inner address may send. It allocates nothing.
+func (s *Snapshot) Attached(inner netip.Addr) bool {
+	_, ok := s.subjects.Lookup(inner)
+	return ok
+}
+
 // Decide says what becomes of p, a parsed packet from a sandbox. It allocates
 // nothing.
 func (s *Snapshot) Decide(p *packet.Packet) Decision { return s.decide(p).Decision() }
@@ -101,6 +107,11 @@ func (s *Snapshot) decide(p *packet.Packet) decision {
 	switch where {
 	case byRules:
 		return c.decide(p)
+	case byRulesPeered:
+		if d := c.decide(p); d != forwarded {
+			return d
+		}
+		return peered
 	case local:
 		return c.service(p)
 	}
