@@ -73,10 +73,17 @@ func request(n int) api.AttachRequest {
 // gatewayHost follows a store as a gateway does: it applies, reports and
 // acknowledges, until the test is over.
 type gatewayHost struct {
-	store *Store
-	name  string
-	mu    sync.Mutex
-	view  view
+	source source
+	name   string
+	mu     sync.Mutex
+	view   view
+}
+
+// source is what a gateway follows: a store, or a client of one.
+type source interface {
+	Next(context.Context, spec.Cursor) (spec.Update, error)
+	Acknowledge(context.Context, string, spec.Cursor) error
+	Report(context.Context, spec.HostReport) error
 }
 
 // view is what a follower knows.
@@ -109,9 +116,9 @@ func (v *view) apply(u spec.Update) error {
 	return nil
 }
 
-func startGateway(t testing.TB, s *Store) *gatewayHost {
+func startGateway(t testing.TB, s source) *gatewayHost {
 	t.Helper()
-	g := &gatewayHost{store: s, name: "gw-a"}
+	g := &gatewayHost{source: s, name: "gw-a"}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- g.follow(ctx) }()
@@ -129,7 +136,7 @@ func (g *gatewayHost) follow(ctx context.Context) error {
 		g.mu.Lock()
 		after := g.view.at
 		g.mu.Unlock()
-		u, err := g.store.Next(ctx, after)
+		u, err := g.source.Next(ctx, after)
 		if err != nil {
 			return err
 		}
@@ -143,10 +150,10 @@ func (g *gatewayHost) follow(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := g.store.Report(ctx, report(networks)); err != nil {
+		if err := g.source.Report(ctx, report(networks)); err != nil {
 			return err
 		}
-		if err := g.store.Acknowledge(ctx, g.name, u.Cursor()); err != nil {
+		if err := g.source.Acknowledge(ctx, g.name, u.Cursor()); err != nil {
 			return err
 		}
 	}

@@ -50,9 +50,15 @@ func NewServer(store *Store, cfg ServerConfig) http.Handler {
 	s.mux.HandleFunc("GET /v1/attachments", s.list)
 	s.mux.HandleFunc("DELETE /v1/attachments/{id}", s.detach)
 	s.mux.HandleFunc("GET /v1/status", s.status)
+	s.mux.HandleFunc("GET /v1/gateway/updates", s.updates)
+	s.mux.HandleFunc("POST /v1/gateway/acknowledgements", s.acknowledge)
+	s.mux.HandleFunc("POST "+reportsPath, s.report)
 	s.mux.HandleFunc("/v1/attachments", s.otherMethod("GET, POST"))
 	s.mux.HandleFunc("/v1/attachments/{id}", s.otherMethod("DELETE"))
 	s.mux.HandleFunc("/v1/status", s.otherMethod("GET"))
+	s.mux.HandleFunc("/v1/gateway/updates", s.otherMethod("GET"))
+	s.mux.HandleFunc("/v1/gateway/acknowledgements", s.otherMethod("POST"))
+	s.mux.HandleFunc(reportsPath, s.otherMethod("POST"))
 	s.mux.HandleFunc("/", s.notFound)
 	return s
 }
@@ -63,7 +69,11 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, api.MaxRequest)
+	limit := int64(api.MaxRequest)
+	if r.URL.Path == reportsPath {
+		limit = api.MaxReport
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, limit)
 	s.mux.ServeHTTP(w, r)
 }
 
@@ -84,7 +94,7 @@ func (s *server) authorize(r *http.Request) error {
 
 func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 	var req api.AttachRequest
-	err := readBody(r, &req)
+	err := readBody(r, &req, knownFields)
 	var resp api.AttachResponse
 	if err == nil {
 		resp, err = s.store.Attach(r.Context(), req)
@@ -146,13 +156,25 @@ func (s *server) otherMethod(allowed string) http.HandlerFunc {
 
 func (s *server) notFound(w http.ResponseWriter, r *http.Request) {
 	s.fail(w, r, &api.Error{Status: http.StatusNotFound, Code: api.CodeNotFound,
-		Message: fmt.Sprintf("there is nothing at %s; the API has /v1/attachments and /v1/status", r.URL.Path)})
+		Message: fmt.Sprintf("there is nothing at %s; the API has /v1/attachments, /v1/status and /v1/gateway", r.URL.Path)})
 }
 
-// readBody decodes the body: one JSON object without fields that are not known.
-func readBody(r *http.Request, into any) error {
+// fields says which fields a body may have.
+type fields bool
+
+const (
+	// knownFields refuses what is not known: it is a mistake of who wrote the request.
+	knownFields fields = false
+	// anyFields passes over it: gateway hosts of a newer version say more.
+	anyFields fields = true
+)
+
+// readBody decodes the body, which is one JSON object.
+func readBody(r *http.Request, into any, may fields) error {
 	d := json.NewDecoder(r.Body)
-	d.DisallowUnknownFields()
+	if may == knownFields {
+		d.DisallowUnknownFields()
+	}
 	err := d.Decode(into)
 	if err == nil {
 		if _, more := d.Token(); !errors.Is(more, io.EOF) {
@@ -165,7 +187,7 @@ func readBody(r *http.Request, into any) error {
 	switch {
 	case errors.As(err, &large):
 		return &api.Error{Status: http.StatusRequestEntityTooLarge, Code: api.CodeTooLarge,
-			Message: fmt.Sprintf("the body has more than %d KiB", api.MaxRequest>>10)}
+			Message: fmt.Sprintf("the body has more than %d KiB", large.Limit>>10)}
 	case errors.As(err, &kind):
 		return badRequest("%s: a JSON %s cannot be read as %v", kind.Field, kind.Value, kind.Type)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -17,9 +17,11 @@ import (
 	"crypto/rand"
 	"fmt"
 	"maps"
+	"net/http"
 	"sync"
 	"time"
 
+	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
 )
 
@@ -176,6 +178,7 @@ func (s *Store) Next(ctx context.Context, after spec.Cursor) (spec.Update, error
 
 // Acknowledge says that a host of the region has applied everything up to a
 // cursor. One of another store is passed over: the host will be given a full update.
+// A host that the region does not have is an [*api.Error] with api.CodeNotFound.
 func (s *Store) Acknowledge(_ context.Context, name string, at spec.Cursor) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,12 +193,18 @@ func (s *Store) Acknowledge(_ context.Context, name string, at spec.Cursor) erro
 	return nil
 }
 
-// Report takes what a host of the region says of its networks.
+// Report takes what a host of the region says of its networks. The error is an
+// [*api.Error]: of a host or region that is not served here, or of a report that
+// names no network or key.
 func (s *Store) Report(_ context.Context, report spec.HostReport) error {
+	if err := report.Check(); err != nil {
+		return badRequest("report of host %q: %v", report.Host, err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if report.Region != s.cfg.Region {
-		return fmt.Errorf("report of host %q of region %q: this control plane serves region %q; correct the region in the host's configuration", report.Host, report.Region, s.cfg.Region)
+		return &api.Error{Status: http.StatusMisdirectedRequest, Code: api.CodeWrongRegion,
+			Message: fmt.Sprintf("report of host %q of region %q: this control plane serves region %q; correct the region, or the address of the control API, in the host's configuration", report.Host, report.Region, s.cfg.Region)}
 	}
 	h, err := s.host(report.Host)
 	if err != nil {
@@ -223,7 +232,8 @@ func (s *Store) host(name string) (*host, error) {
 			return s.hosts[name], nil
 		}
 	}
-	return nil, fmt.Errorf("region %q has no host %q; add it to the desired state, or correct the host's configuration", s.cfg.Region, name)
+	return nil, &api.Error{Status: http.StatusNotFound, Code: api.CodeNotFound,
+		Message: fmt.Sprintf("region %q has no host %q; add it to the desired state, or correct the host's configuration", s.cfg.Region, name)}
 }
 
 // hear wakes those that wait for a host.

@@ -11,7 +11,8 @@
 // Gateway hosts follow the control plane by three more:
 //
 //	GET    /v1/gateway/updates          ?store=S&after=N&wait=MS -> spec.Update,
-//	                                    or 204 when nothing came within wait
+//	                                    or 204 when nothing came within wait,
+//	                                    which is cut to MaxWait
 //	POST   /v1/gateway/acknowledgements Acknowledgement -> 204
 //	POST   /v1/gateway/reports          spec.HostReport -> 204
 //
@@ -28,8 +29,13 @@ import (
 
 // The limits of the calls.
 const (
-	// MaxRequest is the largest request body, in bytes.
+	// MaxRequest is the largest request body, in bytes, but for reports.
 	MaxRequest = 64 << 10
+	// MaxReport is the largest body of a report, in bytes. A network takes about
+	// 1 KiB of one, and each of its peering connections a fifth of that.
+	MaxReport = 64 << 20
+	// MaxWait is the longest that the server holds a call for updates.
+	MaxWait = 30 * time.Second
 	// MaxPage is the most attachments in one [AttachmentList], and the default.
 	MaxPage = 1000
 )

@@ -32,8 +32,9 @@ type ClientConfig struct {
 	Token string
 }
 
-// Client calls the control API. It is safe for concurrent use; it sets no
-// deadline of its own beyond that of each call's context.
+// Client calls the control API. It is safe for concurrent use. The calls of
+// gateway hosts (Next, Acknowledge, Report) give up on a control plane that hangs;
+// all others have no deadline but that of their context.
 type Client struct {
 	config ClientConfig
 	base   string // scheme and host of each request
@@ -164,17 +165,34 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 
 // call makes one request. The answer is decoded into out, if that is not nil.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	resp, err := c.send(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := c.read(resp, maxResponse)
+	if err != nil || out == nil {
+		return err
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return c.garbled(resp, err)
+	}
+	return nil
+}
+
+// send makes one request and returns when the answer begins.
+func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
-			return fmt.Errorf("encode the request for %s %s: %w", method, path, err)
+			return nil, fmt.Errorf("encode the request for %s %s: %w", method, path, err)
 		}
 		body = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
-		return fmt.Errorf("make the request %s %s: %w", method, path, err)
+		return nil, fmt.Errorf("make the request %s %s: %w", method, path, err)
 	}
 	req.Header.Set("Authorization", "Bearer "+c.config.Token)
 	if in != nil {
@@ -182,33 +200,40 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return c.unreachable(method, path, err)
+		return nil, c.unreachable(method, path, err)
 	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse+1))
+	return resp, nil
+}
+
+// read reads an answer, of at most limit bytes; one that is an error becomes one.
+func (c *Client) read(resp *http.Response, limit int) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, int64(limit)+1))
 	if err != nil {
-		return fmt.Errorf("read the answer of %s to %s %s: %w", c, method, path, err)
+		return nil, fmt.Errorf("read the answer of %s to %s: %w", c, asked(resp), err)
 	}
-	if len(b) > maxResponse {
-		return fmt.Errorf("the answer of %s to %s %s has more than %d MiB; is it a Sallyport control plane?", c, method, path, maxResponse>>20)
+	if len(b) > limit {
+		return nil, fmt.Errorf("the answer of %s to %s has more than %d MiB; is it a Sallyport control plane?", c, asked(resp), limit>>20)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return c.refused(resp, method, path, b)
+		return nil, c.refused(resp, b)
 	}
-	if out == nil {
-		return nil
-	}
-	if err := json.Unmarshal(b, out); err != nil {
-		return fmt.Errorf("decode the answer of %s to %s %s: %w", c, method, path, err)
-	}
-	return nil
+	return b, nil
+}
+
+// asked is what an answer is the answer to.
+func asked(resp *http.Response) string {
+	return resp.Request.Method + " " + resp.Request.URL.RequestURI()
+}
+
+func (c *Client) garbled(resp *http.Response, err error) error {
+	return fmt.Errorf("decode the answer of %s to %s: %w", c, asked(resp), err)
 }
 
 // refused makes an error of an answer that is one.
-func (c *Client) refused(resp *http.Response, method, path string, body []byte) error {
+func (c *Client) refused(resp *http.Response, body []byte) error {
 	var e ErrorBody
 	if err := json.Unmarshal(body, &e); err != nil || e.Error == nil || e.Error.Code == "" {
-		return fmt.Errorf("%s answered %s %s with HTTP status %d and not in the words of this API; is it a Sallyport control plane?", c, method, path, resp.StatusCode)
+		return fmt.Errorf("%s answered %s with HTTP status %d and not in the words of this API; is it a Sallyport control plane?", c, asked(resp), resp.StatusCode)
 	}
 	e.Error.Status = resp.StatusCode
 	return e.Error

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -52,6 +53,36 @@ type HostReport struct {
 	Draining bool `json:"draining,omitempty"`
 	// Networks are those for which the host runs a tunnel now, by ID.
 	Networks []NetworkReport `json:"networks,omitempty"`
+}
+
+// Check says what is wrong with a report: each network and peering connection is
+// named by an ID, networks once, and each key is one.
+func (r HostReport) Check() error {
+	seen := make(map[string]bool, len(r.Networks))
+	for i, n := range r.Networks {
+		if !ValidID(n.ID) {
+			return fmt.Errorf("networks[%d].id: %q is not an ID", i, n.ID)
+		}
+		if seen[n.ID] {
+			return fmt.Errorf("networks[%d].id: network %q is reported twice", i, n.ID)
+		}
+		seen[n.ID] = true
+		if err := CheckPublicKey(n.PublicKey); err != nil {
+			return fmt.Errorf("networks[%d].publicKey: %w", i, err)
+		}
+		if n.Site == nil {
+			continue
+		}
+		if err := CheckPublicKey(n.Site.PublicKey); err != nil {
+			return fmt.Errorf("networks[%d].site.publicKey: %w", i, err)
+		}
+		for j, p := range n.Site.Peerings {
+			if !ValidID(p.ID) {
+				return fmt.Errorf("networks[%d].site.peerings[%d].id: %q is not an ID", i, j, p.ID)
+			}
+		}
+	}
+	return nil
 }
 
 // NetworkReport is one network on one gateway host. Counters begin at 0 when the

@@ -1,0 +1,266 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport-net/sallyport/control/api"
+	"github.com/sallyport-net/sallyport/control/spec"
+)
+
+// A gateway host in another process attaches like one in this.
+func TestFollowOverHTTP(t *testing.T) {
+	s := newStore(t, func(c *StoreConfig) { c.AcknowledgeTimeout = time.Minute })
+	c, _ := serve(t, s)
+	g := startGateway(t, c)
+	resp, err := c.Attach(context.Background(), request(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := resp.Attachment
+	g.mu.Lock()
+	if got := g.view.attached[a.ID]; got != a || !reflect.DeepEqual(*g.view.state, *s.state) || g.view.at != at(s, 2) {
+		t.Errorf("when Attach returned, the gateway knew %+v at %+v", got, g.view.at)
+	}
+	g.mu.Unlock()
+	if err := c.Detach(context.Background(), a.ID); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := c.Attach(context.Background(), request(2)); err != nil {
+		t.Error(err)
+	} else if g.mu.Lock(); len(g.view.attached) != 1 || g.view.attached[b.Attachment.ID] != b.Attachment {
+		t.Errorf("the gateway knows %+v", g.view.attached)
+		g.mu.Unlock()
+	} else {
+		g.mu.Unlock()
+	}
+}
+
+// changing serves one store after another under one address, as a control plane
+// does that is started anew.
+type changing struct{ now chan http.Handler }
+
+func (c changing) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := <-c.now
+	c.now <- h
+	h.ServeHTTP(w, r)
+}
+
+func TestFollowAcrossStores(t *testing.T) {
+	first, second := newStore(t, nil), newStore(t, nil)
+	h := changing{make(chan http.Handler, 1)}
+	h.now <- NewServer(first, ServerConfig{Token: token})
+	srv := httptest.NewServer(h)
+	defer srv.Close()
+	c, err := api.NewClient(api.ClientConfig{Address: srv.URL, Token: token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx := context.Background()
+
+	for _, s := range []*Store{first, second} { // both are at the same revision
+		if _, _, err := s.enter(request(1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u, err := c.Next(ctx, spec.Cursor{})
+	if err != nil || !u.Full || u.Cursor() != at(first, 2) || !reflect.DeepEqual(u.Attached, first.full().Attached) {
+		t.Fatalf("got %+v, %v", u, err)
+	}
+	<-h.now
+	h.now <- NewServer(second, ServerConfig{Token: token})
+	// What the first store was told says nothing to the second.
+	if err := c.Acknowledge(ctx, "gw-a", u.Cursor()); err != nil || second.Status().Regions[0].Hosts[0].Revision != 0 {
+		t.Errorf("%v, %+v", err, second.Status().Regions)
+	}
+	u, err = c.Next(ctx, u.Cursor())
+	if err != nil || !u.Full || u.State == nil || u.Cursor() != at(second, 2) || !reflect.DeepEqual(u.Attached, second.full().Attached) {
+		t.Errorf("got %+v, %v", u, err)
+	}
+}
+
+func TestNextOverHTTPWaits(t *testing.T) {
+	s := newStore(t, nil)
+	c, _ := serve(t, s)
+	for name, tc := range map[string]struct {
+		ctx  func() (context.Context, context.CancelFunc)
+		want error
+	}{
+		"deadline": {func() (context.Context, context.CancelFunc) {
+			return context.WithTimeout(context.Background(), 30*time.Millisecond)
+		}, context.DeadlineExceeded},
+		"past": {func() (context.Context, context.CancelFunc) {
+			return context.WithDeadline(context.Background(), time.Unix(0, 0))
+		}, context.DeadlineExceeded},
+		"cancelled": {func() (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(context.Background())
+			time.AfterFunc(20*time.Millisecond, cancel)
+			return ctx, cancel
+		}, context.Canceled},
+		"cancelled with a deadline": {func() (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+			time.AfterFunc(20*time.Millisecond, cancel)
+			return ctx, cancel
+		}, context.Canceled},
+	} {
+		ctx, cancel := tc.ctx()
+		if u, err := c.Next(ctx, at(s, 1)); !errors.Is(err, tc.want) {
+			t.Errorf("%s: got %+v, %v", name, u, err)
+		}
+		cancel()
+	}
+	got := make(chan spec.Update, 1)
+	go func() {
+		u, err := c.Next(context.Background(), at(s, 1))
+		if err != nil {
+			t.Error(err)
+		}
+		got <- u
+	}()
+	if err := s.Replace(state()); err != nil {
+		t.Fatal(err)
+	}
+	if u := <-got; u.Cursor() != at(s, 2) || u.Full || u.State == nil {
+		t.Errorf("got %+v", u)
+	}
+}
+
+// call makes one request of a handler, with the token.
+func call(h http.Handler, method, path, body string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	r.Header.Set("Authorization", "Bearer "+token)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+func TestUpdatesAreHeld(t *testing.T) {
+	s := newStore(t, nil)
+	h := NewServer(s, ServerConfig{Token: token})
+	here := "/v1/gateway/updates?store=" + s.id + "&after=1"
+	for _, path := range []string{here, here + "&wait=0", here + "&wait=20"} {
+		start := time.Now()
+		if w := call(h, "GET", path, ""); w.Code != http.StatusNoContent || w.Body.Len() != 0 {
+			t.Errorf("%s: got %d %s", path, w.Code, w.Body)
+		}
+		if held := time.Since(start); strings.HasSuffix(path, "20") && held < 20*time.Millisecond {
+			t.Errorf("%s: held for %v only", path, held)
+		}
+	}
+	// Whatever is new is there at once, however long one would wait.
+	for _, path := range []string{"/v1/gateway/updates", "/v1/gateway/updates?wait=3600000", "/v1/gateway/updates?store=lost&after=1&wait=30000"} {
+		w := call(h, "GET", path, "")
+		var u spec.Update
+		if err := json.Unmarshal(w.Body.Bytes(), &u); err != nil || w.Code != 200 || !u.Full || u.Cursor() != at(s, 1) {
+			t.Errorf("%s: got %d %s, %v", path, w.Code, w.Body, err)
+		}
+	}
+	if _, wait, err := parseFollow(map[string][]string{"wait": {"4000000000"}}); err != nil || wait != api.MaxWait {
+		t.Errorf("a wait of weeks: got %v, %v", wait, err)
+	}
+}
+
+// Each row is a call of a gateway host and what the server says to it.
+func TestGatewayCallsAreRefused(t *testing.T) {
+	s := newStore(t, nil)
+	h := NewServer(s, ServerConfig{Token: token})
+	reportOf := func(network, key string) string {
+		return fmt.Sprintf(`{"host":"gw-a","region":"iad1","networks":[{"id":%q,"publicKey":%q}]}`, network, key)
+	}
+	twice := strings.Replace(reportOf("net_1", key(1)), "[", `[{"id":"net_1","publicKey":"`+key(1)+`"},`, 1)
+	for _, tc := range []struct {
+		name, method, path, body string
+		status                   int
+		code, says               string
+	}{
+		{"store", "GET", "updates?store=a%2Fb&after=1", "", 400, api.CodeBadRequest, "store"},
+		{"revision", "GET", "updates?store=a&after=-1", "", 400, api.CodeBadRequest, "after"},
+		{"revision of no store", "GET", "updates?after=7", "", 400, api.CodeBadRequest, "revision 7"},
+		{"wait", "GET", "updates?wait=1s", "", 400, api.CodeBadRequest, "milliseconds"},
+		{"wait below 0", "GET", "updates?wait=-5", "", 400, api.CodeBadRequest, "milliseconds"},
+		{"parameter", "GET", "updates?from=1", "", 400, api.CodeBadRequest, "from"},
+		{"method", "POST", "updates", "", 405, api.CodeMethod, "GET"},
+		{"method of an acknowledgement", "GET", "acknowledgements", "", 405, api.CodeMethod, "POST"},
+		{"method of a report", "GET", "reports", "", 405, api.CodeMethod, "POST"},
+		{"no such call", "GET", "nothing", "", 404, api.CodeNotFound, "/v1/gateway"},
+		{"acknowledges nothing", "POST", "acknowledgements", `{"host":"gw-a"}`, 400, api.CodeBadRequest, "revision 0"},
+		{"acknowledges no store", "POST", "acknowledgements", `{"host":"gw-a","revision":3}`, 400, api.CodeBadRequest, "revision 3"},
+		{"another region's host", "POST", "acknowledgements", `{"host":"gw-b","store":"x","revision":1}`, 404, api.CodeNotFound, `no host "gw-b"`},
+		{"acknowledgement cut short", "POST", "acknowledgements", `{"host":`, 400, api.CodeBadRequest, "ends before"},
+		{"acknowledgement too large", "POST", "acknowledgements", `{"host":"` + strings.Repeat("x", api.MaxRequest) + `"}`, 413, api.CodeTooLarge, "64 KiB"},
+		{"report of an unknown host", "POST", "reports", `{"host":"gw-x","region":"iad1"}`, 404, api.CodeNotFound, `no host "gw-x"`},
+		{"report of another region", "POST", "reports", `{"host":"gw-b","region":"fra1"}`, 421, api.CodeWrongRegion, `"fra1"`},
+		{"report without an ID", "POST", "reports", reportOf("", key(1)), 400, api.CodeBadRequest, "networks[0].id"},
+		{"report without a key", "POST", "reports", reportOf("net_1", ""), 400, api.CodeBadRequest, "networks[0].publicKey"},
+		{"network twice", "POST", "reports", twice, 400, api.CodeBadRequest, "twice"},
+		{"site without a key", "POST", "reports", strings.Replace(reportOf("net_1", key(1)), `"id"`, `"site":{},"id"`, 1), 400, api.CodeBadRequest, "networks[0].site.publicKey"},
+		{"peering without an ID", "POST", "reports", strings.Replace(reportOf("net_1", key(1)), `"id"`, `"site":{"publicKey":"`+key(2)+`","peerings":[{}]},"id"`, 1), 400, api.CodeBadRequest, "peerings[0].id"},
+	} {
+		w := call(h, tc.method, "/v1/gateway/"+tc.path, tc.body)
+		var body api.ErrorBody
+		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || body.Error == nil {
+			t.Errorf("%s: not an error of the API: %s", tc.name, w.Body)
+		} else if w.Code != tc.status || body.Error.Code != tc.code || !strings.Contains(body.Error.Message, tc.says) {
+			t.Errorf("%s: got %d %v", tc.name, w.Code, body.Error)
+		}
+	}
+	if h := s.Status().Regions[0].Hosts[0]; h.Revision != 0 || !h.Reported.IsZero() {
+		t.Errorf("something was taken: %+v", h)
+	}
+	// A host of a newer version may say more.
+	for path, body := range map[string]string{
+		"reports":          `{"host":"gw-a","region":"iad1","weather":"fine"}`,
+		"acknowledgements": `{"host":"gw-a","store":"` + s.id + `","revision":1,"weather":"fine"}`,
+	} {
+		if w := call(h, "POST", "/v1/gateway/"+path, body); w.Code != http.StatusNoContent {
+			t.Errorf("%s: got %d %s", path, w.Code, w.Body)
+		}
+	}
+	if h := s.Status().Regions[0].Hosts[0]; h.Revision != 1 || !h.Reported.Equal(epoch) {
+		t.Errorf("got %+v", h)
+	}
+}
+
+// largeReport is what a host says that has very many networks, each with every
+// reason for a drop.
+func largeReport(networks int) spec.HostReport {
+	r := spec.HostReport{Host: "gw-a", Region: "iad1"}
+	drops := make(map[string]uint64)
+	for i := range 40 {
+		drops[fmt.Sprintf("a_reason_with_a_long_name_%d", i)] = 1 << 60
+	}
+	for i := range networks {
+		r.Networks = append(r.Networks, spec.NetworkReport{
+			ID: fmt.Sprintf("net_%060d", i), PublicKey: key(i + 1), Endpoint: netip.MustParseAddrPort("[2001:db8:1111:2222:3333:4444:5555:6666]:51820"),
+			Peers: 65536, Sessions: [2]int{1 << 20, 1 << 20}, Drops: drops,
+			Egress: spec.Traffic{Packets: 1 << 60, Bytes: 1 << 60}, Ingress: spec.Traffic{Packets: 1 << 60, Bytes: 1 << 60},
+		})
+	}
+	return r
+}
+
+func TestLargeReport(t *testing.T) {
+	s := newStore(t, nil)
+	c, _ := serve(t, s)
+	r := largeReport(10_000)
+	if err := c.Report(context.Background(), r); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.hosts["gw-a"].networks; len(got) != len(r.Networks) || !reflect.DeepEqual(got[r.Networks[77].ID], r.Networks[77]) {
+		t.Errorf("%d networks arrived", len(got))
+	}
+	w := call(NewServer(s, ServerConfig{Token: token}), "POST", reportsPath, `{"host":"`+strings.Repeat("x", api.MaxReport)+`"}`)
+	if w.Code != http.StatusRequestEntityTooLarge || !strings.Contains(w.Body.String(), "65536 KiB") {
+		t.Errorf("got %d %.200s", w.Code, w.Body)
+	}
+}
