@@ -66,7 +66,10 @@ func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer
 		return sandboxAnswer{ID: a.ID, Bypass: a.Bypass}, nil
 	}
 	dns := resp.Network.DNS[:min(len(resp.Network.DNS), maxNameServers)]
-	return sandboxAnswer{ID: a.ID, Network: a.Network, Inner: a.Inner, DNS: dns, MTU: e.network.info.MTU, Hide: s.cfg.Hide}, nil
+	return sandboxAnswer{
+		ID: a.ID, Network: a.Network, Inner: a.Inner, DNS: dns, MTU: e.network.info.MTU, Hide: s.cfg.Hide,
+		Passive: passiveStatus{State: passiveNone},
+	}, nil
 }
 
 // controlError makes what the control plane, or the way there, answered an

@@ -48,6 +48,8 @@ type sandboxAnswer struct {
 	MTU int `json:"mtu,omitempty"`
 	// Hide are absolute paths that the sandbox must not find.
 	Hide []string `json:"hide,omitempty"`
+	// Passive is the sandbox's attachment to its passive network.
+	Passive passiveStatus `json:"passive,omitzero"`
 }
 
 // server is the local API.
