@@ -17,6 +17,7 @@ var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop) // who asks twice does not wait for the drain
 	err := command().ExecuteContext(ctx)
 	stop()
 	if err != nil {
@@ -41,12 +42,20 @@ func runCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "run --config FILE",
-		Short: "Serve the networks of this host until SIGTERM",
-		Long: `Serve the networks of this host until SIGTERM, SIGINT or SIGHUP.
+		Short: "Be a region's control plane, a gateway, or both, until SIGTERM",
+		Long: `Be what the configuration's roles say until SIGTERM, SIGINT or SIGHUP.
 
-Every network gets a WireGuard device, a translator for each of its dedicated
-IPs, the sockets uplink, and probes and DNS on the first address of its CIDR. No
-privilege is needed, but the dedicated addresses must be on the host.
+The control plane keeps the desired state and who is attached, and serves the
+API. The gateway carries the traffic of this host's networks, as the control
+plane has them, in this process or another. What it knows it keeps in a state
+file: a gateway that starts again goes on with that, though the control plane be
+away, and calls its peers itself.
+
+On the gateway every network gets a WireGuard device, a translator for each of
+its dedicated IPs, the sockets uplink, and probes and DNS on the first address of
+its CIDR. No privilege is needed, but the dedicated addresses must be on the
+host. At its end it tells sidecars to go elsewhere for the configured time to
+drain; a second signal does not wait for that.
 
 A configuration that is wrong is refused with file, line, key and what would be
 right; then nothing is started and the exit code is 1.`,
@@ -68,7 +77,7 @@ func checkCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "check --config FILE",
-		Short: "Read configuration, desired state, secret and token, say what is wrong, start nothing",
+		Short: "Read configuration, desired state, secrets and token, say what is wrong, start nothing",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load(file)
@@ -78,8 +87,7 @@ func checkCommand() *cobra.Command {
 			if err := s.checkFiles(); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good: host %s of region %s, %d networks in the desired state\n",
-				file, s.daemon.Host, s.daemon.Region, len(s.state.Networks))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good: %s\n", file, s)
 			return err
 		},
 	}

@@ -8,17 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"runtime"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/sallyport-net/sallyport/control"
-	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/gateway"
 	"github.com/sallyport-net/sallyport/internal/config"
 )
@@ -26,49 +20,72 @@ import (
 // shutdownTime bounds how long open API calls may take once the daemon ends.
 const shutdownTime = 3 * time.Second
 
-// run brings everything up, or nothing, and serves until ctx ends.
+// run brings everything of the daemon's roles up, or nothing, and serves until
+// ctx ends and the gateway has drained.
 func run(ctx context.Context, s settings, stderr io.Writer) error {
 	log := logger(s.daemon.Log, stderr)
-	key, err := secret(s.daemon.SecretFile)
+	var keys secrets
+	if s.daemon.Roles.Gateway {
+		var err error
+		if keys, err = readSecrets(s); err != nil {
+			return err
+		}
+	}
+	var source gateway.Source
+	var plane *controlPlane
+	if s.daemon.Roles.Control {
+		var err error
+		if plane, err = openControl(ctx, s, log); err != nil {
+			return err
+		}
+		defer plane.listener.Close()
+		source = plane.store
+	} else {
+		client, err := follow(s)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		source = client
+	}
+	adminListener, err := listenAdmin(s.daemon.Admin.Listen)
 	if err != nil {
 		return err
-	}
-	token, err := api.ReadTokenFile(s.daemon.API.TokenFile)
-	if err != nil {
-		return fmt.Errorf("api.token_file: %w", err)
-	}
-	store, err := control.NewStore(control.StoreConfig{State: s.state, Region: s.daemon.Region})
-	if err != nil {
-		return fmt.Errorf("fill the store from %s: %w", s.daemon.DesiredState, err)
-	}
-	server := control.NewServer(store, control.ServerConfig{Token: token, Log: log})
-	apiListener, err := control.Listen(ctx, s.daemon.API.Network, s.daemon.API.Address)
-	if err != nil {
-		return err
-	}
-	defer apiListener.Close()
-	adminListener, err := net.Listen("tcp", s.daemon.Admin.Listen.String())
-	if err != nil {
-		return fmt.Errorf("listen on admin.listen %s: %w: free the port or choose another", s.daemon.Admin.Listen, err)
 	}
 	defer adminListener.Close()
 
-	log.Info("starting", "version", version, "host", s.daemon.Host, "region", s.daemon.Region,
-		"networks", len(s.state.Networks), "gomaxprocs", runtime.GOMAXPROCS(0), "go", runtime.Version())
-	host, err := gateway.OpenHost(ctx, gateway.HostConfig{
-		Daemon: s.daemon, Secret: key, Source: store, Clock: gateway.NewMonotonicClock(), Log: log,
-	})
-	if err != nil {
-		return err
+	log.Info("starting", "version", version, "roles", s.daemon.Roles.String(), "host", s.daemon.Host, "region", s.daemon.Region,
+		"gomaxprocs", runtime.GOMAXPROCS(0), "go", runtime.Version())
+	var host *gateway.Host
+	if s.daemon.Roles.Gateway {
+		if host, err = openGateway(ctx, s, keys, source, log); err != nil {
+			return err
+		}
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return host.Run(ctx) })
-	g.Go(func() error { return serve(ctx, "control API", apiListener, server) })
-	g.Go(func() error { return serve(ctx, "admin", adminListener, admin(host)) })
-	log.Info("serving", "api", apiListener.Addr().String(), "admin", adminListener.Addr().String())
-	err = g.Wait()
+	log.Info("serving", "what", s.String(), "admin", adminListener.Addr().String())
+	err = serveAll(ctx, plane, host, adminListener)
 	log.Info("ended")
 	return err
+}
+
+// serveAll serves until ctx ends. The API and the admin's listener outlive the
+// gateway, which drains first and tells the control plane so.
+func serveAll(ctx context.Context, plane *controlPlane, host *gateway.Host, adminListener net.Listener) error {
+	g, ctx := errgroup.WithContext(ctx)
+	last, end := context.WithCancel(context.WithoutCancel(ctx))
+	g.Go(func() error {
+		defer end()
+		if host == nil {
+			<-ctx.Done()
+			return nil
+		}
+		return host.Run(ctx)
+	})
+	if plane != nil {
+		g.Go(func() error { return plane.serve(last) })
+	}
+	g.Go(func() error { return serve(last, "admin", adminListener, admin(host)) })
+	return g.Wait()
 }
 
 func logger(c config.Log, w io.Writer) *slog.Logger {
@@ -102,22 +119,4 @@ func serve(ctx context.Context, what string, l net.Listener, h http.Handler) err
 		return nil
 	}
 	return fmt.Errorf("serve the %s on %s: %w", what, l.Addr(), err)
-}
-
-// admin is what the operator's machines ask: metrics and health.
-func admin(host *gateway.Host) http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(host, collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{PidFn: func() (int, error) { return os.Getpid(), nil }}))
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !host.Ready() {
-			http.Error(w, "not ready: networks are coming up or going down", http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ready")
-	})
-	return mux
 }

@@ -1,15 +1,11 @@
 package main
 
 import (
-	"crypto/rand"
-	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
+	"slices"
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
@@ -19,10 +15,11 @@ import (
 // settings is all that was read from files.
 type settings struct {
 	daemon config.Daemon
-	state  spec.State
+	// state is the desired state, where the control plane runs here.
+	state spec.State
 }
 
-// load reads the configuration and the desired state that it names.
+// load reads the configuration, and the desired state where it names one.
 func load(file string) (settings, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -33,95 +30,79 @@ func load(file string) (settings, error) {
 	if err != nil {
 		return settings{}, err
 	}
-	s, err := os.Open(d.DesiredState)
+	s := settings{daemon: d}
+	if !d.Roles.Control {
+		return s, nil
+	}
+	state, err := os.Open(d.DesiredState)
 	if err != nil {
 		return settings{}, fmt.Errorf("open the desired state named by %s: %w", file, err)
 	}
-	defer s.Close()
-	state, err := config.ReadState(d.DesiredState, s)
-	if err != nil {
+	defer state.Close()
+	if s.state, err = config.ReadState(d.DesiredState, state); err != nil {
 		return settings{}, err
 	}
-	region, ok := state.Region(d.Region)
-	if !ok {
-		return settings{}, fmt.Errorf("%s: region: %q is not in %s: name one of its regions", file, d.Region, d.DesiredState)
+	if err := s.fits(); err != nil {
+		return settings{}, fmt.Errorf("%s: %w", file, err)
 	}
-	for _, h := range region.Hosts {
-		if h.Name == d.Host {
-			return settings{daemon: d, state: state}, nil
-		}
-	}
-	return settings{}, fmt.Errorf("%s: host: region %s of %s has no host %q: add it there or correct the name", file, d.Region, d.DesiredState, d.Host)
+	return s, nil
 }
 
-const secretSize = 32
-
-// checkFiles reads the files that a start would read besides, and makes none.
-func (s settings) checkFiles() error {
-	if _, err := api.ReadTokenFile(s.daemon.API.TokenFile); err != nil {
-		return err
+// fits holds the configuration against the desired state.
+func (s settings) fits() error {
+	d := s.daemon
+	region, ok := s.state.Region(d.Region)
+	if !ok {
+		return fmt.Errorf("region: %q is not in %s: name one of its regions", d.Region, d.DesiredState)
 	}
-	if _, err := readSecret(s.daemon.SecretFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if !d.Roles.Gateway {
+		return nil
+	}
+	if !slices.ContainsFunc(region.Hosts, func(h spec.Host) bool { return h.Name == d.Host }) {
+		return fmt.Errorf("host: region %s of %s has no host %q: add it there or correct the name", d.Region, d.DesiredState, d.Host)
+	}
+	for _, n := range s.state.Networks {
+		if d.RegionSecretFile == "" && n.Site != nil && n.Region == d.Region && slices.Contains(hosts(s.state, n), d.Host) {
+			return fmt.Errorf("region_secret_file: network %s has a site tunnel, whose key derives from the region's secret: name the file that holds it (%s)", n.ID, makeRegionSecret("FILE"))
+		}
 	}
 	return nil
 }
 
-// secret reads the host's secret, or makes one at the first start.
-func secret(path string) ([]byte, error) {
-	b, err := readSecret(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return makeSecret(path)
-	}
-	return b, err
+// hosts are the names of those that hold a network's pair.
+func hosts(state spec.State, n spec.Network) []string {
+	of := state.HostsOf(n)
+	return of[:]
 }
 
-func readSecret(path string) ([]byte, error) {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read the host's secret: %w", err)
+// String says what the settings are of.
+func (s settings) String() string {
+	d := s.daemon
+	text := "region " + d.Region
+	if d.Roles.Gateway {
+		text = "host " + d.Host + " of " + text
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("look at the host's secret: %w", err)
+	if d.Roles.Control {
+		return fmt.Sprintf("%s of %s, %d networks in the desired state", d.Roles, text, len(s.state.Networks))
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("host's secret %s is open to others (mode %04o): chmod 600 it", path, info.Mode().Perm())
-	}
-	return decodeSecret(path, raw)
+	return fmt.Sprintf("%s of %s, following %s", d.Roles, text, d.Control.API)
 }
 
-func decodeSecret(path string, raw []byte) ([]byte, error) {
-	if len(raw) == secretSize {
-		return raw, nil
+// checkFiles reads the files that a start would read besides, and makes none.
+func (s settings) checkFiles() error {
+	if s.daemon.Roles.Control {
+		if _, err := api.ReadTokenFile(s.daemon.API.TokenFile); err != nil {
+			return fmt.Errorf("api.token_file: %w", err)
+		}
+	} else if _, err := api.ReadTokenFile(s.daemon.Control.TokenFile); err != nil {
+		return fmt.Errorf("control.token_file: %w", err)
 	}
-	text := strings.TrimSpace(string(raw))
-	if b, err := hex.DecodeString(text); err == nil && len(b) == secretSize {
-		return b, nil
+	if !s.daemon.Roles.Gateway {
+		return nil
 	}
-	if b, err := base64.StdEncoding.DecodeString(text); err == nil && len(b) == secretSize {
-		return b, nil
+	if _, err := readSecret("host's", s.daemon.SecretFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return nil, fmt.Errorf("host's secret %s is not 32 bytes, raw or as hex or base64: make one with `head -c 32 /dev/urandom`, or remove the file and the daemon makes one", path)
-}
-
-func makeSecret(path string) ([]byte, error) {
-	b := make([]byte, secretSize)
-	if _, err := rand.Read(b); err != nil {
-		return nil, fmt.Errorf("make the host's secret: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("make the folder of the host's secret: %w", err)
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("write the host's secret: %w", err)
-	}
-	if _, err = f.Write(b); err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("write the host's secret %s: %w", path, err)
-	}
-	return b, nil
+	_, err := regionSecret(s.daemon.RegionSecretFile)
+	return err
 }
