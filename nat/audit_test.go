@@ -25,7 +25,7 @@ func audit(tb reporter, t *Table) {
 		}
 		if s.flags&mapped != 0 {
 			perMapping[s.owner]++
-		} else {
+		} else if !t.config.Identity {
 			h.ports++
 		}
 	}
@@ -69,10 +69,10 @@ func auditSessions(tb reporter, t *Table) {
 		if s.state == stateOpening {
 			half++
 		}
-		if t.findInbound(t.inboundHash(s.proto, s.port, s.to()), s.proto, s.port, s.to()) != i {
+		if t.arriving(s.proto, s.to(), makeEndpoint(s.inner, s.port)) != i {
 			tb.Fatalf("session %d is not found from outside", i)
 		}
-		if s.proto == packet.TCP && t.findOutbound(t.key.sum(uint64(s.from()), uint64(s.to())), s.from(), s.to()) != i {
+		if (s.proto == packet.TCP || t.config.Identity) && t.findOutbound(t.flowHash(s.proto, s.from(), s.to()), s.proto, s.from(), s.to()) != i {
 			tb.Fatalf("session %d is not found from inside", i)
 		}
 		if s.next != 0 && t.sessions.at(s.next).prev != i || s.prev != 0 && t.sessions.at(s.prev).next != i {

@@ -1,6 +1,7 @@
 package nat
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -135,8 +136,11 @@ type PortRange struct{ First, Last uint16 }
 
 // Config is what a Table is made from.
 type Config struct {
-	// External is the dedicated IPv4 address.
+	// External is the dedicated IPv4 address; not set where Identity is.
 	External netip.Addr
+	// Identity makes a table that tracks without translating: see [Table]. It has no
+	// ports, so that Ports, Reserved and TCPMapping are not set either.
+	Identity bool
 	Timers   Timers
 	Limits   Limits
 	// Ports is the range of external ports and echo identifiers: default
@@ -157,24 +161,23 @@ type Config struct {
 	EventBuffer int
 }
 
+// who names the table in errors.
+func (c *Config) who() string {
+	if c.Identity {
+		return "untranslated flows"
+	}
+	return c.External.String()
+}
+
 // maxSessions is what 32-bit record numbers leave room for.
 const maxSessions = 1 << 28
 
 func (c *Config) complete() error {
-	if !c.External.Is4() {
-		return fmt.Errorf("nat: external address %v is not IPv4: give the dedicated address of the table", c.External)
-	}
-	if c.Ports == (PortRange{}) {
-		c.Ports = PortRange{1024, 65535}
-	}
-	if c.Ports.First < 1024 || c.Ports.Last < c.Ports.First {
-		return fmt.Errorf("nat: port range %d-%d: it must lie within 1024-65535", c.Ports.First, c.Ports.Last)
-	}
-	if c.TCPMapping > EndpointIndependent {
-		return fmt.Errorf("nat: unknown TCP mapping %d", c.TCPMapping)
+	if err := c.completeMapping(); err != nil {
+		return err
 	}
 	if c.Seed == ([32]byte{}) {
-		return fmt.Errorf("nat: the seed of the table for %v is all zeros: fill it from crypto/rand", c.External)
+		return fmt.Errorf("nat: the seed of the table for %s is all zeros: fill it from crypto/rand", c.who())
 	}
 	if c.MaxSessions == 0 {
 		c.MaxSessions = 1 << 20
@@ -192,6 +195,29 @@ func (c *Config) complete() error {
 		return err
 	}
 	return c.Limits.complete()
+}
+
+// completeMapping checks what inner endpoints are mapped to.
+func (c *Config) completeMapping() error {
+	if c.Identity {
+		if c.External.IsValid() || c.Ports != (PortRange{}) || len(c.Reserved) > 0 || c.TCPMapping != AddressAndPortDependent {
+			return errors.New("nat: an identity table maps to no other address and gives out no ports: leave External, Ports, Reserved and TCPMapping unset, or Identity")
+		}
+		return nil
+	}
+	if !c.External.Is4() {
+		return fmt.Errorf("nat: external address %v is not IPv4: give the dedicated address of the table", c.External)
+	}
+	if c.Ports == (PortRange{}) {
+		c.Ports = PortRange{1024, 65535}
+	}
+	if c.Ports.First < 1024 || c.Ports.Last < c.Ports.First {
+		return fmt.Errorf("nat: port range %d-%d: it must lie within 1024-65535", c.Ports.First, c.Ports.Last)
+	}
+	if c.TCPMapping > EndpointIndependent {
+		return fmt.Errorf("nat: unknown TCP mapping %d", c.TCPMapping)
+	}
+	return nil
 }
 
 // tickLength is the grain of all timers: 100 ms. A deadline is rounded up, so

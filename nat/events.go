@@ -11,7 +11,7 @@ type EventKind uint8
 
 // The kinds of events.
 const (
-	Created   EventKind = iota + 1 // a mapping (UDP, ICMP) or a connection (TCP) was made
+	Created   EventKind = iota + 1 // a mapping (UDP, ICMP) or a connection (TCP) was made; in an identity table any session
 	Closed                         // it has gone
 	Refused                        // a quota refused a new one; at most one event per second and inner address
 	Exhausted                      // no external port was free; at most one event per second
@@ -35,7 +35,7 @@ const (
 	ReasonNone         Reason = iota // of Created events
 	ReasonExpired                    // it was silent for the time of its timer
 	ReasonFinished                   // a TCP connection that was closed or reset, after its timer
-	ReasonRevoked                    // the inner address was revoked
+	ReasonRevoked                    // the inner address, or the remote one, was revoked
 	ReasonPortRefused                // the kernel refused the external port
 	ReasonUplinkClosed               // the uplink says that it is over
 	ReasonReused                     // a closed connection's tuple was given to a new one
@@ -70,10 +70,12 @@ type Event struct {
 	Proto packet.Proto
 	// Inner is the sandbox's endpoint; of an echo the port is its identifier.
 	Inner netip.AddrPort
-	// External is the dedicated address and port; port 0 in Refused and Exhausted.
+	// External is the dedicated address and port; port 0 in Refused and Exhausted. Of
+	// an identity table it is Inner.
 	External netip.AddrPort
-	// Remote is the far endpoint of a TCP connection and of what was refused;
-	// not valid in Created and Closed of UDP and ICMP, whose mappings serve many.
+	// Remote is the far endpoint of a TCP connection, of what was refused, and of any
+	// session of an identity table; not valid in Created and Closed of UDP and ICMP
+	// elsewhere, whose mappings serve many.
 	Remote netip.AddrPort
 	Reason Reason
 	// At is the reading of the clock at which it happened.
@@ -163,6 +165,9 @@ func (t *Table) Drain(dst []Event) int {
 			Inner:    e.inner.addrPort(),
 			External: netip.AddrPortFrom(t.config.External, e.port),
 		}
+		if t.config.Identity {
+			dst[i].External = dst[i].Inner
+		}
 		if e.hasRemote {
 			dst[i].Remote = e.remote.addrPort()
 		}
@@ -170,10 +175,10 @@ func (t *Table) Drain(dst []Event) int {
 	return n
 }
 
-// tellSession emits an event about a TCP connection; other protocols' events
-// are about their mappings.
+// tellSession emits an event about a TCP connection or a tracked flow; other
+// protocols' events are about their mappings.
 func (t *Table) tellSession(k EventKind, s *session, why Reason) {
-	if s.proto != packet.TCP {
+	if s.proto != packet.TCP && !t.config.Identity {
 		return
 	}
 	t.events.put(record{

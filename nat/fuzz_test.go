@@ -42,8 +42,17 @@ func repairHeader(b []byte) int {
 // fuzzLab is a table with a session of each kind, and packets of them.
 func fuzzLab(r reporter, mode Mapping) (*lab, [][]byte) {
 	l := newLab(r, func(c *Config) {
-		c.Ports, c.EventBuffer, c.TCPMapping = PortRange{2000, 2015}, 16, mode
+		c.EventBuffer = 16
+		if mode == identity {
+			c.Identity, c.External = true, netip.Addr{}
+		} else {
+			c.Ports, c.TCPMapping = PortRange{2000, 2015}, mode
+		}
 	})
+	seen := external
+	if mode == identity {
+		seen = box.Addr()
+	}
 	l.udpOut(box, web)
 	quote := bytes.Clone(l.p.B)
 	l.echoOut(box, web.Addr())
@@ -63,28 +72,29 @@ func fuzzLab(r reporter, mode Mapping) (*lab, [][]byte) {
 			add(l.build(web, s.External, seg{flags: finAck, seq: c.in, ack: c.out}))
 			add(l.build(web, s.External, seg{flags: packet.RST, seq: c.in}))
 		default:
-			add(packet.BuildICMPEcho(l.buf[:], packet.Echo{Src: web.Addr(), Dst: external, Reply: true, Ident: s.External.Port(), TTL: 64}, nil))
+			add(packet.BuildICMPEcho(l.buf[:], packet.Echo{Src: web.Addr(), Dst: seen, Reply: true, Ident: s.External.Port(), TTL: 64}, nil))
 		}
 	}
-	add(l.errorAbout(3, 4, 1400, router, external, quote))
-	add(l.errorAbout(11, 0, 0, router, external, quote[:28]))
+	add(l.errorAbout(3, 4, 1400, router, seen, quote))
+	add(l.errorAbout(11, 0, 0, router, seen, quote[:28]))
 	return l, seeds
 }
 
 func fuzzSeeds(f *testing.F) {
 	_, seeds := fuzzLab(f, AddressAndPortDependent)
 	for _, s := range seeds {
-		f.Add(s, false)
-		f.Add(s, true)
+		f.Add(s, uint8(0))
+		f.Add(s, uint8(1))
 	}
-	f.Add([]byte{}, false)
+	_, seeds = fuzzLab(f, identity)
+	for _, s := range seeds {
+		f.Add(s, uint8(2))
+	}
+	f.Add([]byte{}, uint8(0))
 }
 
-func modeOf(independent bool) Mapping {
-	if independent {
-		return EndpointIndependent
-	}
-	return AddressAndPortDependent
+func modeOf(n uint8) Mapping {
+	return [...]Mapping{AddressAndPortDependent, EndpointIndependent, identity}[n%3]
 }
 
 // whatever comes from inside, nothing panics, what leaves has the
@@ -92,8 +102,8 @@ func modeOf(independent bool) Mapping {
 // is unchanged.
 func FuzzEgress(f *testing.F) {
 	fuzzSeeds(f)
-	f.Fuzz(func(t *testing.T, b []byte, independent bool) {
-		l, _ := fuzzLab(t, modeOf(independent))
+	f.Fuzz(func(t *testing.T, b []byte, mode uint8) {
+		l, _ := fuzzLab(t, modeOf(mode))
 		b = repair(b)
 		was := bytes.Clone(b)
 		var p packet.Packet
@@ -104,6 +114,10 @@ func FuzzEgress(f *testing.F) {
 		case o != packet.Pass:
 			if !bytes.Equal(b, was) {
 				t.Fatalf("dropped for %v, but changed", o)
+			}
+		case l.config.Identity:
+			if !bytes.Equal(b, was) {
+				t.Fatal("an identity table changed a packet")
 			}
 		default:
 			var q packet.Packet
@@ -128,8 +142,8 @@ func FuzzEgress(f *testing.F) {
 // only what belongs to a session gets in.
 func FuzzIngress(f *testing.F) {
 	fuzzSeeds(f)
-	f.Fuzz(func(t *testing.T, b []byte, independent bool) {
-		l, _ := fuzzLab(t, modeOf(independent))
+	f.Fuzz(func(t *testing.T, b []byte, mode uint8) {
+		l, _ := fuzzLab(t, modeOf(mode))
 		before := l.Stats()
 		b = repair(b)
 		was := bytes.Clone(b)
@@ -146,6 +160,9 @@ func FuzzIngress(f *testing.F) {
 			var q packet.Packet
 			if packet.Parse(&q, b) != packet.Pass || q.Dst != box.Addr() {
 				t.Fatalf("arrived as %+v", q)
+			}
+			if l.config.Identity && !bytes.Equal(b, was) {
+				t.Fatal("an identity table changed a packet")
 			}
 			if q.Kind == packet.KindICMPError && q.Inner.Src != box.Addr() {
 				t.Fatalf("an error arrived that quotes %v", q.Inner.Src)

@@ -21,14 +21,14 @@ const needFragmentation = 4
 // ingressError restores an error from outside about a packet that left here (I-4).
 func (t *Table) ingressError(p *packet.Packet) packet.Outcome {
 	e := &p.Inner
-	if !e.Dst.Is4() || e.Src != t.config.External {
+	if !e.Dst.Is4() || e.Src != p.Dst {
 		return packet.NoMapping
 	}
 	if e.Proto == packet.ICMP && p.B[e.L4] != packet.ICMPEchoRequest {
 		return packet.NoMapping // no reply to an echo ever leaves
 	}
 	to := makeEndpoint(number(e.Dst), e.DstPort)
-	i := t.findInbound(t.inboundHash(e.Proto, e.SrcPort, to), e.Proto, e.SrcPort, to)
+	i := t.arriving(e.Proto, to, makeEndpoint(number(e.Src), e.SrcPort))
 	if i == 0 || due(t.sessions.at(i).deadline, t.tick) {
 		return t.missed(e.Proto, e.SrcPort)
 	}
@@ -39,6 +39,9 @@ func (t *Table) ingressError(p *packet.Packet) packet.Outcome {
 	if p.ICMPType == packet.ICMPUnreachable && p.ICMPCode == needFragmentation &&
 		binary.BigEndian.Uint16(p.B[p.L4+6:]) < minMTU {
 		return packet.Filtered
+	}
+	if t.config.Identity {
+		return packet.Pass
 	}
 	inner := s.from().addrPort()
 	p.SetEmbeddedSource(inner)
@@ -53,23 +56,22 @@ func (s *session) inFlight(seq uint32) bool {
 }
 
 // egressError translates an error from inside about a packet that came in (I-5).
-// No inner address stays in it, neither outside nor in what it quotes.
+// No inner address stays in it, neither outside nor in what it quotes, but in an
+// identity table, where it passes as it is.
 func (t *Table) egressError(p *packet.Packet) packet.Outcome {
 	e := &p.Inner
 	if e.Dst != p.Src || e.Src != p.Dst {
 		return packet.NoMapping // only a host that the packet reached tells its sender
 	}
 	inner, remote := makeEndpoint(number(e.Dst), e.DstPort), makeEndpoint(number(e.Src), e.SrcPort)
+	if e.Proto == packet.ICMP && p.B[e.L4] != packet.ICMPEchoReply {
+		return packet.NoMapping // no request ever comes in
+	}
 	i := uint32(0)
-	switch e.Proto {
-	case packet.TCP:
-		i = t.findOutbound(t.key.sum(uint64(inner), uint64(remote)), inner, remote)
-	case packet.ICMP:
-		if p.B[e.L4] != packet.ICMPEchoReply {
-			return packet.NoMapping
-		}
-		fallthrough
-	case packet.UDP:
+	switch {
+	case t.config.Identity || e.Proto == packet.TCP:
+		i = t.findOutbound(t.flowHash(e.Proto, inner, remote), e.Proto, inner, remote)
+	default:
 		if m := t.findMapping(e.Proto, inner); m != 0 {
 			port := t.mappings.at(m).port
 			i = t.findInbound(t.inboundHash(e.Proto, port, remote), e.Proto, port, remote)
@@ -77,6 +79,9 @@ func (t *Table) egressError(p *packet.Packet) packet.Outcome {
 	}
 	if i == 0 || due(t.sessions.at(i).deadline, t.tick) {
 		return packet.NoMapping
+	}
+	if t.config.Identity {
+		return packet.Pass
 	}
 	external := netip.AddrPortFrom(t.config.External, t.sessions.at(i).port)
 	p.SetEmbeddedDestination(external)

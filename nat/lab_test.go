@@ -1,6 +1,7 @@
 package nat
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"time"
@@ -33,6 +34,7 @@ type lab struct {
 	*Table
 	now packet.Instant
 	buf [4096]byte
+	was [4096]byte    // the last packet, as it came
 	p   packet.Packet // the last packet, as the table left it
 }
 
@@ -75,10 +77,13 @@ func (l *lab) parse(n int) {
 func (l *lab) egress(n int) packet.Outcome {
 	l.Helper()
 	l.parse(n)
+	copy(l.was[:], l.p.B)
 	o := l.Egress(&l.p, l.now)
 	if o == packet.Pass {
 		l.sound()
-		if l.p.Src != external {
+		if l.config.Identity {
+			l.unchanged()
+		} else if l.p.Src != external {
 			l.Fatalf("a packet left with source %v", l.p.Src)
 		}
 	}
@@ -88,11 +93,23 @@ func (l *lab) egress(n int) packet.Outcome {
 func (l *lab) ingress(n int) packet.Outcome {
 	l.Helper()
 	l.parse(n)
+	copy(l.was[:], l.p.B)
 	o := l.Ingress(&l.p, l.now)
 	if o == packet.Pass {
 		l.sound()
+		if l.config.Identity {
+			l.unchanged()
+		}
 	}
 	return o
+}
+
+// unchanged checks what must be true of every packet in an identity table.
+func (l *lab) unchanged() {
+	l.Helper()
+	if was := l.was[:len(l.p.B)]; !bytes.Equal(l.p.B, was) {
+		l.Fatalf("an identity table changed %x to %x", was, l.p.B)
+	}
 }
 
 // sound parses the translated packet again, from its bytes alone.
@@ -138,7 +155,13 @@ func (l *lab) echoOut(from netip.AddrPort, to netip.Addr) (uint16, packet.Outcom
 // echoIn sends an echo reply from the far side and returns where it arrives.
 func (l *lab) echoIn(from netip.Addr, id uint16) (netip.AddrPort, packet.Outcome) {
 	l.Helper()
-	o := l.ingress(packet.BuildICMPEcho(l.buf[:], packet.Echo{Src: from, Dst: external, Reply: true, Ident: id, TTL: 64}, []byte("ping")))
+	return l.echoTo(from, netip.AddrPortFrom(external, id))
+}
+
+// echoTo is echoIn to another address than the external one.
+func (l *lab) echoTo(from netip.Addr, to netip.AddrPort) (netip.AddrPort, packet.Outcome) {
+	l.Helper()
+	o := l.ingress(packet.BuildICMPEcho(l.buf[:], packet.Echo{Src: from, Dst: to.Addr(), Reply: true, Ident: to.Port(), TTL: 64}, []byte("ping")))
 	return l.dst(), o
 }
 

@@ -25,11 +25,11 @@ func endpointOf(a netip.AddrPort) (endpoint, bool) {
 // TCP the connection goes and its tuple is on hold as though it had just been
 // freed; of UDP and ICMP the whole mapping goes and its port is on hold. The
 // next packet gets another port. A flow that the table no longer knows is held
-// all the same.
+// all the same. An identity table has no such ports and does nothing.
 func (t *Table) PortRefused(f Flow, now packet.Instant) {
 	t.clock(now)
 	port := f.External.Port()
-	if f.External.Addr() != t.config.External || !t.blank.has(port) {
+	if t.config.Identity || f.External.Addr() != t.config.External || !t.blank.has(port) {
 		return
 	}
 	which := spaceOf(f.Proto)
@@ -54,9 +54,14 @@ func (t *Table) PortRefused(f Flow, now packet.Instant) {
 
 // Close tells that the uplink has ended a session, or a whole mapping of UDP
 // or ICMP where f.Remote is not valid. It is removed, and what it frees is on hold.
+// An identity table has single sessions only, whose External is the inner endpoint.
 func (t *Table) Close(f Flow, now packet.Instant) {
 	t.clock(now)
 	port := f.External.Port()
+	if t.config.Identity {
+		t.closeTracked(f)
+		return
+	}
 	if f.External.Addr() != t.config.External {
 		return
 	}
@@ -90,6 +95,26 @@ func (t *Table) Revoke(inner netip.Addr, now packet.Instant) int {
 	}
 	for h.mappings != 0 {
 		n += t.removeMapping(h.mappings, ReasonRevoked)
+	}
+	return n
+}
+
+// RevokeRemote removes at once all sessions with remotes of a prefix and returns
+// their number. It looks at every record: some nanoseconds each, and a few hundred
+// for each that it removes.
+func (t *Table) RevokeRemote(remote netip.Prefix, now packet.Instant) int {
+	t.clock(now)
+	if !remote.IsValid() || !remote.Addr().Is4() {
+		return 0
+	}
+	shift := 32 - remote.Bits()
+	network := uint64(number(remote.Addr())) >> shift
+	n := 0
+	for i := uint32(1); i < t.sessions.top; i++ {
+		if s := t.sessions.at(i); s.state != stateFree && uint64(s.remote)>>shift == network {
+			t.removeSession(i, ReasonRevoked)
+			n++
+		}
 	}
 	return n
 }
@@ -170,7 +195,7 @@ type Stats struct {
 	Hosts      int         // inner addresses known
 	HeldTuples int         // TCP tuples on hold
 	HeldPorts  int         // ports and identifiers on hold
-	FreePorts  PerProtocol // free ports; of TCP where it is mapped endpoint-independently
+	FreePorts  PerProtocol // free ports; of TCP where it is mapped endpoint-independently; 0 in an identity table
 	Crowded    int         // remote endpoints towards which TCP ports are much used
 
 	Egress, Ingress Counters    // packets by outcome
@@ -191,9 +216,10 @@ func (t *Table) Stats() Stats {
 	s.Crowded = len(t.crowds)
 	s.EventsLost = t.events.lost
 	for i, sp := range t.spaces {
-		s.FreePorts[i] = uint64(t.blank.total)
 		if sp != nil {
 			s.FreePorts[i] = uint64(sp.set.free)
+		} else if t.blank != nil {
+			s.FreePorts[i] = uint64(t.blank.total)
 		}
 	}
 	return s
@@ -202,7 +228,7 @@ func (t *Table) Stats() Stats {
 // Session is a copy of what the table knows of one session.
 type Session struct {
 	Proto                   packet.Proto
-	Inner, External, Remote netip.AddrPort // of an echo the ports are identifiers, and 0 of the remote
+	Inner, External, Remote netip.AddrPort // of an echo the ports are identifiers, and 0 of the remote; Inner is External in an identity table
 	State                   string         // live, opening, established, closed, reset
 	Created, Expires        packet.Instant // to a tick; Expires is when it goes if nothing more is heard
 }
@@ -218,7 +244,7 @@ func (t *Table) Sessions() iter.Seq[Session] {
 			}
 			if !yield(Session{
 				Proto: s.proto,
-				Inner: s.from().addrPort(), External: t.externalPort(s.port), Remote: s.to().addrPort(),
+				Inner: s.from().addrPort(), External: t.seenFrom(s), Remote: s.to().addrPort(),
 				State:   stateNames[s.state],
 				Created: t.instantOf(s.created), Expires: t.instantOf(s.deadline),
 			}) {

@@ -29,10 +29,7 @@ func (t *Table) egressMapped(p *packet.Packet) packet.Outcome {
 		t.removeMapping(i, ReasonExpired)
 		i = 0
 	}
-	deadline := t.tick + 1 + t.ticks.udp
-	if f.proto == packet.ICMP {
-		deadline = t.tick + 1 + t.ticks.icmp
-	}
+	deadline := t.datagramDeadline(f.proto)
 	if i != 0 {
 		port := t.mappings.at(i).port
 		if k := t.findInbound(t.inboundHash(f.proto, port, f.to), f.proto, port, f.to); k != 0 {
@@ -47,6 +44,14 @@ func (t *Table) egressMapped(p *packet.Packet) packet.Outcome {
 	}
 	p.SetSource(t.externalPort(t.mappings.at(i).port))
 	return packet.Pass
+}
+
+// datagramDeadline is when a session goes that is heard of now, of UDP or echo.
+func (t *Table) datagramDeadline(p packet.Proto) uint32 {
+	if p == packet.ICMP {
+		return t.tick + 1 + t.ticks.icmp
+	}
+	return t.tick + 1 + t.ticks.udp
 }
 
 // refresh sets the timers of a session and its mapping, without touching their
@@ -92,11 +97,13 @@ func (t *Table) open(f flow, m, deadline uint32) (uint32, packet.Outcome) {
 // (U-6a, X-8).
 func (t *Table) ingressMapped(p *packet.Packet) packet.Outcome {
 	from := makeEndpoint(number(p.Src), p.SrcPort)
-	i := t.findInbound(t.inboundHash(p.Proto, p.DstPort, from), p.Proto, p.DstPort, from)
+	i := t.arriving(p.Proto, from, makeEndpoint(number(p.Dst), p.DstPort))
 	if i == 0 || due(t.sessions.at(i).deadline, t.tick) {
 		return t.missed(p.Proto, p.DstPort)
 	}
-	p.SetDestination(t.sessions.at(i).from().addrPort())
+	if !t.config.Identity {
+		p.SetDestination(t.sessions.at(i).from().addrPort())
+	}
 	return packet.Pass
 }
 

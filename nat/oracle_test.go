@@ -60,11 +60,18 @@ var (
 
 const oracleMax = 26
 
+// identity stands for an identity table where a Mapping is drawn.
+const identity Mapping = 99
+
 func newOracle(tb reporter, mode Mapping, seed int) *oracle {
 	return &oracle{
 		lab: newLab(tb, func(c *Config) {
-			c.Ports = PortRange{2000, 2000 + oraclePorts - 1}
-			c.TCPMapping, c.Limits, c.MaxSessions = mode, oracleLimits, oracleMax
+			c.Limits, c.MaxSessions = oracleLimits, oracleMax
+			if mode == identity {
+				c.Identity, c.External = true, netip.Addr{}
+			} else {
+				c.Ports, c.TCPMapping = PortRange{2000, 2000 + oraclePorts - 1}, mode
+			}
 			c.Seed[8] = byte(seed)
 		}),
 		mode:     mode,
@@ -76,14 +83,25 @@ func (o *oracle) in(d time.Duration) uint32 { return tickOf(o.now) + 1 + uint32(
 
 // independent says whether a protocol has mappings.
 func (o *oracle) independent(p packet.Proto) bool {
-	return p != packet.TCP || o.mode == EndpointIndependent
+	return o.mode != identity && (p != packet.TCP || o.mode == EndpointIndependent)
+}
+
+// seen is the endpoint by which the remote of a session knows it.
+func (o *oracle) seen(k pair) netip.AddrPort {
+	if o.mode == identity {
+		return k.inner
+	}
+	return netip.AddrPortFrom(external, o.sessions[k].port)
 }
 
 // drop removes a session, with what goes along.
 func (o *oracle) drop(k pair) {
 	s := o.sessions[k]
 	delete(o.sessions, k)
-	if !o.independent(k.proto) {
+	switch {
+	case o.mode == identity:
+		return
+	case !o.independent(k.proto):
 		o.held[where{k.proto, s.port, k.remote}] = o.in(120 * time.Second)
 		return
 	}
@@ -144,7 +162,7 @@ func (o *oracle) expect(k pair, port bool) packet.Outcome {
 	for other := range o.sessions {
 		if other.inner.Addr() == k.inner.Addr() {
 			sessions++
-			if !o.independent(other.proto) {
+			if !o.independent(other.proto) && o.mode != identity {
 				ports++
 			}
 		}
@@ -190,6 +208,7 @@ func (o *oracle) created(k pair, got packet.Outcome, isn uint32) *oracleSession 
 	}
 	port := o.p.SrcPort
 	switch {
+	case o.mode == identity:
 	case m != nil && m.port != port:
 		o.Fatalf("%+v got port %d, but its mapping has %d", k, port, m.port)
 	case m == nil && !o.free(port, k):
@@ -229,7 +248,7 @@ func (o *oracle) compare() {
 		if w == nil {
 			o.Fatalf("the table has %+v, which should not be", s)
 		}
-		if w.port != s.External.Port() || w.state != s.State || o.instantOf(w.deadline) != s.Expires {
+		if o.seen(k) != s.External || w.state != s.State || o.instantOf(w.deadline) != s.Expires {
 			o.Fatalf("the table has %+v, which should be %+v", s, w)
 		}
 	}
@@ -289,6 +308,26 @@ func (o *oracle) answer(proto packet.Proto, remote netip.AddrPort, port uint16) 
 	}
 }
 
+// answerAt sends UDP or an echo reply from outside to an inner endpoint, which
+// arrives there where the endpoint has sent to the remote.
+func (o *oracle) answerAt(k pair) {
+	o.Helper()
+	var at netip.AddrPort
+	var got packet.Outcome
+	if k.proto == packet.ICMP {
+		at, got = o.echoTo(k.remote.Addr(), k.inner)
+	} else {
+		at, got = o.udpIn(k.remote, k.inner)
+	}
+	want := packet.NoMapping
+	if o.sessions[k] != nil {
+		want = packet.Pass
+	}
+	if got != want || at != k.inner {
+		o.Fatalf("%+v is answered: %v at %v, want %v", k, got, at, want)
+	}
+}
+
 // arrives says what becomes of a packet from outside.
 func (o *oracle) arrives(proto packet.Proto, remote netip.AddrPort, port uint16) (packet.Outcome, netip.AddrPort) {
 	for k, s := range o.sessions {
@@ -344,7 +383,7 @@ func (o *oracle) segment(k pair, d int, flags packet.TCPFlags, payload int) {
 		}
 		return
 	}
-	c.external = netip.AddrPortFrom(external, s.port)
+	c.external = o.seen(k)
 	fin := uint32(0)
 	switch {
 	case flags&packet.FIN != 0:
@@ -386,7 +425,7 @@ func (o *oracle) handshake(k pair) {
 		return
 	}
 	c := o.conn(k.inner, k.remote)
-	c.external = netip.AddrPortFrom(external, s.port)
+	c.external = o.seen(k)
 	c.mustRecv(packet.Pass, seg{flags: synAck, seq: 500, ack: s.out})
 	s.in = 501
 	o.segment(k, outward, packet.ACK, 0)
@@ -415,6 +454,8 @@ func (o *oracle) command(c chooser) {
 		o.pass()
 	case verb == 1:
 		o.manage(c, k)
+	case verb < 4 && p != packet.TCP && o.mode == identity:
+		o.answerAt(k)
 	case verb < 4 && p != packet.TCP:
 		o.answer(p, k.remote, uint16(2000+c(oraclePorts+1)))
 	case p != packet.TCP:
@@ -428,21 +469,24 @@ func (o *oracle) command(c chooser) {
 	}
 }
 
-// manage closes, refuses or revokes something.
+// manage closes, refuses or revokes something, of one inner address or of remotes.
 func (o *oracle) manage(c chooser, k pair) {
 	o.Helper()
 	s := o.sessions[k]
 	switch c(6) {
 	case 0, 1:
 		if s != nil {
-			o.Close(Flow{k.proto, netip.AddrPortFrom(external, s.port), k.remote}, o.now)
+			o.Close(Flow{k.proto, o.seen(k), k.remote}, o.now)
 			o.drop(k)
 		}
 	case 2, 3:
 		if s == nil {
 			return
 		}
-		o.PortRefused(Flow{k.proto, netip.AddrPortFrom(external, s.port), k.remote}, o.now)
+		o.PortRefused(Flow{k.proto, o.seen(k), k.remote}, o.now)
+		if o.mode == identity {
+			return
+		}
 		for other := range o.sessions {
 			if other == k || k.proto != packet.TCP && other.who == k.who {
 				o.drop(other)
@@ -459,6 +503,20 @@ func (o *oracle) manage(c chooser, k pair) {
 		if got := o.Revoke(k.inner.Addr(), o.now); got != n {
 			o.Fatalf("%d sessions revoked, want %d", got, n)
 		}
+	case 5:
+		if c(8) != 0 {
+			return // it would leave little to look at
+		}
+		remote, n := netip.PrefixFrom(k.remote.Addr(), choose(c, 0, 8, 30, 31, 32, 32)), 0
+		for other := range o.sessions {
+			if remote.Contains(other.remote.Addr()) {
+				o.drop(other)
+				n++
+			}
+		}
+		if got := o.RevokeRemote(remote, o.now); got != n {
+			o.Fatalf("%d sessions to %v revoked, want %d", got, remote, n)
+		}
 	}
 }
 
@@ -466,7 +524,7 @@ func (o *oracle) manage(c chooser, k pair) {
 func TestTableAgainstOracle(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "choice") }
-		o := newOracle(t, choose(c, AddressAndPortDependent, EndpointIndependent), c(256))
+		o := newOracle(t, choose(c, AddressAndPortDependent, EndpointIndependent, identity), c(256))
 		for range 60 {
 			o.command(c)
 			o.compare()
@@ -476,16 +534,16 @@ func TestTableAgainstOracle(t *testing.T) {
 
 // The same over long histories, in which ports run out and come back.
 func TestTableAgainstOracleAtLength(t *testing.T) {
-	for seed := range 6 {
+	for seed := range 9 {
 		dice := rand.New(rand.NewPCG(uint64(seed), 1))
-		o := newOracle(t, Mapping(seed%2), seed)
+		o := newOracle(t, [...]Mapping{AddressAndPortDependent, EndpointIndependent, identity}[seed%3], seed)
 		for range 10_000 {
 			o.command(dice.IntN)
 			o.compare()
 		}
 		s := o.Stats()
 		for _, r := range []Reason{ReasonNoPorts, ReasonSessions, ReasonHalfOpen} {
-			if s.Refused.Of(r) == 0 {
+			if s.Refused.Of(r) == 0 && (r != ReasonNoPorts || o.mode != identity) {
 				t.Errorf("seed %d: nothing was refused for %v", seed, r)
 			}
 		}

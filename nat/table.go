@@ -1,4 +1,5 @@
-// Package nat is the translation state of one dedicated IPv4 address. It is
+// Package nat is the translation state of one dedicated IPv4 address, or the
+// state of flows that are tracked and not translated. It is
 // pure: packets and readings of the clock come in, verdicts come out. It takes
 // no lock, so whoever has the Table calls it from one goroutine at a time.
 package nat
@@ -20,6 +21,14 @@ import (
 //	                     then as ingress                                 -> session
 //	ingress   all        inbound index: (protocol, external port, remote) -> session
 //
+// In an identity table nothing is rewritten: the inner endpoint is what the remote
+// sees, and every session is found by both endpoints, from inside and from outside:
+//
+//	both      all        outbound index: (protocol, inner, remote)       -> session
+//
+// As the inner address is part of that, two inner addresses may use the same ports to
+// one remote. Such a table has neither mappings nor ports, and holds nothing back.
+//
 // UDP and echo are mapped endpoint-independently: an inner endpoint has one
 // mapping, which owns an external port, and a session for each remote that it
 // has sent to. As a packet from outside must find a session, filtering depends
@@ -39,7 +48,9 @@ import (
 // number of steps at a time; nothing else depends on when it comes, but for
 // quotas and ports, which count what has not been taken away yet.
 
-// Table translates between inner endpoints and one external address.
+// Table translates between inner endpoints and one external address. Where
+// [Config.Identity] is set it translates to nothing else: it tracks the same flows by
+// the same rules, and packets pass unchanged. Flows begin inside in both kinds.
 type Table struct {
 	config Config
 	key    hashKey
@@ -54,12 +65,12 @@ type Table struct {
 	hosts    slab[host, *host]
 
 	inbound   index // sessions by protocol, external port and remote
-	outbound  index // TCP sessions by inner and remote
+	outbound  index // TCP sessions, of an identity table all, by protocol, inner and remote
 	inner     index // mappings by protocol and inner endpoint
 	hostIndex index // hosts by address
 	holdIndex index // held tuples
 
-	blank     *portSet // as a port space is before its first use
+	blank     *portSet // as a port space is before its first use; nil in an identity table
 	spaces    [spaceCount]*space
 	crowds    map[endpoint]*crowd
 	tuples    queue // TCP tuples on hold
@@ -88,7 +99,6 @@ func New(c Config) (*Table, error) {
 	t := &Table{
 		config: c,
 		dice:   dice{rand.NewChaCha8(c.Seed)},
-		blank:  newPortSet(c.Ports, c.Reserved),
 		crowds: make(map[endpoint]*crowd),
 		events: newRing(c.EventBuffer, c.MaxSessions),
 		ticks: tickTimers{
@@ -97,16 +107,21 @@ func New(c Config) (*Table, error) {
 			icmp: ticks(c.Timers.ICMP), hold: ticks(c.Timers.Hold),
 		},
 	}
+	if !c.Identity {
+		t.blank = newPortSet(c.Ports, c.Reserved)
+	}
 	t.key = hashKey{t.dice.source.Uint64(), t.dice.source.Uint64()}
 	t.config.Reserved = nil // the caller's memory; blank knows them
 	return t, nil
 }
 
-// External returns the dedicated address of the table.
+// External returns the dedicated address of the table; that of an identity table
+// is not valid.
 func (t *Table) External() netip.Addr { return t.config.External }
 
-// SetDraining says whether the address gives out no new ports. Sessions that
-// exist go on, and so do new ones of mappings that exist.
+// SetDraining says whether the address gives out no new ports, and an identity
+// table takes no new sessions. Sessions that exist go on, and so do new ones of
+// mappings that exist.
 func (t *Table) SetDraining(on bool) { t.draining = on }
 
 // clock takes a reading. One that is older than the latest counts as the latest.
@@ -118,7 +133,7 @@ func (t *Table) clock(now packet.Instant) {
 
 // Egress translates a packet from inside that goes to the internet: its source
 // becomes the external address, and for TCP, UDP and echo requests the external
-// port. p must have passed packet.Parse. On any outcome but Pass the packet is unchanged
+// port. An identity table changes nothing. p must have passed packet.Parse. On any outcome but Pass the packet is unchanged
 // and must be dropped.
 func (t *Table) Egress(p *packet.Packet, now packet.Instant) packet.Outcome {
 	t.clock(now)
@@ -137,26 +152,37 @@ func (t *Table) egress(p *packet.Packet) packet.Outcome {
 	case p.Dst:
 		return packet.OwnAddress
 	}
+	if t.config.Identity && p.Src == p.Dst {
+		return packet.SpoofedSource // A-14, too: nobody goes through us to itself
+	}
 	switch p.Kind {
 	case packet.KindTCP:
 		return t.egressTCP(p)
 	case packet.KindUDP:
-		return t.egressMapped(p)
+		return t.egressDatagram(p)
 	case packet.KindICMPQuery:
 		if p.ICMPType != packet.ICMPEchoRequest {
 			return packet.NoMapping // no request ever comes in, so there is nothing to reply to
 		}
-		return t.egressMapped(p)
+		return t.egressDatagram(p)
 	case packet.KindICMPError:
 		return t.egressError(p)
 	}
 	return packet.Fragment
 }
 
+// egressDatagram is egress of UDP and echo requests.
+func (t *Table) egressDatagram(p *packet.Packet) packet.Outcome {
+	if t.config.Identity {
+		return t.egressTracked(p)
+	}
+	return t.egressMapped(p)
+}
+
 // Ingress translates a packet that came back to the external address: its
 // destination becomes the inner address, and for TCP, UDP and echo replies the
-// inner port. p must have passed packet.Parse. On any outcome but Pass the packet is
-// unchanged and must be dropped, silently (T-4, A-9).
+// inner port. An identity table changes nothing. p must have passed packet.Parse. On
+// any outcome but Pass the packet is unchanged and must be dropped, silently (T-4, A-9).
 func (t *Table) Ingress(p *packet.Packet, now packet.Instant) packet.Outcome {
 	t.clock(now)
 	o := t.ingress(p)
@@ -168,10 +194,10 @@ func (t *Table) ingress(p *packet.Packet) packet.Outcome {
 	if p.Kind == packet.KindUnknown || !p.Src.Is4() || !p.Dst.Is4() {
 		return packet.Malformed
 	}
-	if p.Dst != t.config.External {
+	if p.Dst != t.config.External && !t.config.Identity {
 		return packet.NoMapping
 	}
-	if p.Src == t.config.External {
+	if p.Src == p.Dst {
 		return packet.Martian
 	}
 	switch p.Kind {
@@ -198,6 +224,20 @@ func (t *Table) inboundHash(p packet.Proto, port uint16, remote endpoint) uint64
 	return t.key.sum(uint64(makeTuple(port, remote)), uint64(p))
 }
 
+// flowHash is the hash of the outbound index.
+func (t *Table) flowHash(p packet.Proto, from, to endpoint) uint64 {
+	return t.key.sum(uint64(p)<<48|uint64(from), uint64(to))
+}
+
+// arriving returns the session that a packet from a remote to a destination
+// belongs to, or 0. It may be one whose deadline has come.
+func (t *Table) arriving(p packet.Proto, from, to endpoint) uint32 {
+	if t.config.Identity {
+		return t.findOutbound(t.flowHash(p, to, from), p, to, from)
+	}
+	return t.findInbound(t.inboundHash(p, to.port(), from), p, to.port(), from)
+}
+
 // findInbound returns the session with that external port and remote, or 0.
 // It may be one whose deadline has come.
 func (t *Table) findInbound(h uint64, p packet.Proto, port uint16, remote endpoint) uint32 {
@@ -210,11 +250,11 @@ func (t *Table) findInbound(h uint64, p packet.Proto, port uint16, remote endpoi
 	return 0
 }
 
-// findOutbound returns the TCP session between those endpoints, or 0.
-func (t *Table) findOutbound(h uint64, from, to endpoint) uint32 {
+// findOutbound returns the session between those endpoints, or 0.
+func (t *Table) findOutbound(h uint64, p packet.Proto, from, to endpoint) uint32 {
 	c := t.outbound.find(h)
 	for i := c.next(); i != 0; i = c.next() {
-		if s := t.sessions.at(i); s.from() == from && s.to() == to {
+		if s := t.sessions.at(i); s.from() == from && s.to() == to && s.proto == p {
 			return i
 		}
 	}
@@ -233,7 +273,7 @@ func (t *Table) findMapping(p packet.Proto, from endpoint) uint32 {
 }
 
 // addSession makes the session of a flow under a port that is already its
-// own: of mapping m or, where that is 0, of host hi itself. The caller gives it
+// own (its inner one in an identity table): of mapping m or, where that is 0, of host hi itself. The caller gives it
 // a state and a deadline.
 func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session) {
 	i, s := t.sessions.take()
@@ -249,7 +289,7 @@ func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session)
 		b.sessions++
 		head = &b.first
 		s.owner, s.flags = m, mapped
-	} else {
+	} else if !t.config.Identity {
 		h.ports++
 		if c := t.crowds[f.to]; c != nil {
 			c.set.take(port)
@@ -259,7 +299,12 @@ func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session)
 		t.sessions.at(s.next).prev = i
 	}
 	*head = i
-	t.inbound.insert(t.inboundHash(f.proto, port, f.to), i)
+	if !t.config.Identity {
+		t.inbound.insert(t.inboundHash(f.proto, port, f.to), i)
+	}
+	if t.config.Identity || f.proto == packet.TCP {
+		t.outbound.insert(t.flowHash(f.proto, f.from, f.to), i)
+	}
 	t.stats.Sessions[spaceOf(f.proto)]++
 	t.stats.Created[spaceOf(f.proto)]++
 	return i, s
@@ -276,9 +321,11 @@ func (t *Table) removeSession(i uint32, why Reason) {
 	t.stats.Sessions[spaceOf(s.proto)]--
 	t.tellSession(Closed, s, why)
 	t.enter(s, stateFree)
-	t.inbound.remove(t.inboundHash(s.proto, s.port, s.to()), i)
-	if s.proto == packet.TCP {
-		t.outbound.remove(t.key.sum(uint64(s.from()), uint64(s.to())), i)
+	if !t.config.Identity {
+		t.inbound.remove(t.inboundHash(s.proto, s.port, s.to()), i)
+	}
+	if t.config.Identity || s.proto == packet.TCP {
+		t.outbound.remove(t.flowHash(s.proto, s.from(), s.to()), i)
 	}
 	h := t.hosts.at(t.hostOfSession(s))
 	h.sessions--
@@ -296,6 +343,9 @@ func (t *Table) removeSession(i uint32, why Reason) {
 	}
 	owner, port, remote, shared := s.owner, s.port, s.to(), s.flags&mapped != 0
 	t.sessions.give(i)
+	if t.config.Identity {
+		return // it had no port
+	}
 	if !shared {
 		h.ports--
 		if why != ReasonReused {

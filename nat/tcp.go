@@ -78,7 +78,7 @@ func (t *Table) enter(s *session, to state) {
 
 func (t *Table) egressTCP(p *packet.Packet) packet.Outcome {
 	f := flow{packet.TCP, makeEndpoint(number(p.Src), p.SrcPort), makeEndpoint(number(p.Dst), p.DstPort), p.Seq}
-	i := t.findOutbound(t.key.sum(uint64(f.from), uint64(f.to)), f.from, f.to)
+	i := t.findOutbound(t.flowHash(f.proto, f.from, f.to), f.proto, f.from, f.to)
 	if i != 0 && due(t.sessions.at(i).deadline, t.tick) {
 		t.removeSession(i, ReasonExpired)
 		i = 0
@@ -102,13 +102,15 @@ func (t *Table) egressTCP(p *packet.Packet) packet.Outcome {
 	} else {
 		t.track(s, p, outward)
 	}
-	p.SetSource(t.externalPort(t.sessions.at(i).port))
+	if !t.config.Identity {
+		p.SetSource(t.externalPort(t.sessions.at(i).port))
+	}
 	return packet.Pass
 }
 
 func (t *Table) ingressTCP(p *packet.Packet) packet.Outcome {
 	from := makeEndpoint(number(p.Src), p.SrcPort)
-	i := t.findInbound(t.inboundHash(packet.TCP, p.DstPort, from), packet.TCP, p.DstPort, from)
+	i := t.arriving(packet.TCP, from, makeEndpoint(number(p.Dst), p.DstPort))
 	if i != 0 && due(t.sessions.at(i).deadline, t.tick) {
 		t.removeSession(i, ReasonExpired)
 		i = 0
@@ -120,7 +122,9 @@ func (t *Table) ingressTCP(p *packet.Packet) packet.Outcome {
 	if o := t.track(s, p, inward); o != packet.Pass {
 		return o
 	}
-	p.SetDestination(s.from().addrPort())
+	if !t.config.Identity {
+		p.SetDestination(s.from().addrPort())
+	}
 	return packet.Pass
 }
 
@@ -139,6 +143,8 @@ func (t *Table) connect(f flow, p *packet.Packet) (uint32, packet.Outcome) {
 	var port uint16
 	ok := true
 	switch {
+	case t.config.Identity:
+		port = f.from.port()
 	case !independent:
 		port, ok = t.pickTuple(f.to, f.isn)
 	case m == 0:
@@ -152,7 +158,6 @@ func (t *Table) connect(f flow, p *packet.Packet) (uint32, packet.Outcome) {
 	}
 	t.charge(h)
 	i, s := t.addSession(f, port, hi, m)
-	t.outbound.insert(t.key.sum(uint64(f.from), uint64(f.to)), i)
 	t.start(s, p)
 	t.tellSession(Created, s, ReasonNone)
 	return i, packet.Pass

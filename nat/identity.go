@@ -1,0 +1,59 @@
+package nat
+
+import (
+	"net/netip"
+
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
+
+// An identity table knows each flow as one session of its host: UDP and echoes,
+// too, which have no mapping, because there is nothing that they could be mapped to.
+
+// egressTracked lets a datagram or an echo request pass and takes note of where it
+// goes, so that an answer from there passes, too.
+func (t *Table) egressTracked(p *packet.Packet) packet.Outcome {
+	f := flow{p.Proto, makeEndpoint(number(p.Src), p.SrcPort), makeEndpoint(number(p.Dst), p.DstPort), 0}
+	i := t.findOutbound(t.flowHash(f.proto, f.from, f.to), f.proto, f.from, f.to)
+	if i != 0 && due(t.sessions.at(i).deadline, t.tick) {
+		t.removeSession(i, ReasonExpired)
+		i = 0
+	}
+	deadline := t.datagramDeadline(f.proto)
+	if i != 0 {
+		// The cache line is written once per tick.
+		if s := t.sessions.at(i); s.deadline != deadline {
+			s.deadline = deadline
+		}
+		return packet.Pass
+	}
+	hi := t.hostOf(f.from.addr())
+	h := t.hosts.at(hi)
+	if o := t.admit(h, f, true, false); o != packet.Pass {
+		return o
+	}
+	t.charge(h)
+	_, s := t.addSession(f, f.from.port(), hi, 0)
+	s.state, s.deadline = stateLive, deadline
+	t.tellSession(Created, s, ReasonNone)
+	return packet.Pass
+}
+
+// closeTracked is Close.
+func (t *Table) closeTracked(f Flow) {
+	inner, ok := endpointOf(f.External)
+	remote, ok2 := endpointOf(f.Remote)
+	if !ok || !ok2 {
+		return
+	}
+	if i := t.findOutbound(t.flowHash(f.Proto, inner, remote), f.Proto, inner, remote); i != 0 {
+		t.removeSession(i, ReasonUplinkClosed)
+	}
+}
+
+// seenFrom is the endpoint by which a session's remote knows it.
+func (t *Table) seenFrom(s *session) netip.AddrPort {
+	if t.config.Identity {
+		return s.from().addrPort()
+	}
+	return t.externalPort(s.port)
+}
