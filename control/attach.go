@@ -14,15 +14,17 @@ import (
 )
 
 // Attach attaches a sandbox and waits until the gateway host that holds its
-// dedicated address has it in force; a sandbox that bypasses is only written
-// down. When the host does not confirm in time, or ctx ends, nothing stays. The
-// error is an [*api.Error], or that of the context.
+// dedicated address has it in force, or, while that one is away, the host that holds
+// the other address of the pair; a sandbox that bypasses is only written down. When
+// no host confirms in time, or ctx ends, nothing stays. The error is an
+// [*api.Error], or that of the context.
 func (s *Store) Attach(ctx context.Context, req api.AttachRequest) (api.AttachResponse, error) {
+	called := s.cfg.Clock.Now()
 	e, known, err := s.enter(req)
 	if err != nil || e.Bypass != "" {
 		return api.AttachResponse{Attachment: e.Attachment}, err
 	}
-	resp, err := s.await(ctx, e)
+	resp, err := s.await(ctx, e, called)
 	if err != nil && !known {
 		s.withdraw(e)
 	}
@@ -36,6 +38,9 @@ func (s *Store) enter(req api.AttachRequest) (e entry, known bool, err error) {
 	found, err := s.resolve(req)
 	if err != nil {
 		return entry{}, false, err
+	}
+	if req.Passive && found.Bypass != "" {
+		return entry{}, false, badRequest("passive: the sandbox bypasses (%s); it is counted where it runs, and has no address in a passive network", found.Bypass)
 	}
 	if req.PublicKey != "" || found.Bypass == "" {
 		if err := spec.CheckPublicKey(req.PublicKey); err != nil {
@@ -65,7 +70,7 @@ func (s *Store) enter(req api.AttachRequest) (e entry, known bool, err error) {
 	}
 	a := spec.Attachment{
 		ID: id, Project: req.Project, Environment: req.Environment, Kind: req.Kind, Runtime: req.Runtime,
-		Region: req.Region, Bypass: found.Bypass, Created: s.cfg.Clock.Now().UTC(),
+		Region: req.Region, Passive: req.Passive, Bypass: found.Bypass, Created: s.cfg.Clock.Now().UTC(),
 	}
 	if found.Bypass == "" {
 		a.Network, a.PublicKey = found.Network.ID, req.PublicKey
@@ -96,10 +101,12 @@ func (s *Store) insert(a spec.Attachment) *entry {
 // resolve finds the network, in the words of the API.
 func (s *Store) resolve(req api.AttachRequest) (spec.Resolution, error) {
 	found, err := spec.Resolve(*s.state, spec.Query{
-		Project: req.Project, Environment: req.Environment, Kind: req.Kind, Runtime: req.Runtime, Region: req.Region,
+		Project: req.Project, Environment: req.Environment, Kind: req.Kind, Runtime: req.Runtime,
+		Region: req.Region, Passive: req.Passive,
 	})
 	var field *spec.FieldError
 	var none *spec.NoNetworkError
+	var noPassive *spec.NoPassiveError
 	switch {
 	case errors.As(err, &field):
 		return found, badRequest("%v", err)
@@ -107,6 +114,8 @@ func (s *Store) resolve(req api.AttachRequest) (spec.Resolution, error) {
 		return found, s.wrongRegion(req.Region)
 	case errors.As(err, &none):
 		return found, &api.Error{Status: http.StatusConflict, Code: api.CodeNoNetwork, Message: err.Error()}
+	case errors.As(err, &noPassive):
+		return found, &api.Error{Status: http.StatusConflict, Code: api.CodeNoPassive, Message: err.Error()}
 	case err != nil:
 		return found, &api.Error{Status: http.StatusNotFound, Code: api.CodeNotFound, Message: err.Error()}
 	}
@@ -158,28 +167,34 @@ func (s *Store) address(a *spec.Attachment, n spec.Network, resume *api.Resume) 
 // same reports whether a request resumes an attachment that is still there.
 func same(a spec.Attachment, req api.AttachRequest) bool {
 	if a.Project != req.Project || a.Environment != req.Environment || a.Kind != req.Kind ||
-		a.Runtime != req.Runtime || a.Region != req.Region || a.Inner != req.Resume.InnerAddress {
+		a.Runtime != req.Runtime || a.Region != req.Region || a.Passive != req.Passive || a.Inner != req.Resume.InnerAddress {
 		return false
 	}
 	return a.Bypass != "" || a.PublicKey == req.PublicKey &&
 		(req.Resume.Network == "" || req.Resume.Network == a.Network)
 }
 
-// await waits until the active host has acknowledged the attachment and reported
-// the network's key.
-func (s *Store) await(ctx context.Context, e entry) (api.AttachResponse, error) {
+// await waits until a host has acknowledged the attachment and reported the
+// network's key.
+func (s *Store) await(ctx context.Context, e entry, called time.Time) (api.AttachResponse, error) {
 	timeout := time.NewTimer(s.cfg.AcknowledgeTimeout)
 	defer timeout.Stop()
+	recheck := time.NewTimer(s.cfg.AcknowledgeTimeout)
+	defer recheck.Stop()
 	for {
 		s.mu.Lock()
-		resp, missing, err := s.ready(e)
-		heard := s.heard
+		resp, missing, err := s.ready(e, called)
+		heard, patience := s.heard, s.patience(e, called)
 		s.mu.Unlock()
 		if err != nil || missing == "" {
 			return resp, err
 		}
+		if patience > 0 { // then a sibling will do
+			recheck.Reset(patience)
+		}
 		select {
 		case <-heard:
+		case <-recheck.C:
 		case <-ctx.Done():
 			return api.AttachResponse{}, fmt.Errorf("attach %s: gave up while %s: %w", e.ID, missing, context.Cause(ctx))
 		case <-timeout.C:
@@ -191,7 +206,7 @@ func (s *Store) await(ctx context.Context, e entry) (api.AttachResponse, error) 
 }
 
 // ready makes the answer, or says what is missing for one.
-func (s *Store) ready(e entry) (resp api.AttachResponse, missing string, err error) {
+func (s *Store) ready(e entry, called time.Time) (resp api.AttachResponse, missing string, err error) {
 	if now, ok := s.attachments[e.ID]; !ok || now.seq != e.seq {
 		return resp, "", conflict("attachment %q was detached while its gateway was asked", e.ID)
 	}
@@ -199,7 +214,7 @@ func (s *Store) ready(e entry) (resp api.AttachResponse, missing string, err err
 	if !ok {
 		return resp, "", conflict("network %q was removed while its gateway was asked", e.Network)
 	}
-	gateways, missing := s.gateways(n, e)
+	gateways, missing := s.gateways(n, e, called)
 	if missing != "" {
 		return resp, missing, nil
 	}
@@ -215,8 +230,11 @@ func (s *Store) ready(e entry) (resp api.AttachResponse, missing string, err err
 }
 
 // passive says where the attachment's environment goes while this region is
-// unavailable.
+// unavailable; nil: nowhere, or the attachment is there already.
 func (s *Store) passive(a spec.Attachment) *api.PassiveRegion {
+	if a.Passive {
+		return nil
+	}
 	r, err := spec.Resolve(*s.state, spec.Query{
 		Project: a.Project, Environment: a.Environment, Kind: a.Kind, Runtime: a.Runtime, Region: a.Region,
 	})
@@ -225,37 +243,6 @@ func (s *Store) passive(a spec.Attachment) *api.PassiveRegion {
 	}
 	region, _ := s.state.Region(r.Passive.Region)
 	return &api.PassiveRegion{Region: region.Name, Network: r.Passive.ID, API: region.API}
-}
-
-// gateways lists the hosts of a network, that of the attachment's egress address
-// first. Only that one must be ready.
-func (s *Store) gateways(n spec.Network, e entry) ([]spec.Gateway, string) {
-	hosts := s.state.HostsOf(n)
-	active := spec.EgressIndex(e.Inner)
-	h, err := s.host(hosts[active])
-	if err != nil {
-		return nil, err.Error()
-	}
-	if h.revision < e.revision {
-		return nil, fmt.Sprintf("gateway host %q has acknowledged revision %d, not %d", hosts[active], h.revision, e.revision)
-	}
-	report, ok := h.networks[n.ID]
-	if !ok {
-		return nil, fmt.Sprintf("gateway host %q has not reported a tunnel for network %q", hosts[active], n.ID)
-	}
-	list := []spec.Gateway{gateway(spec.RoleActive, hosts[active], n.Pair[active], report)}
-	if sibling := hosts[1-active]; sibling != hosts[active] {
-		if h := s.hosts[sibling]; h != nil {
-			if report, ok := h.networks[n.ID]; ok {
-				list = append(list, gateway(spec.RoleSibling, sibling, n.Pair[1-active], report))
-			}
-		}
-	}
-	return list, ""
-}
-
-func gateway(role spec.GatewayRole, host string, egress netip.Addr, r spec.NetworkReport) spec.Gateway {
-	return spec.Gateway{Role: role, Host: host, Network: r.ID, PublicKey: r.PublicKey, Endpoint: r.Endpoint, EgressIP: egress}
 }
 
 // Detach ends an attachment, for good: it cannot be resumed. One that is not known

@@ -42,6 +42,12 @@ type StoreConfig struct {
 	Clock Clock
 	// AcknowledgeTimeout is how long Attach waits for the gateway; 0: 5 s.
 	AcknowledgeTimeout time.Duration
+	// HostSilence is how long a host may not have been heard of before Attach takes
+	// it for away, and is content with its sibling; 0: 3 s. Hosts report every second.
+	HostSilence time.Duration
+	// FirstContact is how long Attach waits for a host that was never heard of before
+	// it is content with the sibling; 0: 1 s.
+	FirstContact time.Duration
 	// MaxAttachments bounds what is attached or bypasses at once; 0: 131072.
 	MaxAttachments int
 	// History is how many changes are kept for followers; one that is further
@@ -59,13 +65,16 @@ func (c *StoreConfig) complete() error {
 	if _, ok := c.State.Region(c.Region); !ok {
 		return fmt.Errorf("region %q is not in the desired state; serve one that is, or add it", c.Region)
 	}
-	if c.AcknowledgeTimeout < 0 || c.MaxAttachments < 0 || c.History < 0 || c.MaxRevoked < 0 {
-		return fmt.Errorf("a timeout of %v, %d attachments, a history of %d and %d revoked: none may be below 0 (0 stands for the default)", c.AcknowledgeTimeout, c.MaxAttachments, c.History, c.MaxRevoked)
+	if c.AcknowledgeTimeout < 0 || c.HostSilence < 0 || c.FirstContact < 0 || c.MaxAttachments < 0 || c.History < 0 || c.MaxRevoked < 0 {
+		return fmt.Errorf("a timeout of %v, a silence of %v, a first contact within %v, %d attachments, a history of %d and %d revoked: none may be below 0 (0 stands for the default)",
+			c.AcknowledgeTimeout, c.HostSilence, c.FirstContact, c.MaxAttachments, c.History, c.MaxRevoked)
 	}
 	if c.Clock == nil {
 		c.Clock = systemClock{}
 	}
 	setDefault(&c.AcknowledgeTimeout, 5*time.Second)
+	setDefault(&c.HostSilence, 3*time.Second)
+	setDefault(&c.FirstContact, time.Second)
 	setDefault(&c.MaxAttachments, 1<<17)
 	setDefault(&c.History, 1<<13)
 	setDefault(&c.MaxRevoked, 1<<17)
@@ -113,8 +122,10 @@ type entry struct {
 
 // host is what a gateway host said of itself.
 type host struct {
-	revision uint64 // the newest that it acknowledged
-	reported time.Time
+	revision uint64    // the newest that it acknowledged
+	heard    time.Time // when it last said anything
+	reported time.Time // when it last reported, in UTC
+	draining bool
 	networks map[string]spec.NetworkReport
 }
 
@@ -186,6 +197,7 @@ func (s *Store) Acknowledge(_ context.Context, name string, at spec.Cursor) erro
 	if err != nil {
 		return fmt.Errorf("acknowledge revision %d: %w", at.Revision, err)
 	}
+	h.heard = s.cfg.Clock.Now()
 	if at.Store == s.id && at.Revision <= s.revision && at.Revision > h.revision {
 		h.revision = at.Revision
 		s.hear()
@@ -210,7 +222,8 @@ func (s *Store) Report(_ context.Context, report spec.HostReport) error {
 	if err != nil {
 		return fmt.Errorf("report: %w", err)
 	}
-	h.reported = s.cfg.Clock.Now().UTC()
+	h.heard = s.cfg.Clock.Now()
+	h.reported, h.draining = h.heard.UTC(), report.Draining
 	h.networks = make(map[string]spec.NetworkReport, len(report.Networks))
 	for _, n := range report.Networks {
 		n.Drops = maps.Clone(n.Drops)

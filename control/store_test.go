@@ -230,38 +230,3 @@ func TestNewStoreChecks(t *testing.T) {
 		t.Errorf("defaults: %+v, %v", s, err)
 	}
 }
-
-func TestTwoHosts(t *testing.T) {
-	s := newStore(t, func(c *StoreConfig) {
-		c.State.Regions[0].Hosts = append(c.State.Regions[0].Hosts, spec.Host{Name: "gw-z", Endpoint: addr("192.0.2.9")})
-	})
-	both := func(revision uint64) {
-		for i, name := range []string{"gw-a", "gw-z"} {
-			r := report(map[string]bool{"net_1": true})
-			r.Host, r.Networks[0].PublicKey = name, key(100+i)
-			if err := errors.Join(s.Report(context.Background(), r), s.Acknowledge(context.Background(), name, at(s, revision))); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-	roles := make(map[string]bool)
-	for i := range 8 {
-		e, _, err := s.enter(request(i + 1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		both(e.revision)
-		resp, err := s.await(context.Background(), e)
-		if err != nil || len(resp.Gateways) != 2 || resp.Gateways[0].Role != spec.RoleActive || resp.Gateways[1].Role != spec.RoleSibling {
-			t.Fatalf("got %+v, %v", resp.Gateways, err)
-		}
-		want := []string{"gw-a", "gw-z"}[spec.EgressIndex(resp.Attachment.Inner)]
-		if resp.Gateways[0].Host != want || resp.Gateways[1].Host == want {
-			t.Errorf("%v leaves from %v: got %+v", resp.Attachment.Inner, resp.Attachment.Egress, resp.Gateways)
-		}
-		roles[resp.Gateways[0].Host] = true
-	}
-	if len(roles) != 2 {
-		t.Error("one host is active for all")
-	}
-}

@@ -11,6 +11,7 @@ const (
 	CodeMethod         = "method_not_allowed"  // 405
 	CodeConflict       = "conflict"            // 409: ID or address belongs to another sandbox
 	CodeNoNetwork      = "no_active_network"   // 409: the environment has no active network in the region
+	CodeNoPassive      = "no_passive_network"  // 409: the environment has no passive network in the region
 	CodeTooLarge       = "too_large"           // 413
 	CodeWrongRegion    = "wrong_region"        // 421: another region's control plane serves it
 	CodeInternal       = "internal"            // 500

@@ -18,9 +18,11 @@ type Query struct {
 
 // Resolution is the answer: a network, or the reason for none.
 type Resolution struct {
-	// Network is the active network of the region; not set with Bypass.
+	// Network is the active network of the region, or the passive one if that was
+	// asked for; not set with Bypass.
 	Network Network
-	// Passive is the network to use when the region is unavailable; nil: there is none.
+	// Passive is the network to use when the region is unavailable; nil: there is
+	// none, or it is the one that was asked for.
 	Passive *Network
 	// Bypass is the reason why the sandbox has no tunnel; empty: it has one.
 	Bypass string
@@ -69,6 +71,21 @@ func (e *NoNetworkError) Error() string {
 		e.Environment, e.Project, e.Region, list(e.Regions))
 }
 
+// NoPassiveError says that the environment has no passive network in the region.
+type NoPassiveError struct {
+	Project, Environment, Region string
+	// Elsewhere is the region in which it has one; empty: it has none at all.
+	Elsewhere string
+}
+
+// Error implements error.
+func (e *NoPassiveError) Error() string {
+	if e.Elsewhere == "" {
+		return fmt.Sprintf("environment %q of project %q has no passive network; give it one in region %q", e.Environment, e.Project, e.Region)
+	}
+	return fmt.Sprintf("the passive network of environment %q of project %q is in region %q, not in %q; attach there", e.Environment, e.Project, e.Elsewhere, e.Region)
+}
+
 func list(names []string) string {
 	if len(names) == 0 {
 		return "none"
@@ -78,7 +95,8 @@ func list(names []string) string {
 
 // Resolve finds the network of a sandbox in a valid state. The edge runtime and
 // builds that are not included bypass, wherever they run. The error is a
-// [*FieldError], [*UnknownProjectError], [*UnknownEnvironmentError] or [*NoNetworkError].
+// [*FieldError], [*UnknownProjectError], [*UnknownEnvironmentError], [*NoNetworkError]
+// or [*NoPassiveError].
 func Resolve(s State, q Query) (Resolution, error) {
 	if err := q.check(); err != nil {
 		return Resolution{}, err
@@ -97,6 +115,9 @@ func Resolve(s State, q Query) (Resolution, error) {
 	if q.Kind == KindBuild && !env.Builds {
 		return Resolution{Bypass: BypassBuilds}, nil
 	}
+	if q.Passive {
+		return s.resolvePassive(q, env)
+	}
 	var regions []string
 	for _, id := range env.Active {
 		n, ok := s.Network(id)
@@ -109,6 +130,17 @@ func Resolve(s State, q Query) (Resolution, error) {
 		regions = append(regions, n.Region)
 	}
 	return Resolution{}, &NoNetworkError{Project: q.Project, Environment: q.Environment, Region: q.Region, Regions: regions}
+}
+
+func (s State) resolvePassive(q Query, env Environment) (Resolution, error) {
+	n := s.passive(env)
+	switch {
+	case n == nil:
+		return Resolution{}, &NoPassiveError{Project: q.Project, Environment: q.Environment, Region: q.Region}
+	case n.Region != q.Region:
+		return Resolution{}, &NoPassiveError{Project: q.Project, Environment: q.Environment, Region: q.Region, Elsewhere: n.Region}
+	}
+	return Resolution{Network: *n}, nil
 }
 
 func (q Query) check() error {

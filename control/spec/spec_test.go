@@ -197,12 +197,14 @@ func TestResolve(t *testing.T) {
 		"unheard of runtime":      {with(func(q *Query) { q.Runtime = "zig0.13" }), "net_1", ""},
 		"build included":          {with(func(q *Query) { q.Kind = KindBuild }), "net_1", ""},
 		"build not included":      {with(func(q *Query) { q.Kind, q.Environment = KindBuild, "preview" }), "", BypassBuilds},
+		"passive":                 {with(func(q *Query) { q.Passive, q.Region = true, "fra1" }), "net_2", ""},
+		"passive edge":            {with(func(q *Query) { q.Passive, q.Region, q.Runtime = true, "fra1", RuntimeEdge }), "", BypassEdge},
 		"edge":                    {with(func(q *Query) { q.Runtime = RuntimeEdge }), "", BypassEdge},
 		"edge without a network":  {with(func(q *Query) { q.Runtime, q.Environment = RuntimeEdge, "lonely" }), "", BypassEdge},
 		"build without a network": {with(func(q *Query) { q.Kind, q.Environment = KindBuild, "lonely" }), "", BypassBuilds},
 	} {
 		got, err := Resolve(s, tc.q)
-		if err != nil || got.Network.ID != tc.network || got.Bypass != tc.bypass {
+		if err != nil || got.Network.ID != tc.network || got.Bypass != tc.bypass || tc.q.Passive && got.Passive != nil {
 			t.Errorf("%s: got %q, %q, %v", name, got.Network.ID, got.Bypass, err)
 		}
 	}
@@ -228,6 +230,13 @@ func TestResolve(t *testing.T) {
 	var none *NoNetworkError
 	if _, err := Resolve(s, with(func(q *Query) { q.Region = "fra1" })); !errors.As(err, &none) || len(none.Regions) != 1 || none.Regions[0] != "iad1" {
 		t.Errorf("no network: got %v", err)
+	}
+	var passive *NoPassiveError
+	if _, err := Resolve(s, with(func(q *Query) { q.Passive = true })); !errors.As(err, &passive) || passive.Elsewhere != "fra1" || !strings.Contains(err.Error(), `in region "fra1", not in "iad1"`) {
+		t.Errorf("passive elsewhere: got %v", err)
+	}
+	if _, err := Resolve(s, with(func(q *Query) { q.Passive, q.Environment = true, "preview" })); !errors.As(err, &passive) || passive.Elsewhere != "" || !strings.Contains(err.Error(), "no passive network") {
+		t.Errorf("no passive network: got %v", err)
 	}
 }
 
