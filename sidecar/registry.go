@@ -40,6 +40,7 @@ type entry struct {
 	timer      *time.Timer // ends a waiting one
 	claimed    bool
 	sw         *sandbox
+	proxied    *proxied      // its device, where it asked for proxies
 	warned     bool          // that it could not be attached again
 	gone       chan struct{} // closed by detach
 }
@@ -66,10 +67,18 @@ func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer
 		return sandboxAnswer{ID: a.ID, Bypass: a.Bypass}, nil
 	}
 	dns := resp.Network.DNS[:min(len(resp.Network.DNS), maxNameServers)]
-	return sandboxAnswer{
+	out := sandboxAnswer{
 		ID: a.ID, Network: a.Network, Inner: a.Inner, DNS: dns, MTU: e.network.info.MTU, Hide: s.cfg.Hide,
 		Passive: passiveStatus{State: passiveNone},
-	}, nil
+	}
+	if !req.Proxy {
+		return out, nil
+	}
+	if out.Proxies, err = s.offer(e, out); err != nil {
+		s.detach(context.WithoutCancel(ctx), a.ID, "it could not have proxies")
+		return sandboxAnswer{}, err
+	}
+	return out, nil
 }
 
 // controlError makes what the control plane, or the way there, answered an
@@ -203,7 +212,7 @@ func (s *Sidecar) detach(ctx context.Context, id, why string) bool {
 	s.leaving[id] = leaving
 	e.timer.Stop()
 	close(e.gone)
-	sw := e.sw
+	sw, proxied := e.sw, e.proxied
 	if sw != nil {
 		s.retire(sw)
 	}
@@ -212,6 +221,8 @@ func (s *Sidecar) detach(ctx context.Context, id, why string) bool {
 	s.cfg.Log.Debug("detach", "sandbox", id, "why", why)
 	if sw != nil {
 		sw.stop()
+	} else if proxied != nil {
+		_ = proxied.Close()
 	}
 	if e.network != nil {
 		s.mu.Lock()

@@ -33,6 +33,8 @@ type sandboxRequest struct {
 	Environment string    `json:"environment"`
 	Kind        spec.Kind `json:"kind"`
 	Runtime     string    `json:"runtime"`
+	// Proxy asks for proxies instead of an interface.
+	Proxy bool `json:"proxy,omitempty"`
 }
 
 // sandboxAnswer says what the sandbox gets.
@@ -50,6 +52,8 @@ type sandboxAnswer struct {
 	Hide []string `json:"hide,omitempty"`
 	// Passive is the sandbox's attachment to its passive network.
 	Passive passiveStatus `json:"passive,omitzero"`
+	// Proxies are there if they were asked for. The sandbox has no interface then.
+	Proxies *proxiesAnswer `json:"proxies,omitempty"`
 }
 
 // server is the local API.
@@ -256,24 +260,32 @@ func (v *server) hold(conn *net.UnixConn, e *entry) error {
 }
 
 // begin receives the device and starts to switch. The channel is closed when
-// switching ends; it is nil for a sandbox that bypasses.
+// switching ends; it is nil for a sandbox that bypasses. One with proxies brings
+// no device.
 func (v *server) begin(conn *net.UnixConn, e *entry) (<-chan struct{}, error) {
 	m, f, err := handover.Receive(conn)
 	if err != nil {
 		return nil, err
 	}
-	if bypass := e.network == nil; bypass || f == nil {
-		if bypass && f == nil {
-			return nil, nil
-		}
+	v.sidecar.mu.Lock()
+	proxied := e.proxied
+	v.sidecar.mu.Unlock()
+	if wanted := e.network != nil && proxied == nil; wanted != (f != nil) {
 		if f != nil {
 			_ = f.Close()
 		}
-		return nil, fmt.Errorf("an interface of type %q, and the sandbox's bypass is %t", m.Type, bypass)
+		return nil, fmt.Errorf("an interface of type %q, and that the sandbox needs one is %t", m.Type, wanted)
 	}
-	dev, err := openDevice(m, f, e.network.info.MTU)
-	if err != nil {
-		return nil, err
+	var dev tun.Device
+	switch {
+	case e.network == nil:
+		return nil, nil
+	case f == nil:
+		dev = proxied
+	default:
+		if dev, err = openDevice(m, f, e.network.info.MTU); err != nil {
+			return nil, err
+		}
 	}
 	if err := v.sidecar.connectDevice(context.Background(), e, dev); err != nil {
 		return nil, err

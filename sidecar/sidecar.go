@@ -22,8 +22,9 @@
 // JSON over HTTP on a Unix socket that only the sidecar's user can open. An
 // error is {"error": {"code": "...", "message": "..."}}, as in the control API.
 //
-//	POST   /v1/sandboxes             {project, environment, kind, runtime} -> 201
-//	                                 {id, bypass} or {id, network, inner, dns, mtu, hide}
+//	POST   /v1/sandboxes             {project, environment, kind, runtime, proxy} -> 201
+//	                                 {id, bypass} or {id, network, inner, dns, mtu, hide, passive,
+//	                                 proxies: {socks5, http, user, password}}
 //	POST   /v1/sandboxes/{id}/device Upgrade: sallyport-device -> 101, then as
 //	                                 package handover says
 //	DELETE /v1/sandboxes/{id}        -> 204
@@ -33,6 +34,11 @@
 // A sandbox whose device does not come within 10 s is detached, and so is one
 // whose connection ends. What bypasses has no device, and is held by a
 // connection all the same.
+//
+// So is a sandbox that asked for proxies: its device is made here, a TCP/IP stack
+// whose connections are those of a SOCKS5 and HTTP server on the worker's
+// loopback (proxied.go, package proxy). Nothing makes its command use them, so that
+// it is said to be proxied wherever it is listed.
 package sidecar
 
 import (

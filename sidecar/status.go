@@ -9,6 +9,7 @@ import (
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/internal/tundev"
+	"github.com/sallyport-net/sallyport/sidecar/proxy"
 )
 
 // listing is the answer to GET /v1/sandboxes.
@@ -29,6 +30,9 @@ type sandboxStatus struct {
 	Egress  spec.Traffic      `json:"egress"`
 	Ingress spec.Traffic      `json:"ingress"`
 	Drops   map[string]uint64 `json:"drops,omitempty"` // both directions, by reason
+	// Proxied says that the sandbox has proxies only, which its command may pass by.
+	Proxied bool         `json:"proxied,omitempty"`
+	Proxy   *proxy.Stats `json:"proxy,omitempty"`
 }
 
 // listing lists the sandboxes by ID.
@@ -47,6 +51,10 @@ func (s *Sidecar) listing() listing {
 			e.sw.dropped[0].into(v.Drops)
 			e.sw.dropped[1].into(v.Drops)
 			e.sw.addDeviceDrops(v.Drops, v.Drops)
+		}
+		if e.proxied != nil {
+			stats := e.proxied.server.Stats()
+			v.Proxied, v.Proxy = true, &stats
 		}
 		if e.attachment.Bypass == "" {
 			out.Attached++
