@@ -15,13 +15,17 @@ import (
 // KeySize is the length of a WireGuard key in bytes.
 const KeySize = 32
 
-// minSecret is the shortest secret that DeriveKey takes, in bytes: as much as
-// it gives out, so that a derived key is never weaker than a made one.
+// minSecret is the shortest secret that keys derive from, in bytes: as much as
+// is given out, so that a derived key is never weaker than a made one.
 const minSecret = KeySize
 
-// deriveInfo separates network keys from anything else that is ever derived
-// from the same secret (the "info" of RFC 5869 section 3.2).
-const deriveInfo = "sallyport network key v1\x00"
+// What separates the kinds of keys that derive from one secret (the "info" of RFC
+// 5869 section 3.2). None is the beginning of another, and a zero byte ends each.
+const (
+	networkInfo = "sallyport network key v1\x00"
+	siteInfo    = "sallyport site key v1\x00"
+	relayInfo   = "sallyport relay key v1\x00"
+)
 
 // Key is a Curve25519 key of WireGuard, public or private.
 //
@@ -44,15 +48,49 @@ func NewKey() Key {
 // no network's key tells anything about another's. The secret must hold at
 // least 32 bytes.
 func DeriveKey(secret []byte, networkID string) (Key, error) {
-	if len(secret) < minSecret {
-		return Key{}, fmt.Errorf("derive the key of network %q: the secret has %d bytes; make one of at least %d random bytes", networkID, len(secret), minSecret)
-	}
-	if networkID == "" {
-		return Key{}, errors.New("derive a network's key: the network has no id")
-	}
-	raw, err := hkdf.Key(sha256.New, secret, nil, deriveInfo+networkID, KeySize)
+	k, err := derive(secret, networkInfo, networkID)
 	if err != nil {
 		return Key{}, fmt.Errorf("derive the key of network %q: %w", networkID, err)
+	}
+	return k, nil
+}
+
+// DeriveSiteKey makes the private key of a network's site tunnel from the secret of
+// its region, as [DeriveKey] does from a host's: it is the same on every host of the
+// region, so that the tunnel can move.
+func DeriveSiteKey(regionSecret []byte, networkID string) (Key, error) {
+	k, err := derive(regionSecret, siteInfo, networkID)
+	if err != nil {
+		return Key{}, fmt.Errorf("derive the site key of network %q: %w", networkID, err)
+	}
+	return k, nil
+}
+
+// DeriveRelayKey makes the private key by which a host of the region that has not
+// the network's site tunnel reaches the one that has it. Both ends derive it, so
+// that each knows the other's public key without being told.
+func DeriveRelayKey(regionSecret []byte, networkID, host string) (Key, error) {
+	if host == "" {
+		return Key{}, fmt.Errorf("derive the relay key of network %q: the host has no name", networkID)
+	}
+	k, err := derive(regionSecret, relayInfo+host+"\x00", networkID)
+	if err != nil {
+		return Key{}, fmt.Errorf("derive the relay key of network %q on host %s: %w", networkID, host, err)
+	}
+	return k, nil
+}
+
+// derive makes the key of one kind and network.
+func derive(secret []byte, info, networkID string) (Key, error) {
+	if len(secret) < minSecret {
+		return Key{}, fmt.Errorf("the secret has %d bytes; make one of at least %d random bytes", len(secret), minSecret)
+	}
+	if networkID == "" {
+		return Key{}, errors.New("the network has no id")
+	}
+	raw, err := hkdf.Key(sha256.New, secret, nil, info+networkID, KeySize)
+	if err != nil {
+		return Key{}, err
 	}
 	k := Key(raw)
 	k.clamp()

@@ -37,14 +37,60 @@ func TestPublicVectors(t *testing.T) {
 // was computed by an independent HKDF.
 func TestDeriveKeyVector(t *testing.T) {
 	secret := bytes.Repeat([]byte{0x0b}, 32)
-	k, err := DeriveKey(secret, "net_1")
-	if err != nil {
-		t.Fatal(err)
+	for name, row := range map[string]struct {
+		derive func() (Key, error)
+		want   string
+	}{
+		"network": {func() (Key, error) { return DeriveKey(secret, "net_1") }, "a8e67821fecfdcce0e3dd50dfc9be2501be5a40877be900418f9a28a5c262e7f"},
+		"site":    {func() (Key, error) { return DeriveSiteKey(secret, "net_1") }, "e099a6cec2a5f498f0e159713fa4be743e892d2e46f9bdcabf62695f83c39c44"},
+		"relay":   {func() (Key, error) { return DeriveRelayKey(secret, "net_1", "gw-b") }, "287f906341b021d1004518ad888bb587c5bc9df8ffa2d0d1d45db25a24bcde71"},
+	} {
+		k, err := row.derive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := hex.EncodeToString(k[:]); got != row.want {
+			t.Errorf("the %s key is %s, want %s", name, got, row.want)
+		}
 	}
-	const want = "a8e67821fecfdcce0e3dd50dfc9be2501be5a40877be900418f9a28a5c262e7f"
-	if got := hex.EncodeToString(k[:]); got != want {
-		t.Errorf("DeriveKey = %s, want %s", got, want)
-	}
+}
+
+// Keys of different kinds, networks and hosts differ though they come from one
+// secret, and equal names give equal keys.
+func TestDerivedKindsSeparate(t *testing.T) {
+	name := rapid.StringMatching(`[a-z0-9][a-z0-9_-]{0,4}`)
+	rapid.Check(t, func(t *rapid.T) {
+		secret := rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "secret")
+		type who struct{ kind, network, host string }
+		keys := map[Key]who{}
+		for range 8 {
+			w := who{kind: rapid.SampledFrom([]string{"network", "site", "relay"}).Draw(t, "kind"), network: name.Draw(t, "network")}
+			k, err := Key{}, error(nil)
+			switch w.kind {
+			case "network":
+				k, err = DeriveKey(secret, w.network)
+			case "site":
+				k, err = DeriveSiteKey(secret, w.network)
+			case "relay":
+				w.host = name.Draw(t, "host")
+				k, err = DeriveRelayKey(secret, w.network, w.host)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if other, taken := keys[k]; taken && other != w {
+				t.Fatalf("%+v and %+v have the same key", w, other)
+			}
+			keys[k] = w
+		}
+		names := map[who]bool{}
+		for _, w := range keys {
+			if names[w] {
+				t.Fatalf("%+v has two keys", w)
+			}
+			names[w] = true
+		}
+	})
 }
 
 func TestDeriveKeySeparates(t *testing.T) {
@@ -78,6 +124,15 @@ func TestDeriveKeyRefuses(t *testing.T) {
 		t.Error("a short secret: no error")
 	}
 	if _, err := DeriveKey(make([]byte, 32), ""); err == nil {
+		t.Error("no network id: no error")
+	}
+	if _, err := DeriveSiteKey(make([]byte, 31), "net_1"); err == nil || !strings.Contains(err.Error(), "31 bytes") {
+		t.Errorf("a short region secret: %v", err)
+	}
+	if _, err := DeriveRelayKey(make([]byte, 32), "net_1", ""); err == nil {
+		t.Error("no host: no error")
+	}
+	if _, err := DeriveRelayKey(make([]byte, 32), "", "gw-b"); err == nil {
 		t.Error("no network id: no error")
 	}
 }

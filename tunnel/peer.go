@@ -40,6 +40,9 @@ type PeerStats struct {
 	RxBytes       uint64         // authenticated bytes received, with WireGuard's overhead
 	TxBytes       uint64         // bytes sent, with WireGuard's overhead
 	Keepalive     time.Duration
+	// Disallowed counts packets of the peer that were dropped because their source is
+	// none of AllowedIPs, since the peer was added.
+	Disallowed uint64
 }
 
 // SetPeer adds a peer, or changes the one with the same key: its allowed
@@ -61,6 +64,7 @@ func (t *Tunnel) SetPeer(p Peer) error {
 	if err := t.dev.IpcSet(t.peerConfig(p, wanted)); err != nil {
 		return fmt.Errorf("set peer %s of the tunnel %s: %w", p.PublicKey, t.public, err)
 	}
+	t.foreign.know(t.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)))
 	for prefix := range t.peers[p.PublicKey] {
 		if _, stays := wanted[prefix]; !stays {
 			delete(t.owner, prefix)
@@ -126,6 +130,9 @@ func (t *Tunnel) RemovePeer(peer Key) error {
 	if t.closed() {
 		return fmt.Errorf("remove peer %s of the tunnel %s: %w", peer, t.public, ErrClosed)
 	}
+	if p := t.dev.LookupPeer(device.NoisePublicKey(peer)); p != nil {
+		t.foreign.forget(p)
+	}
 	t.dev.RemovePeer(device.NoisePublicKey(peer))
 	for prefix := range t.peers[peer] {
 		delete(t.owner, prefix)
@@ -165,6 +172,12 @@ func (t *Tunnel) Peers() ([]PeerStats, error) {
 	state, err := t.read()
 	if err != nil {
 		return nil, err
+	}
+	for i := range state.peers {
+		p := &state.peers[i]
+		if known := t.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)); known != nil {
+			p.Disallowed = t.foreign.of(known)
+		}
 	}
 	return state.peers, nil
 }

@@ -38,9 +38,10 @@ type Config struct {
 // Tunnel is a WireGuard device that is up. Its methods may be called by many
 // goroutines at once.
 type Tunnel struct {
-	dev    *device.Device
-	public Key
-	port   uint16
+	dev     *device.Device
+	public  Key
+	port    uint16
+	foreign disallowed
 
 	mu    sync.Mutex                        // guards what follows and keeps changes of peers in order
 	peers map[Key]map[netip.Prefix]struct{} // allowed prefixes by peer
@@ -62,15 +63,14 @@ func New(cfg Config) (*Tunnel, error) {
 		_ = cfg.Device.Close()
 		return nil, errors.New("make a WireGuard tunnel: no private key was given")
 	}
-	dev := device.NewDevice(newAlwaysUp(cfg.Device), conn.NewStdNetBind(), bridge(cfg.Log))
 	t := &Tunnel{
-		dev:    dev,
 		public: cfg.PrivateKey.Public(),
 		peers:  make(map[Key]map[netip.Prefix]struct{}),
 		owner:  make(map[netip.Prefix]Key),
 	}
+	t.dev = device.NewDevice(newAlwaysUp(cfg.Device), conn.NewStdNetBind(), bridge(cfg.Log, &t.foreign))
 	if err := t.start(cfg); err != nil {
-		dev.Close()
+		t.dev.Close()
 		return nil, err
 	}
 	return t, nil

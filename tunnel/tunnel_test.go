@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -429,4 +430,78 @@ func (w lockedWriter) Write(b []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.w.Write(b)
+}
+
+// stats returns what a tunnel knows of a peer.
+func (e end) stats(t *testing.T, peer Key) PeerStats {
+	t.Helper()
+	all, err := e.Peers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
+		if p.PublicKey == peer {
+			return p
+		}
+	}
+	t.Fatalf("there is no peer %s", peer)
+	return PeerStats{}
+}
+
+// TestDisallowedSources: packets from outside a peer's addresses are dropped, and
+// counted for that peer alone; a change of the peer keeps the count, its removal
+// ends it. Whether anything is logged makes no difference.
+func TestDisallowedSources(t *testing.T) {
+	for name, log := range map[string]*slog.Logger{
+		"no log":    nil,
+		"info log":  slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		"debug log": slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dev := newMemTUN()
+			tn, err := New(Config{PrivateKey: NewKey(), Device: dev, Log: log})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(tn.Close)
+			gateway, a, b := end{tn, dev}, newEnd(t), newEnd(t)
+			connect(t, gateway, a, "10.0.0.5/32")
+			connect(t, gateway, b, "10.0.0.6/32")
+			send := func(from end, src string, mark byte) { from.dev.out <- packetFrom(src, "10.0.0.1", mark) }
+			// Packets of one peer stay in order: when the last one is there, the others
+			// have been judged.
+			send(a, "10.0.0.6", 1)
+			send(a, "192.0.2.1", 1)
+			send(a, "10.0.0.5", 2)
+			gateway.expect(t, 2)
+			send(b, "10.0.0.5", 1)
+			send(b, "10.0.0.6", 3)
+			gateway.expect(t, 3)
+			if n, m := gateway.stats(t, a.PublicKey()).Disallowed, gateway.stats(t, b.PublicKey()).Disallowed; n != 2 || m != 1 {
+				t.Errorf("%d and %d packets were counted, want 2 and 1", n, m)
+			}
+			if err := gateway.SetPeer(Peer{PublicKey: a.PublicKey(), AllowedIPs: prefixes("10.0.0.7/32")}); err != nil {
+				t.Fatal(err)
+			}
+			send(a, "10.0.0.5", 1)
+			send(a, "10.0.0.7", 4)
+			gateway.expect(t, 4)
+			if n := gateway.stats(t, a.PublicKey()).Disallowed; n != 3 {
+				t.Errorf("%d packets were counted after a change of the peer, want 3", n)
+			}
+			if err := gateway.RemovePeer(a.PublicKey()); err != nil {
+				t.Fatal(err)
+			}
+			n := 0
+			gateway.foreign.peers.Range(func(any, any) bool { n++; return true })
+			if n != 1 {
+				t.Errorf("%d peers are counted for, want the one that is left", n)
+			}
+			select {
+			case got := <-gateway.dev.in:
+				t.Errorf("a packet got through: %x", got)
+			default:
+			}
+		})
+	}
 }
