@@ -30,6 +30,10 @@ type ExecConfig struct {
 	Command []string
 	// Interface is how packets come out of the sandbox.
 	Interface confine.Interface
+	// Proxy runs the command in the caller's own network, with the usual variables
+	// for SOCKS5 and HTTP proxies into the sandbox's. A command that does not heed
+	// them goes past the sandbox.
+	Proxy bool
 	// Verbose tells on Messages what is done, and not only what goes wrong.
 	Verbose bool
 	// Messages takes lines for whoever started the command.
@@ -43,8 +47,8 @@ type ExecConfig struct {
 // tunnel and back. What bypasses runs untouched. An error is one of this
 // function's own; the exit code is then one of confine's.
 func Exec(cfg ExecConfig) (int, error) {
-	if len(cfg.Command) == 0 {
-		return confine.ExitFailed, errors.New("no command was given; write it behind --")
+	if err := cfg.validate(); err != nil {
+		return confine.ExitFailed, err
 	}
 	socket, err := filepath.Abs(cfg.Socket)
 	if err != nil {
@@ -54,10 +58,14 @@ func Exec(cfg ExecConfig) (int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), attachTimeout)
 	defer cancel()
 	box, err := client.attach(ctx, sandboxRequest{
-		Project: cfg.Project, Environment: cfg.Environment, Kind: cfg.Kind, Runtime: cfg.Runtime,
+		Project: cfg.Project, Environment: cfg.Environment, Kind: cfg.Kind, Runtime: cfg.Runtime, Proxy: cfg.Proxy,
 	})
 	if err != nil {
 		return confine.ExitFailed, fmt.Errorf("attach a sandbox: %w", err)
+	}
+	if p := box.Passive; p.State == passiveFailed {
+		cfg.say("warning: no passive network takes over from network %s while its region is unavailable: attaching to network %s in region %s failed, and is tried again: %s",
+			box.Network, p.Network, p.Region, p.Reason)
 	}
 	conn, err := client.device(ctx, box.ID)
 	if err != nil {
@@ -75,6 +83,17 @@ func Exec(cfg ExecConfig) (int, error) {
 	return code, err
 }
 
+// validate says what of the configuration cannot be.
+func (cfg ExecConfig) validate() error {
+	switch {
+	case len(cfg.Command) == 0:
+		return errors.New("no command was given; write it behind --")
+	case cfg.Proxy && cfg.Interface != confine.Auto:
+		return fmt.Errorf("proxies take the place of an interface; leave %q out, or the proxies", cfg.Interface)
+	}
+	return nil
+}
+
 // run runs the command with the connection that holds its sandbox.
 func (cfg ExecConfig) run(conn *net.UnixConn, box sandboxAnswer, folder string) (int, error) {
 	started, notes := make(chan struct{}), make(chan string, 16)
@@ -86,8 +105,11 @@ func (cfg ExecConfig) run(conn *net.UnixConn, box sandboxAnswer, folder string) 
 	ended := make(chan struct{})
 	watched := make(chan struct{})
 	lost := "the sidecar let go of the sandbox: the command has no network any more"
-	if box.Bypass != "" {
+	switch {
+	case box.Bypass != "":
 		lost = "the sidecar ended: the command is not counted as a bypass any more"
+	case cfg.Proxy:
+		lost = "the sidecar let go of the sandbox: its proxies are gone"
 	}
 	go func() {
 		defer close(watched)
@@ -101,14 +123,8 @@ func (cfg ExecConfig) run(conn *net.UnixConn, box sandboxAnswer, folder string) 
 	}()
 	defer func() { close(ended); _ = conn.SetReadDeadline(time.Now()); <-watched }()
 
-	if box.Bypass != "" {
-		if err := holdBypass(conn); err != nil {
-			return confine.ExitFailed, err
-		}
-		if cfg.Verbose {
-			cfg.say("bypass (%s): the command runs without a tunnel", box.Bypass)
-		}
-		return confine.RunBare(c)
+	if box.Bypass != "" || cfg.Proxy {
+		return cfg.runBare(c, box)
 	}
 	if cfg.Verbose {
 		cfg.say("sandbox %s in network %s has the address %v", box.ID, box.Network, box.Inner)
@@ -123,8 +139,31 @@ func (cfg ExecConfig) run(conn *net.UnixConn, box sandboxAnswer, folder string) 
 	return code, err
 }
 
-// holdBypass tells the sidecar that what bypasses runs now.
-func holdBypass(conn *net.UnixConn) error {
+// runBare runs a command that bypasses, or has proxies.
+func (cfg ExecConfig) runBare(c confine.Config, box sandboxAnswer) (int, error) {
+	if box.Bypass == "" && box.Proxies == nil {
+		return confine.ExitFailed, errors.New("the sidecar gives no proxies; is it of this version?")
+	}
+	if err := holdBare(c.Sidecar); err != nil {
+		return confine.ExitFailed, err
+	}
+	if box.Bypass != "" {
+		if cfg.Verbose {
+			cfg.say("bypass (%s): the command runs without a tunnel", box.Bypass)
+		}
+		return confine.RunBare(c)
+	}
+	c.Environment = box.Proxies.environment(os.Environ())
+	cfg.say("warning: proxies are not enforced: the command runs in this machine's own network, and what does not heed http_proxy, https_proxy or all_proxy leaves from this machine's address")
+	if cfg.Verbose {
+		cfg.say("sandbox %s in network %s has the address %v and proxies at %v", box.ID, box.Network, box.Inner, box.Proxies.SOCKS5)
+	}
+	return confine.RunBare(c)
+}
+
+// holdBare tells the sidecar that what brings no interface runs now, and waits
+// until its tunnel, if it has one, is proven.
+func holdBare(conn *net.UnixConn) error {
 	if err := handover.Send(conn, handover.Message{Type: handover.None}, nil); err != nil {
 		return err
 	}

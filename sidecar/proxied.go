@@ -3,6 +3,9 @@ package sidecar
 import (
 	"errors"
 	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sallyport-net/sallyport/internal/netstack"
@@ -77,4 +80,24 @@ func (s *Sidecar) offer(e *entry, box sandboxAnswer) (*proxiesAnswer, error) {
 	}
 	at, who := p.server.Address(), p.server.Credentials()
 	return &proxiesAnswer{SOCKS5: at, HTTP: at, User: who.User, Password: who.Password}, nil
+}
+
+// environment replaces what variables say of proxies. There is no no_proxy: names
+// and addresses that only this machine knows mean nothing in the network.
+func (p *proxiesAnswer) environment(variables []string) []string {
+	out := slices.DeleteFunc(slices.Clone(variables), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		switch strings.ToLower(name) {
+		case "http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy":
+			return true
+		}
+		return false
+	})
+	who := url.UserPassword(p.User, p.Password)
+	web := url.URL{Scheme: "http", User: who, Host: p.HTTP.String()}
+	socks := url.URL{Scheme: "socks5h", User: who, Host: p.SOCKS5.String()} // h: the proxy looks names up
+	for name, u := range map[string]url.URL{"http_proxy": web, "https_proxy": web, "all_proxy": socks} {
+		out = append(out, name+"="+u.String(), strings.ToUpper(name)+"="+u.String())
+	}
+	return out
 }

@@ -78,7 +78,7 @@ func TestBypassIsHeldByItsConnection(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := holdBypass(conn); err != nil {
+		if err := holdBare(conn); err != nil {
 			t.Fatal(err)
 		}
 		var list listing

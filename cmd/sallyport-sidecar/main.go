@@ -165,7 +165,7 @@ func execCommand() *cobra.Command {
 	}
 	var kind, via string
 	cmd := &cobra.Command{
-		Use:   "exec --project P --environment E [--kind K] --runtime R -- CMD [ARG...]",
+		Use:   "exec --project P --environment E [--kind K] --runtime R [--proxy] -- CMD [ARG...]",
 		Short: "Run a command as a sandbox of a project's environment",
 		Long: `Run a command as a sandbox of a project's environment, without any privilege.
 
@@ -174,6 +174,12 @@ far end is the sidecar; its name server is the network's gateway. It starts when
 packet has been through the tunnel and back, and it runs without capabilities.
 Edge functions, and builds of environments that do not include them, bypass: they
 run untouched, and are counted.
+
+Where this machine forbids user namespaces, as many containers do, --proxy runs the
+command in the machine's own network, with http_proxy, https_proxy and all_proxy set
+to proxies of the sandbox's (HTTP, and SOCKS5 with UDP). That is not enforced: what
+does not heed the variables leaves from this machine's address. So it is never done
+unasked.
 
 The exit code is the command's own, or 128 and the number of the signal that ended
 it; 125 if the sandbox could not be made, 126 if the command cannot be run, 127 if
@@ -198,6 +204,7 @@ it was not found.`,
 	flags.StringVar(&kind, "kind", string(spec.KindFunction), "function or build")
 	flags.StringVar(&cfg.Runtime, "runtime", "", "nodejs, python, go, ruby, edge or another (needed)")
 	flags.StringVar(&via, "interface", "", "tun or veth; without it a TUN where the machine gives one, else a veth pair")
+	flags.BoolVar(&cfg.Proxy, "proxy", false, "set variables for proxies instead of making namespaces; NOT enforced")
 	flags.BoolVarP(&cfg.Verbose, "verbose", "v", false, "say on standard error what is done")
 	for _, name := range []string{"project", "environment", "runtime"} {
 		if err := cmd.MarkFlagRequired(name); err != nil {

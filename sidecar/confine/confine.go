@@ -88,6 +88,9 @@ type Config struct {
 	Interface Interface
 	// Stdin, Stdout and Stderr are the command's; nil ones are this program's.
 	Stdin, Stdout, Stderr *os.File
+	// Environment are the command's variables, as os.Environ has them; nil stands for
+	// this program's. RunBare only.
+	Environment []string
 	// Started is closed when the command runs. Optional.
 	Started chan<- struct{}
 	// Notes takes remarks about what could not be done and does not matter for

@@ -152,9 +152,11 @@ func unrunnable(name string, err error) *Failure {
 	return f
 }
 
-// forbidden adds what to do where a namespace was given and its use was not.
+// forbidden adds what to do where a namespace was given and its use was not,
+// unless the error says so itself.
 func forbidden(err error) error {
-	if errors.Is(err, fs.ErrPermission) {
+	var said *Failure
+	if errors.Is(err, fs.ErrPermission) && !errors.As(err, &said) {
 		return fmt.Errorf("this machine gives user namespaces without their capabilities; %s: %w", userNamespaceRemedy, err)
 	}
 	return err

@@ -49,11 +49,13 @@ func makeNetwork(s settings) (wire, error) {
 	_ = here.Apply(hostnet.Plan{Sysctls: []hostnet.Sysctl{futureNoIPv6()}})
 	if s.Interface != Veth {
 		w, err := makeTUN(s, here)
-		missing := errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
-		if s.Interface == TUN || !missing {
+		switch {
+		case !errors.Is(err, errNoTUN):
 			return w, err
+		case s.Interface == TUN:
+			return w, fail("make the sandbox's interface, for which nothing but a TUN was allowed: %w", err)
 		}
-		note := fmt.Sprintf("no TUN here, a veth pair is used: %v", err)
+		note := fmt.Sprintf("a veth pair is used: %v", err)
 		w, err = makeVeth(s, here)
 		w.notes = append(w.notes, note)
 		return w, err
@@ -61,9 +63,15 @@ func makeNetwork(s settings) (wire, error) {
 	return makeVeth(s, here)
 }
 
+// errNoTUN says that the machine gives no TUN; a veth pair may still be had.
+var errNoTUN = errors.New("no TUN here")
+
 // makeTUN makes a TUN and its routes.
 func makeTUN(s settings, here *hostnet.Kernel) (wire, error) {
 	f, err := tundev.CreateTUN(tunName)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w: %w", errNoTUN, err)
+	}
 	if err != nil {
 		return wire{}, err
 	}

@@ -68,7 +68,7 @@ func Run(cfg Config) (int, error) {
 	return code, err
 }
 
-// RunBare runs a command that bypasses: in the caller's own namespaces, with
+// RunBare runs a command that bypasses, or has proxies: in the caller's own namespaces, with
 // the same signals and exit codes as Run.
 func RunBare(cfg Config) (int, error) {
 	if len(cfg.Command) == 0 || cfg.Command[0] == "" {
@@ -80,6 +80,7 @@ func RunBare(cfg Config) (int, error) {
 	}
 	cmd := exec.Command(path, cfg.Command[1:]...)
 	cmd.Args[0] = cfg.Command[0]
+	cmd.Env = cfg.Environment
 	attach(cmd, cfg)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread()
@@ -260,14 +261,17 @@ func explainStart(err error) *Failure {
 	const tried = "make user, network and mount namespaces"
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EUSERS):
-		return fail("%s: the machine's limit is reached or 0; raise user.max_user_namespaces, user.max_net_namespaces and user.max_mnt_namespaces: %w", tried, err)
+		return fail("%s: the machine's limit is reached or 0; raise user.max_user_namespaces, user.max_net_namespaces and user.max_mnt_namespaces, %s: %w", tried, withoutNamespaces, err)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return fail("%s: this machine forbids it; %s: %w", tried, userNamespaceRemedy, err)
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL):
-		return fail("%s: this kernel has no user namespaces (CONFIG_USER_NS): %w", tried, err)
+		return fail("%s: this kernel has no user namespaces (CONFIG_USER_NS); take one that has, %s: %w", tried, withoutNamespaces, err)
 	}
 	return fail("%s: %w", tried, err)
 }
 
 // userNamespaceRemedy names the usual guards of user namespaces.
-const userNamespaceRemedy = "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0), or in a container choose a seccomp profile that permits unshare and mount"
+const userNamespaceRemedy = "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0), or in a container choose a seccomp profile that permits unshare and mount, " + withoutNamespaces
+
+// withoutNamespaces is what is left where there are none.
+const withoutNamespaces = "or run the command with `exec --proxy`, which confines nothing"
