@@ -1,6 +1,8 @@
 package spec
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -26,7 +28,7 @@ func valid() State {
 			},
 		},
 		Networks: []Network{
-			{ID: "net_1", Name: "main", Team: "team_a", Region: "iad1", CIDR: prefix("10.20.0.0/16"), Pair: pair("203.0.113.1", "203.0.113.2")},
+			{ID: "net_1", Name: "main", Team: "team_a", Region: "iad1", CIDR: prefix("10.20.0.0/16"), Pair: pair("203.0.113.1", "203.0.113.2"), Site: &Site{Host: "gw-a", Port: 51700}},
 			{
 				ID: "net_2", Name: "standby", Team: "team_a", Region: "fra1", CIDR: prefix("10.20.0.0/16"), Pair: pair("198.51.100.1", "198.51.100.64"),
 				Hosts: []string{"gw-b", "gw-a"}, TCPMapping: MapEndpointIndependent,
@@ -46,12 +48,15 @@ func valid() State {
 			{ID: "prj_2", Name: "shop", Team: "team_b", Environments: []Environment{{Name: "production", Active: []string{"net_3"}}}},
 		},
 		Peerings: []Peering{
-			{ID: "peer_1", Network: "net_1", CIDRs: prefixes("10.30.0.0/16", "100.64.1.0/24"), State: PeeringActive, Requested: time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC)},
+			{ID: "peer_1", Network: "net_1", CIDRs: prefixes("10.30.0.0/16", "100.64.1.0/24"), PublicKey: peerKey(1), Endpoint: netip.MustParseAddrPort("192.0.2.66:51820"), State: PeeringActive, Requested: time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC)},
 			{ID: "peer_2", Network: "net_1", CIDRs: prefixes("10.20.3.0/24"), State: PeeringFailed},
 			{ID: "peer_3", Network: "net_3", CIDRs: prefixes("10.30.0.0/16"), State: PeeringPending},
 		},
 	}
 }
+
+// peerKey is the n-th public key of another side.
+func peerKey(n byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{n}, 32)) }
 
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }

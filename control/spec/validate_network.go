@@ -3,6 +3,7 @@ package spec
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 func (c *checker) checkNetworks() {
@@ -15,6 +16,7 @@ func (c *checker) checkNetworks() {
 	}
 	users := c.projectsPerNetwork()
 	seen := make(map[[2]string]bool)
+	sites := make(map[sitePort]string)
 	for i, n := range c.state.Networks {
 		c.id(at("networks", i, "id"), "network", n.ID, c.networks[n.ID], i)
 		c.name(at("networks", i, "name"), n.Name, n.Team, seen)
@@ -33,6 +35,9 @@ func (c *checker) checkNetworks() {
 		}
 		c.checkPair(i, n, endpoints)
 		c.checkNetworkHosts(i, n)
+		if n.Site != nil {
+			c.checkSite(at("networks", i, "site"), n, sites)
+		}
 		c.checkPolicy(at("networks", i, "policy"), n)
 	}
 }
@@ -108,6 +113,30 @@ func (c *checker) checkNetworkHosts(i int, n Network) {
 		if known && !hasHost(region, name) {
 			c.add(fmt.Sprintf("%s[%d]", path, j), fmt.Sprintf("region %q has no host %q", n.Region, name), "name one of the region's hosts")
 		}
+	}
+}
+
+// sitePort is the port of a site tunnel. It may come to any host of the region.
+type sitePort struct {
+	region string
+	port   uint16
+}
+
+// checkSite checks the site tunnel of one network; ports holds the IDs of the
+// networks before, by the port of theirs.
+func (c *checker) checkSite(path string, n Network, ports map[sitePort]string) {
+	hosts := c.state.HostsOf(n)
+	if hosts != [2]string{} && n.Site.Host != hosts[0] && n.Site.Host != hosts[1] {
+		c.add(path+".host", fmt.Sprintf("host %q holds no address of the pair of network %q", n.Site.Host, n.ID),
+			fmt.Sprintf("name one that does: %s", list(slices.Compact(hosts[:]))))
+	}
+	key := sitePort{n.Region, n.Site.Port}
+	if n.Site.Port == 0 {
+		c.add(path+".port", fmt.Sprintf("the site tunnel of network %q has no port", n.ID), "write the UDP port that its WireGuard device listens on")
+	} else if other, taken := ports[key]; taken {
+		c.add(path+".port", fmt.Sprintf("the site tunnels of networks %q and %q both have port %d in region %q", other, n.ID, n.Site.Port, n.Region), "give each one a port of its own")
+	} else {
+		ports[key] = n.ID
 	}
 }
 

@@ -68,7 +68,7 @@ func TestValidate(t *testing.T) {
 		{"pools overlap", func(s *State) { s.Regions[1].Pool = append(s.Regions[1].Pool, prefix("203.0.113.8/29")) }, "regions[1].pool[2]", []string{"203.0.113.8/29", "203.0.113.0/28", `"iad1"`}},
 		{"pool overlaps itself", func(s *State) { s.Regions[0].Pool = append(s.Regions[0].Pool, prefix("203.0.113.8/29")) }, "regions[0].pool[1]", []string{"overlaps"}},
 		{"no host", func(s *State) { s.Regions = append(s.Regions, Region{Name: "sfo1", Pool: prefixes("203.0.113.64/28")}) }, "regions[2].hosts", []string{"no host"}},
-		{"host name", func(s *State) { s.Regions[0].Hosts[0].Name = "-gw" }, "regions[0].hosts[0].name", []string{"-gw"}},
+		{"host name", func(s *State) { s.Regions[0].Hosts[0].Name, s.Networks[0].Site.Host = "-gw", "-gw" }, "regions[0].hosts[0].name", []string{"-gw"}},
 		{"host twice", func(s *State) {
 			s.Regions[0].Hosts = append(s.Regions[0].Hosts, Host{Name: "gw-a", Endpoint: addr("192.0.2.9")})
 		}, "regions[0].hosts[1].name", []string{"twice"}},
@@ -131,7 +131,35 @@ func TestValidate(t *testing.T) {
 		{"peering host bits", func(s *State) { s.Peerings[0].CIDRs[1] = prefix("10.99.0.1/24") }, "peerings[0].cidrs[1]", []string{"10.99.0.0/24"}},
 		{"peering overlaps its network", func(s *State) { s.Peerings[1].State = PeeringPending }, "peerings[1].cidrs[0]", []string{"10.20.3.0/24", "10.20.0.0/16", "net_1"}},
 		{"peerings overlap", func(s *State) { s.Peerings[2].Network = "net_1" }, "peerings[2].cidrs[0]", []string{"10.30.0.0/16", "peer_1", "peer_3"}},
+		{"peering holds its network", func(s *State) {
+			s.Peerings = append(s.Peerings, Peering{ID: "peer_9", Network: "net_1", CIDRs: prefixes("10.20.0.0/15"), State: PeeringInitiating})
+		}, "peerings[3].cidrs[0]", []string{"10.20.0.0/15", `peering "peer_9"`, "10.20.0.0/16", `network "net_1"`}},
+		{"peering's range twice", func(s *State) { s.Peerings[0].CIDRs[1] = prefix("10.30.0.0/16") }, "peerings[0].cidrs[1]", []string{"10.30.0.0/16", "twice"}},
 		{"peering overlaps itself", func(s *State) { s.Peerings[0].CIDRs[1] = prefix("10.30.7.0/24") }, "peerings[0].cidrs[1]", []string{"10.30.7.0/24", "10.30.0.0/16"}},
+		{"peering without a key", func(s *State) { s.Peerings[0].PublicKey = "" }, "peerings[0].publicKey", []string{"peer_1", "active", "wg pubkey"}},
+		{"provisioning without a key", func(s *State) { s.Peerings[0].PublicKey, s.Peerings[0].State = "", PeeringProvisioning }, "peerings[0].publicKey", []string{"provisioning"}},
+		{"peering's key", func(s *State) { s.Peerings[0].PublicKey = "AAAA" }, "peerings[0].publicKey", []string{"44 characters"}},
+		{"pending key", func(s *State) { s.Peerings[2].PublicKey = "AAAA" }, "peerings[2].publicKey", []string{"44 characters"}},
+		{"key of two peerings", func(s *State) {
+			s.Peerings = append(s.Peerings, Peering{ID: "peer_9", Network: "net_1", CIDRs: prefixes("10.31.0.0/16"), PublicKey: peerKey(1), State: PeeringPending})
+		}, "peerings[3].publicKey", []string{`"peer_1"`, `"peer_9"`, `"net_1"`}},
+		{"peering without a site", func(s *State) { s.Networks[0].Site = nil }, "peerings[0].network", []string{"peer_1", "net_1", "no site"}},
+		{"endpoint without a port", func(s *State) { s.Peerings[0].Endpoint = netip.AddrPortFrom(addr("192.0.2.66"), 0) }, "peerings[0].endpoint", []string{"192.0.2.66:0"}},
+		{"endpoint multicast", func(s *State) { s.Peerings[0].Endpoint = netip.MustParseAddrPort("[ff02::1]:51820") }, "peerings[0].endpoint", []string{"ff02::1"}},
+		{"endpoint of no address", func(s *State) { s.Peerings[0].Endpoint = netip.MustParseAddrPort("0.0.0.0:51820") }, "peerings[0].endpoint", []string{"0.0.0.0"}},
+		{"endpoint mapped", func(s *State) { s.Peerings[0].Endpoint = netip.MustParseAddrPort("[::ffff:192.0.2.66]:51820") }, "peerings[0].endpoint", nil},
+		{"endpoint with a zone", func(s *State) { s.Peerings[0].Endpoint = netip.MustParseAddrPort("[fe80::1%eth0]:51820") }, "peerings[0].endpoint", nil},
+		{"endpoint dedicated", func(s *State) { s.Peerings[0].Endpoint = netip.MustParseAddrPort("198.51.100.64:51820") }, "peerings[0].endpoint", []string{"198.51.100.64", "fra1"}},
+		{"endpoint in a pool", func(s *State) { s.Peerings[0].Endpoint = netip.MustParseAddrPort("203.0.113.14:51820") }, "peerings[0].endpoint", []string{"203.0.113.14", "iad1"}},
+
+		{"site's host", func(s *State) { s.Networks[1].Site = &Site{Host: "gw-z", Port: 1} }, "networks[1].site.host", []string{"gw-z", "gw-b, gw-a"}},
+		{"site's host of another region", func(s *State) { s.Networks[0].Site.Host = "gw-b" }, "networks[0].site.host", []string{"gw-b"}},
+		{"site's host without the pair", func(s *State) {
+			s.Regions[1].Hosts = append(s.Regions[1].Hosts, Host{Name: "gw-c", Endpoint: addr("192.0.2.4")})
+			s.Networks[1].Site = &Site{Host: "gw-c", Port: 1}
+		}, "networks[1].site.host", []string{"gw-c", "net_2"}},
+		{"site without a port", func(s *State) { s.Networks[0].Site.Port = 0 }, "networks[0].site.port", []string{"no port"}},
+		{"port of two sites", func(s *State) { s.Networks[2].Site = &Site{Host: "gw-a", Port: 51700} }, "networks[2].site.port", []string{"net_1", "net_3", "51700", "iad1"}},
 		{"51 peerings", func(s *State) {
 			for i := range MaxPeerings {
 				s.Peerings = append(s.Peerings, Peering{ID: fmt.Sprintf("q%d", i), Network: "net_1", State: PeeringPending, CIDRs: []netip.Prefix{prefix(fmt.Sprintf("10.40.%d.0/24", i))}})
@@ -205,7 +233,7 @@ func TestOverlapIsFound(t *testing.T) {
 		overlap := false
 		for i, r := range ranges {
 			state := rapid.SampledFrom([]PeeringState{PeeringActive, PeeringPending, PeeringDeleted}).Draw(t, "state")
-			s.Peerings = append(s.Peerings, Peering{ID: fmt.Sprint("p", i), Network: "net_1", CIDRs: []netip.Prefix{r}, State: state})
+			s.Peerings = append(s.Peerings, Peering{ID: fmt.Sprint("p", i), Network: "net_1", CIDRs: []netip.Prefix{r}, PublicKey: peerKey(byte(i + 1)), State: state})
 			if !state.Open() {
 				continue
 			}
@@ -216,6 +244,70 @@ func TestOverlapIsFound(t *testing.T) {
 		}
 		if got := len(s.Validate()) > 0; got != overlap {
 			t.Fatalf("overlap found: %v, there: %v (%v)", got, overlap, s.Validate())
+		}
+	})
+}
+
+// What is allowed beside what is refused above.
+func TestPeeringsThatAreValid(t *testing.T) {
+	for name, change := range map[string]func(*State){
+		"pending without key and site": func(s *State) {
+			s.Networks[0].Site = nil
+			s.Peerings[0].PublicKey, s.Peerings[0].State = "", PeeringPending
+		},
+		"IPv6 endpoint":                   func(s *State) { s.Peerings[0].Endpoint = netip.MustParseAddrPort("[2001:db8::1]:51820") },
+		"key and range of a deleted one":  func(s *State) { s.Peerings[1].PublicKey, s.Peerings[1].State = peerKey(1), PeeringDeleted },
+		"key of another network":          func(s *State) { s.Peerings[2].PublicKey = peerKey(1) },
+		"site port of another region":     func(s *State) { s.Networks[1].Site = &Site{Host: "gw-b", Port: 51700} },
+		"site on either host of the pair": func(s *State) { s.Networks[1].Site = &Site{Host: "gw-a", Port: 1} },
+		"50 peerings": func(s *State) {
+			for i := range MaxPeerings - 1 {
+				s.Peerings = append(s.Peerings, Peering{ID: fmt.Sprintf("q%d", i), Network: "net_1", State: PeeringPending, CIDRs: []netip.Prefix{prefix(fmt.Sprintf("10.40.%d.0/24", i))}})
+			}
+		},
+	} {
+		s := valid()
+		change(&s)
+		if err := s.Validate().Err(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Keys are unique among the open peerings of a network, ports among the sites of a
+// region; both are held against slow oracles that compare all pairs.
+func TestKeysAndPortsAreUnique(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := valid()
+		s.Projects, s.Peerings = nil, nil
+		want := 0
+		for i := range s.Networks {
+			n := &s.Networks[i]
+			n.Policy = Policy{}
+			n.Site = &Site{Host: s.HostsOf(*n)[rapid.IntRange(0, 1).Draw(t, "host")], Port: uint16(rapid.IntRange(1, 2).Draw(t, "port"))}
+			for _, before := range s.Networks[:i] {
+				if before.Region == n.Region && before.Site.Port == n.Site.Port {
+					want++
+					break
+				}
+			}
+		}
+		for i := range rapid.IntRange(0, 8).Draw(t, "peerings") {
+			p := Peering{
+				ID: fmt.Sprint("p", i), Network: rapid.SampledFrom([]string{"net_1", "net_3"}).Draw(t, "network"),
+				CIDRs: []netip.Prefix{prefix(fmt.Sprintf("10.30.%d.0/24", i))}, PublicKey: peerKey(byte(rapid.IntRange(1, 4).Draw(t, "key"))),
+				State: rapid.SampledFrom([]PeeringState{PeeringActive, PeeringProvisioning, PeeringPending, PeeringRejected}).Draw(t, "state"),
+			}
+			for _, before := range s.Peerings {
+				if before.Network == p.Network && before.PublicKey == p.PublicKey && before.State.Open() && p.State.Open() {
+					want++
+					break
+				}
+			}
+			s.Peerings = append(s.Peerings, p)
+		}
+		if got := s.Validate(); len(got) != want {
+			t.Fatalf("%d problems, want %d: %v", len(got), want, got)
 		}
 	})
 }
