@@ -16,7 +16,7 @@ import (
 var version = "dev"
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // who asks twice does not wait for the drain
 	err := command().ExecuteContext(ctx)
 	stop()
@@ -43,7 +43,7 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run --config FILE",
 		Short: "Be a region's control plane, a gateway, or both, until SIGTERM",
-		Long: `Be what the configuration's roles say until SIGTERM, SIGINT or SIGHUP.
+		Long: `Be what the configuration's roles say until SIGTERM or SIGINT.
 
 The control plane keeps the desired state and who is attached, and serves the
 API. The gateway carries the traffic of this host's networks, as the control
@@ -56,6 +56,9 @@ its dedicated IPs, the sockets uplink, and probes and DNS on the first address o
 its CIDR. No privilege is needed, but the dedicated addresses must be on the
 host. At its end it tells sidecars to go elsewhere for the configured time to
 drain; a second signal does not wait for that.
+
+SIGHUP has the control plane read the desired state anew; one that is wrong
+changes nothing.
 
 A configuration that is wrong is refused with file, line, key and what would be
 right; then nothing is started and the exit code is 1.`,

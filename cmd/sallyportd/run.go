@@ -62,6 +62,17 @@ func run(ctx context.Context, s settings, stderr io.Writer) error {
 			return err
 		}
 	}
+	signals, stop := hangups()
+	defer stop()
+	if plane != nil {
+		ended := make(chan struct{})
+		reloading, end := context.WithCancel(ctx)
+		defer func() { end(); <-ended }()
+		go func() {
+			defer close(ended)
+			plane.reload(reloading, signals, s, log)
+		}()
+	}
 	log.Info("serving", "what", s.String(), "admin", adminListener.Addr().String())
 	err = serveAll(ctx, plane, host, adminListener)
 	log.Info("ended")

@@ -34,18 +34,22 @@ func load(file string) (settings, error) {
 	if !d.Roles.Control {
 		return s, nil
 	}
-	state, err := os.Open(d.DesiredState)
-	if err != nil {
-		return settings{}, fmt.Errorf("open the desired state named by %s: %w", file, err)
-	}
-	defer state.Close()
-	if s.state, err = config.ReadState(d.DesiredState, state); err != nil {
+	if s.state, err = readState(d.DesiredState); err != nil {
 		return settings{}, err
 	}
 	if err := s.fits(); err != nil {
 		return settings{}, fmt.Errorf("%s: %w", file, err)
 	}
 	return s, nil
+}
+
+func readState(file string) (spec.State, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return spec.State{}, fmt.Errorf("open the desired state, which desired_state names: %w", err)
+	}
+	defer f.Close()
+	return config.ReadState(file, f)
 }
 
 // fits holds the configuration against the desired state.
