@@ -246,12 +246,17 @@ func (s *Store) passive(a spec.Attachment) *api.PassiveRegion {
 }
 
 // Detach ends an attachment, for good: it cannot be resumed. One that is not known
-// is an [*api.Error] with api.CodeNotFound.
+// is an [*api.Error] with api.CodeNotFound; gateways are told all the same, because
+// they may hold it from the store before this one.
 func (s *Store) Detach(id string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, ok := s.attachments[id]
 	if !ok {
+		if spec.ValidID(id) && !s.revoked.has(id) {
+			s.revoked.add(id)
+			s.log(change{detached: id})
+		}
 		return &api.Error{Status: http.StatusNotFound, Code: api.CodeNotFound,
 			Message: fmt.Sprintf("there is no attachment %q; `sallyport attachments` lists them", id)}
 	}

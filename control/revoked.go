@@ -31,3 +31,11 @@ func (r *revoked) has(id string) bool {
 	_, ok := r.set[id]
 	return ok
 }
+
+// list returns the IDs, the oldest first.
+func (r *revoked) list() []string {
+	if len(r.ids) == 0 {
+		return nil
+	}
+	return append(append(make([]string, 0, len(r.ids)), r.ids[r.next:]...), r.ids[:r.next]...)
+}

@@ -50,12 +50,16 @@ func NewServer(store *Store, cfg ServerConfig) http.Handler {
 	s.mux.HandleFunc("GET /v1/attachments", s.list)
 	s.mux.HandleFunc("DELETE /v1/attachments/{id}", s.detach)
 	s.mux.HandleFunc("GET /v1/status", s.status)
+	s.mux.HandleFunc("GET /v1/peerings", s.peerings)
+	s.mux.HandleFunc("GET /v1/peerings/{id}", s.peering)
 	s.mux.HandleFunc("GET /v1/gateway/updates", s.updates)
 	s.mux.HandleFunc("POST /v1/gateway/acknowledgements", s.acknowledge)
 	s.mux.HandleFunc("POST "+reportsPath, s.report)
 	s.mux.HandleFunc("/v1/attachments", s.otherMethod("GET, POST"))
 	s.mux.HandleFunc("/v1/attachments/{id}", s.otherMethod("DELETE"))
 	s.mux.HandleFunc("/v1/status", s.otherMethod("GET"))
+	s.mux.HandleFunc("/v1/peerings", s.otherMethod("GET"))
+	s.mux.HandleFunc("/v1/peerings/{id}", s.otherMethod("GET"))
 	s.mux.HandleFunc("/v1/gateway/updates", s.otherMethod("GET"))
 	s.mux.HandleFunc("/v1/gateway/acknowledgements", s.otherMethod("POST"))
 	s.mux.HandleFunc(reportsPath, s.otherMethod("POST"))
@@ -146,6 +150,19 @@ func (s *server) status(w http.ResponseWriter, _ *http.Request) {
 	s.answer(w, http.StatusOK, s.store.Status())
 }
 
+func (s *server) peerings(w http.ResponseWriter, _ *http.Request) {
+	s.answer(w, http.StatusOK, s.store.Peerings())
+}
+
+func (s *server) peering(w http.ResponseWriter, r *http.Request) {
+	status, err := s.store.Peering(r.PathValue("id"))
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.answer(w, http.StatusOK, status)
+}
+
 func (s *server) otherMethod(allowed string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", allowed)
@@ -156,7 +173,7 @@ func (s *server) otherMethod(allowed string) http.HandlerFunc {
 
 func (s *server) notFound(w http.ResponseWriter, r *http.Request) {
 	s.fail(w, r, &api.Error{Status: http.StatusNotFound, Code: api.CodeNotFound,
-		Message: fmt.Sprintf("there is nothing at %s; the API has /v1/attachments, /v1/status and /v1/gateway", r.URL.Path)})
+		Message: fmt.Sprintf("there is nothing at %s; the API has /v1/attachments, /v1/peerings, /v1/status and /v1/gateway", r.URL.Path)})
 }
 
 // fields says which fields a body may have.

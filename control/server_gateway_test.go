@@ -89,6 +89,62 @@ func TestFollowAcrossStores(t *testing.T) {
 	}
 }
 
+// A sandbox that ends while the control plane does not know it ends at the
+// gateways that do, and stays ended.
+func TestDetachOfAnUnknown(t *testing.T) {
+	s := newStore(t, nil)
+	c, _ := serve(t, s)
+	ctx := context.Background()
+	e, _, err := s.enter(request(1)) // revision 2
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // it is told once
+		if err := c.Detach(ctx, "att-lost"); code(err) != api.CodeNotFound {
+			t.Errorf("got %v", err)
+		}
+	}
+	if err := c.Detach(ctx, e.ID); err != nil {
+		t.Error(err)
+	}
+	for _, bad := range []string{"a b", strings.Repeat("x", 65)} {
+		if err := c.Detach(ctx, bad); code(err) != api.CodeNotFound {
+			t.Errorf("got %v", err)
+		}
+	}
+	gone := []string{"att-lost", e.ID}
+	for name, tc := range map[string]struct {
+		after spec.Cursor
+		full  bool
+		want  []string
+	}{
+		"follower":             {at(s, 2), false, gone},
+		"of another store":     {spec.Cursor{Store: "before", Revision: 70}, true, gone},
+		"without anything yet": {spec.Cursor{}, true, nil},
+		"one behind":           {at(s, 3), false, gone[1:]},
+	} {
+		u, err := c.Next(ctx, tc.after)
+		if err != nil || u.Full != tc.full || u.Cursor() != at(s, 4) || !reflect.DeepEqual(u.Detached, tc.want) || len(u.Attached) != 0 {
+			t.Errorf("%s: got %+v, %v", name, u, err)
+		}
+	}
+	lost := request(1)
+	lost.Resume = &api.Resume{ID: "att-lost", InnerAddress: addr("10.20.0.50")}
+	if _, err := c.Attach(ctx, lost); code(err) != api.CodeConflict {
+		t.Errorf("it came back: %v", err)
+	}
+
+	few := newStore(t, func(c *StoreConfig) { c.MaxRevoked = 3 })
+	for i := range 8 {
+		if err := few.Detach(fmt.Sprint("att-", i)); code(err) != api.CodeNotFound {
+			t.Error(err)
+		}
+	}
+	if u := few.since(spec.Cursor{Store: "before", Revision: 1}); !reflect.DeepEqual(u.Detached, []string{"att-5", "att-6", "att-7"}) {
+		t.Errorf("got %v", u.Detached)
+	}
+}
+
 func TestNextOverHTTPWaits(t *testing.T) {
 	s := newStore(t, nil)
 	c, _ := serve(t, s)

@@ -54,9 +54,10 @@ func (s *Store) Status() api.Status {
 		out.Regions = append(out.Regions, s.regionStatus(r))
 	}
 	counts := s.attachmentsPerNetwork()
+	peerings := s.peeringsPerNetwork()
 	for _, n := range s.state.Networks {
 		if n.Region == s.cfg.Region {
-			out.Networks = append(out.Networks, s.networkStatus(n, counts[n.ID]))
+			out.Networks = append(out.Networks, s.networkStatus(n, counts[n.ID], peerings[n.ID]))
 		}
 	}
 	return out
@@ -67,16 +68,16 @@ func (s *Store) regionStatus(r spec.Region) api.RegionStatus {
 	for _, h := range r.Hosts {
 		status := api.HostStatus{Name: h.Name, Endpoint: h.Endpoint}
 		if known := s.hosts[h.Name]; known != nil && r.Name == s.cfg.Region {
-			status.Revision, status.Reported = known.revision, known.reported
+			status.Revision, status.Reported, status.Draining = known.revision, known.reported, known.draining
 		}
 		out.Hosts = append(out.Hosts, status)
 	}
 	return out
 }
 
-func (s *Store) networkStatus(n spec.Network, attachments int) api.NetworkStatus {
+func (s *Store) networkStatus(n spec.Network, attachments int, peerings map[spec.PeeringState]int) api.NetworkStatus {
 	out := api.NetworkStatus{
-		ID: n.ID, Name: n.Name, Team: n.Team, Region: n.Region, CIDR: n.CIDR, Pair: n.Pair, Attachments: attachments,
+		ID: n.ID, Name: n.Name, Team: n.Team, Region: n.Region, CIDR: n.CIDR, Pair: n.Pair, Attachments: attachments, Peerings: peerings,
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.hosts)) {
 		if report, ok := s.hosts[name].networks[n.ID]; ok {

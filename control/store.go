@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -227,6 +228,9 @@ func (s *Store) Report(_ context.Context, report spec.HostReport) error {
 	h.networks = make(map[string]spec.NetworkReport, len(report.Networks))
 	for _, n := range report.Networks {
 		n.Drops = maps.Clone(n.Drops)
+		if n.Site != nil {
+			n.Site = &spec.SiteReport{PublicKey: n.Site.PublicKey, Endpoint: n.Site.Endpoint, Peerings: slices.Clone(n.Site.Peerings)}
+		}
 		h.networks[n.ID] = n
 	}
 	s.hear()

@@ -75,6 +75,11 @@ func TestFollowersAgree(t *testing.T) {
 				req.Resume = &api.Resume{ID: id, InnerAddress: old.Inner, WorkerAddress: old.Worker}
 				enter(t, req)
 			},
+			"detach what is not there": func(t *rapid.T) {
+				if err := s.Detach(rapid.SampledFrom([]string{"att-lost", "att-gone", "a/b"}).Draw(t, "unknown")); code(err) != api.CodeNotFound {
+					t.Fatal(err)
+				}
+			},
 			"replace": func(t *rapid.T) {
 				next := state()
 				next.Networks[0].Name = fmt.Sprint("name ", s.revision)

@@ -10,8 +10,13 @@ import (
 // since makes the update that brings a follower from a cursor to the newest.
 func (s *Store) since(at spec.Cursor) spec.Update {
 	after := at.Revision
+	if at.Store != s.id && at.Store != "" {
+		u := s.full()
+		u.Detached = s.revoked.list()
+		return u
+	}
 	// The log holds the changes of the last len(changes) revisions.
-	if at.Store != s.id || after == 0 || after > s.revision || s.revision-after > uint64(len(s.changes)) {
+	if after == 0 || after > s.revision || s.revision-after > uint64(len(s.changes)) {
 		return s.full()
 	}
 	u := spec.Update{Store: s.id, Revision: s.revision}

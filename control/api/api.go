@@ -179,6 +179,8 @@ type HostStatus struct {
 	Revision uint64 `json:"revision"`
 	// Reported is when the host last reported; zero: never.
 	Reported time.Time `json:"reported,omitzero"`
+	// Draining says that the host wants no new flows.
+	Draining bool `json:"draining,omitempty"`
 }
 
 // NetworkStatus is one network, with what its hosts reported last.
@@ -191,6 +193,8 @@ type NetworkStatus struct {
 	Pair        [2]netip.Addr      `json:"pair"`
 	Attachments int                `json:"attachments"`
 	Hosts       []NetworkHostState `json:"hosts,omitempty"`
+	// Peerings counts the network's peering connections, by their state of now.
+	Peerings map[spec.PeeringState]int `json:"peerings,omitempty"`
 }
 
 // NetworkHostState is a network on one host.

@@ -163,6 +163,21 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return out, err
 }
 
+// Peerings returns the peering connections of the region's networks.
+func (c *Client) Peerings(ctx context.Context) (PeeringList, error) {
+	var out PeeringList
+	err := c.call(ctx, http.MethodGet, "/v1/peerings", nil, &out)
+	return out, err
+}
+
+// Peering returns one peering connection. One that is not known is an [*Error]
+// with [CodeNotFound].
+func (c *Client) Peering(ctx context.Context, id string) (PeeringStatus, error) {
+	var out PeeringStatus
+	err := c.call(ctx, http.MethodGet, "/v1/peerings/"+url.PathEscape(id), nil, &out)
+	return out, err
+}
+
 // call makes one request. The answer is decoded into out, if that is not nil.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	resp, err := c.send(ctx, method, path, in)
