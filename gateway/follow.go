@@ -15,55 +15,75 @@ import (
 
 // follow applies what the source has, and acknowledges it once it is in force.
 // One goroutine does all of it, so that reports and acknowledgements stay in order.
-func (h *Host) follow(ctx context.Context) error {
-	lost := false
+// When leaving ends, it reports at once.
+func (h *Host) follow(ctx, leaving context.Context) error {
 	for {
-		u, err := h.next(ctx)
-		switch {
-		case ctx.Err() != nil:
+		u, err := h.next(ctx, leaving)
+		if ctx.Err() != nil {
 			return ctx.Err()
-		case err != nil:
-			if !lost {
-				lost = true
-				h.cfg.Log.Warn("control plane lost; going on with what is known", "error", err)
-			}
-			if err := pause(ctx, retryInterval); err != nil {
-				return err
-			}
-			continue
-		}
-		if lost {
-			lost = false
-			h.cfg.Log.Info("control plane is back", "revision", u.Revision)
 		}
 		if u.Revision != 0 {
-			h.settle(u)
+			h.settle(u.Revision, func() error { return h.apply(u) })
 		}
+		h.tendMembers(err != nil)
+		h.reopen()
+		if err == nil {
+			h.found(u)
+			continue
+		}
+		h.lost(err)
+		if err := pause(ctx, retryInterval); err != nil {
+			return err
+		}
+	}
+}
+
+// lost and found tell the log, once each, that the control plane is away and back.
+func (h *Host) lost(err error) {
+	if !h.away {
+		h.away = true
+		h.cfg.Log.Warn("control plane lost; going on with what is known", "error", err)
+	}
+}
+
+func (h *Host) found(u spec.Update) {
+	if h.away {
+		h.away = false
+		h.cfg.Log.Info("control plane is back", "revision", u.Revision)
 	}
 }
 
 // next tells what is in force and waits for what is newer. It returns an empty
 // update when there was nothing for a while, so that counters get reported and
-// failed networks opened again.
-func (h *Host) next(ctx context.Context) (spec.Update, error) {
-	if err := h.cfg.Source.Report(ctx, h.report()); err != nil {
-		return spec.Update{}, fmt.Errorf("report to the control plane: %w", err)
-	}
-	if h.at != (spec.Cursor{}) {
-		if err := h.cfg.Source.Acknowledge(ctx, h.cfg.Daemon.Host, h.at); err != nil {
-			return spec.Update{}, fmt.Errorf("acknowledge revision %d: %w", h.at.Revision, err)
-		}
-	}
-	if h.unsettled() && time.Since(h.retried) > reopenInterval {
-		h.retried, h.at = time.Now(), spec.Cursor{}
-	}
+// failed networks opened again. There may be an update beside an error: a control
+// plane that refuses this host's reports says by it that the host is to serve nothing.
+func (h *Host) next(ctx, leaving context.Context) (spec.Update, error) {
+	draining := leaving.Err() != nil
+	told := h.tell(ctx)
 	wait, cancel := context.WithTimeout(ctx, reportInterval)
 	defer cancel()
+	if !draining {
+		defer context.AfterFunc(leaving, cancel)()
+	}
 	u, err := h.cfg.Source.Next(wait, h.at)
 	if err != nil && wait.Err() != nil {
-		return spec.Update{}, nil // ctx may have ended, too: the caller looks
+		return spec.Update{}, told // ctx may have ended, too: the caller looks
 	}
-	return u, err
+	return u, errors.Join(told, err)
+}
+
+// tell reports what this host has and acknowledges what is in force.
+func (h *Host) tell(ctx context.Context) error {
+	if err := h.cfg.Source.Report(ctx, h.report()); err != nil {
+		return fmt.Errorf("report to the control plane: %w", err)
+	}
+	if h.at == (spec.Cursor{}) {
+		return nil
+	}
+	if err := h.cfg.Source.Acknowledge(ctx, h.cfg.Daemon.Host, h.at); err != nil {
+		return fmt.Errorf("acknowledge revision %d: %w", h.at.Revision, err)
+	}
+	return nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -77,42 +97,98 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// settle applies an update and takes note of what failed.
-func (h *Host) settle(u spec.Update) {
-	before := h.failures.Load()
-	err := h.apply(u)
-	switch {
-	case err == nil && u.Full:
-		h.settled.Store(before)
+// settle brings the networks to what is wanted and takes note of what failed.
+func (h *Host) settle(revision uint64, bring func() error) {
+	err := bring()
+	if err == nil {
 		h.trouble = ""
-	case err != nil:
-		h.failures.Add(1)
-		h.retried = time.Now()
-		if text := err.Error(); text != h.trouble { // the same every two seconds helps nobody
-			h.trouble = text
-			h.cfg.Log.Error("desired state not in force in full; trying again", "revision", u.Revision, "error", err)
-		}
+		return
 	}
+	h.failures.Add(1)
+	h.retried = time.Now()
+	if text := err.Error(); text != h.trouble { // the same every two seconds helps nobody
+		h.trouble = text
+		h.cfg.Log.Error("desired state not in force in full; trying again", "revision", revision, "error", err)
+	}
+}
+
+// reopen opens networks again that failed, from what is known: the control plane
+// may be away.
+func (h *Host) reopen() {
+	if !h.unsettled() || time.Since(h.retried) < reopenInterval {
+		return
+	}
+	h.retried = time.Now()
+	h.settle(h.at.Revision, func() error {
+		h.known.Lock()
+		defer h.known.Unlock()
+		return h.bring(true, false, nil, nil)
+	})
+}
+
+// tendMembers lets those go whose grace is over. While the control plane is away
+// it does not run.
+func (h *Host) tendMembers(away bool) {
+	h.known.Lock()
+	defer h.known.Unlock()
+	if away {
+		h.roster.hold(time.Now())
+		return
+	}
+	gone := h.roster.expire(time.Now())
+	if len(gone) == 0 {
+		return
+	}
+	h.cfg.Log.Info("sandboxes that the control plane did not name again are detached", "count", len(gone))
+	if err := h.bring(false, false, nil, gone); err != nil {
+		h.cfg.Log.Error("networks not brought up to date", "error", err)
+	}
+	h.keeper.touch()
 }
 
 // apply brings the host to an update: networks first, then who is attached.
 func (h *Host) apply(u spec.Update) error {
-	opened, err := false, error(nil)
+	h.known.Lock()
+	defer h.known.Unlock()
+	attached, detached := h.roster.update(u, time.Now())
 	if u.State != nil {
 		h.state = *u.State
 		h.locate()
-		opened, err = h.reconcile()
 	}
-	byNetwork := map[string][]spec.Attachment{}
-	for _, a := range u.Attached {
-		byNetwork[a.Network] = append(byNetwork[a.Network], a)
-	}
-	for _, n := range h.list() {
-		n.apply(u.Full, byNetwork[n.id], u.Detached)
+	err := h.bring(u.State != nil, u.Full, attached, detached)
+	if n := len(h.roster.orphans); u.Full && n > 0 {
+		h.cfg.Log.Warn("the control plane is another than before; sandboxes that it does not know stay until they are attached again", "count", n, "for", adoptionGrace)
 	}
 	h.at = u.Cursor()
-	if opened && !u.Full {
-		h.at = spec.Cursor{} // who is attached to what was opened stands in a full update only
+	h.keeper.touch()
+	return err
+}
+
+// bring puts in force what is known: where asked to, which networks there are;
+// then who is attached, to all networks anew or only what changed. What was
+// opened just now gets all of its members.
+func (h *Host) bring(networks, anew bool, attached []spec.Attachment, detached []string) (err error) {
+	fresh := map[string]bool{}
+	if networks {
+		before := h.failures.Load()
+		if fresh, err = h.reconcile(); err == nil {
+			h.settled.Store(before)
+		}
+	}
+	var all map[string][]spec.Attachment
+	if anew || len(fresh) > 0 {
+		all = h.roster.byNetwork()
+	}
+	changed := map[string][]spec.Attachment{}
+	for _, a := range attached {
+		changed[a.Network] = append(changed[a.Network], a)
+	}
+	for _, n := range h.list() {
+		if anew || fresh[n.id] {
+			n.apply(true, all[n.id], nil)
+		} else {
+			n.apply(false, changed[n.id], detached)
+		}
 	}
 	return err
 }
@@ -134,9 +210,10 @@ func (h *Host) locate() {
 }
 
 // reconcile opens networks that are new and closes those that are gone. A
-// network that is to be another is closed and opened again. It reports whether it
-// opened any; the error is about those that it could not open.
-func (h *Host) reconcile() (opened bool, err error) {
+// network that is to be another is closed and opened again. It names those that it
+// opened; the error is about those that it could not open.
+func (h *Host) reconcile() (fresh map[string]bool, err error) {
+	fresh = map[string]bool{}
 	wanted := map[string]spec.Network{}
 	var ids []string
 	for _, n := range h.state.Networks {
@@ -147,27 +224,30 @@ func (h *Host) reconcile() (opened bool, err error) {
 	}
 	ports, err := assignPorts(ids, PortRange(h.cfg.Daemon.WireGuard.Ports), h.ports)
 	if err != nil {
-		return false, err
+		return fresh, err
 	}
 	h.ports = ports
 	for _, n := range h.list() {
 		if w, ok := wanted[n.id]; ok && n.serves(w, h.holds(w)) {
 			continue
 		}
+		h.keeper.note(n) // where its peers are, in case that it is opened again
 		n.close()
 		h.forget(n)
 		n.log.Info("network closed")
 	}
 	var failed []error
 	for _, id := range ids {
-		fresh, err := h.bringUp(wanted[id])
+		opened, err := h.bringUp(wanted[id])
 		if err != nil {
 			failed = append(failed, err)
 		}
-		opened = opened || fresh
+		if opened {
+			fresh[id] = true
+		}
 	}
 	h.poke()
-	return opened, errors.Join(failed...)
+	return fresh, errors.Join(failed...)
 }
 
 // serves reports whether an open network is what the desired state asks for;
@@ -201,6 +281,7 @@ func (h *Host) bringUp(n spec.Network) (opened bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	fresh.members.greet = h.keeper.contacts(n.ID)
 	h.mu.Lock()
 	h.networks[n.ID] = fresh
 	h.mu.Unlock()

@@ -54,12 +54,19 @@ type HostConfig struct {
 type Host struct {
 	cfg HostConfig
 
-	// What follows is OpenHost's, and then the follower's.
-	state   spec.State
-	ports   map[string]uint16
-	at      spec.Cursor // what is in force; the zero value asks for everything
-	retried time.Time   // when everything was last asked for because of a failure
-	trouble string      // what the log was told last
+	// What follows is OpenHost's, and then the follower's, who alone changes it and
+	// holds known for that. The keeper of the state file reads it.
+	known  sync.Mutex
+	state  spec.State
+	ports  map[string]uint16
+	roster roster
+	at     spec.Cursor // what is in force; the zero value asks for everything
+
+	retried time.Time // when failed networks were last opened again; the follower's
+	trouble string    // what the log was told last; the follower's
+	away    bool      // the control plane is lost; the follower's
+
+	keeper *keeper
 
 	changed chan struct{} // poked when networks came or went
 
@@ -74,16 +81,26 @@ type Host struct {
 	draining          atomic.Bool
 }
 
-// OpenHost waits for the desired state and brings up every network that this
-// host serves. When one of them cannot come up, none stays, and the error says
-// which and why.
+// OpenHost brings up every network that this host serves.
+//
+// Where there is a state file, networks, members and the way to their tunnels are
+// what it says, at once; what the control plane says otherwise is Run's business,
+// and what cannot be brought up so is tried again. A file that is damaged or
+// another's is passed over, and the log says so.
+//
+// Else OpenHost waits for the desired state. When one of the networks cannot come
+// up then, none stays, and the error says which and why.
 func OpenHost(ctx context.Context, cfg HostConfig) (*Host, error) {
-	h := &Host{cfg: cfg, networks: map[string]*network{}, ports: map[string]uint16{}, changed: make(chan struct{}, 1)}
-	wait, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	first, err := cfg.Source.Next(wait, spec.Cursor{})
+	h := &Host{
+		cfg: cfg, networks: map[string]*network{}, ports: map[string]uint16{}, roster: newRoster(),
+		keeper: newKeeper(), changed: make(chan struct{}, 1),
+	}
+	if h.restore() {
+		return h, nil
+	}
+	first, err := h.first(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("wait for the desired state: %w", err)
+		return nil, err
 	}
 	if err := h.apply(first); err != nil {
 		h.Close()
@@ -92,19 +109,80 @@ func OpenHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	return h, nil
 }
 
-// Run follows the source and reports until ctx ends, then closes every network.
-// It returns nil then.
+// first waits for the control plane's first word.
+func (h *Host) first(ctx context.Context) (spec.Update, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		u, err := h.cfg.Source.Next(ctx, spec.Cursor{})
+		if err == nil {
+			return u, h.expected(u)
+		}
+		if ctx.Err() == nil {
+			h.lost(err)
+			if pause(ctx, retryInterval) == nil {
+				continue
+			}
+		}
+		return u, fmt.Errorf("wait for the desired state: %w", err)
+	}
+}
+
+// expected reports an error where the desired state does not have this host.
+func (h *Host) expected(u spec.Update) error {
+	d := h.cfg.Daemon
+	region, ok := u.State.Region(d.Region)
+	if !ok {
+		return fmt.Errorf("the desired state has no region %q: correct region in the configuration, or add it", d.Region)
+	}
+	if !slices.ContainsFunc(region.Hosts, func(s spec.Host) bool { return s.Name == d.Host }) {
+		return fmt.Errorf("region %s of the desired state has no host %q: correct host in the configuration, or add it", d.Region, d.Host)
+	}
+	return nil
+}
+
+// Run follows the source and reports until ctx ends. Then it drains: for the
+// configured time probes are answered with that, while all else goes on. At last
+// it closes every network, and returns nil.
 func (h *Host) Run(ctx context.Context) error {
 	defer h.Close()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return h.follow(ctx) })
-	g.Go(func() error { return h.supervise(ctx, g) })
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	g, life := errgroup.WithContext(life)
+	leaving, leave := context.WithCancel(life)
+	defer leave()
+	g.Go(func() error { return h.follow(life, leaving) })
+	g.Go(func() error { return h.supervise(life, g) })
+	g.Go(func() error { return h.remember(life) })
+	g.Go(func() error {
+		defer end()
+		select {
+		case <-ctx.Done():
+		case <-life.Done():
+		}
+		h.draining.Store(true)
+		leave()
+		return h.drain(life)
+	})
 	h.poke()
 	h.ready.Store(true)
 	defer h.ready.Store(false)
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("gateway host %s: %w", h.cfg.Daemon.Host, err)
 	}
+	return nil
+}
+
+// drain goes on for the configured time, so that whoever probes hears of it and
+// goes elsewhere. At its end the peers' whereabouts are noted, while they can be.
+func (h *Host) drain(ctx context.Context) error {
+	if d := h.cfg.Daemon.Drain; d > 0 {
+		h.cfg.Log.Info("draining", "for", d)
+		if err := pause(ctx, d); err != nil {
+			return err
+		}
+	}
+	h.sample()
 	return nil
 }
 
@@ -149,7 +227,7 @@ func (h *Host) poke() {
 }
 
 // Ready reports whether the host serves all that the desired state asks of it.
-func (h *Host) Ready() bool { return h.ready.Load() && !h.unsettled() }
+func (h *Host) Ready() bool { return h.ready.Load() && !h.unsettled() && !h.draining.Load() }
 
 // unsettled reports whether a network that should be open may not be.
 func (h *Host) unsettled() bool { return h.failures.Load() != h.settled.Load() }
@@ -196,7 +274,7 @@ func (h *Host) report() spec.HostReport {
 	h.mu.Lock()
 	address := h.address
 	h.mu.Unlock()
-	r := spec.HostReport{Host: h.cfg.Daemon.Host, Region: h.cfg.Daemon.Region}
+	r := spec.HostReport{Host: h.cfg.Daemon.Host, Region: h.cfg.Daemon.Region, Draining: h.draining.Load()}
 	for _, n := range h.list() {
 		r.Networks = append(r.Networks, n.report(netip.AddrPortFrom(address, n.tun.ListenPort())))
 	}

@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/policy"
@@ -16,7 +17,14 @@ type members struct {
 	attached map[string]spec.Attachment // by id
 	peers    map[tunnel.Key]*peer
 	changed  map[tunnel.Key]struct{} // peers that WireGuard does not know as they are
+	// greet are peers of a former life of the network, which do not know of its end:
+	// they are called where they were, and then not again.
+	greet contacts
 }
+
+// greetInterval is the keepalive of peers that are called: WireGuard's own advice.
+// It calls again where the first handshake is lost.
+const greetInterval = 25 * time.Second
 
 // peer is one WireGuard peer: a sidecar, or a stock client.
 type peer struct {
@@ -140,7 +148,7 @@ const workerKind = "worker"
 func (n *network) apply(full bool, attached []spec.Attachment, detached []string) {
 	gone, come := n.members.leave(full, attached, detached)
 	if len(gone) > 0 {
-		n.applyPeers()
+		n.applyPeers(come)
 		n.enforce(gone, nil)
 		for _, a := range gone {
 			n.fwd.Revoke(a.Inner)
@@ -156,8 +164,9 @@ func (n *network) apply(full bool, attached []spec.Attachment, detached []string
 	}
 	if len(added) > 0 {
 		n.enforce(nil, added)
-		n.applyPeers()
+		n.applyPeers(nil)
 	}
+	n.members.greet = nil
 }
 
 // enforce puts in force who has gone and come, and which addresses are sidecars'.
@@ -195,17 +204,23 @@ func (n *network) setPolicy(s *policy.Snapshot) {
 	n.fwd.SetPolicy(s, workers)
 }
 
-// applyPeers tells WireGuard about the peers that changed.
-func (n *network) applyPeers() {
+// applyPeers tells WireGuard about the peers that changed. A peer that has no
+// sandbox left is removed, unless one of its comes in the same update: it
+// keeps its session meanwhile.
+func (n *network) applyPeers(come []spec.Attachment) {
 	m := &n.members
+	back := make(map[string]struct{}, len(come))
+	for _, a := range come {
+		back[a.PublicKey] = struct{}{}
+	}
 	for key := range m.changed {
 		p := m.peers[key]
 		var err error
-		if len(p.inner) == 0 {
+		if _, stays := back[key.String()]; len(p.inner) > 0 || stays {
+			err = n.tun.SetPeer(m.wireGuard(key, p))
+		} else {
 			delete(m.peers, key)
 			err = n.tun.RemovePeer(key)
-		} else {
-			err = n.tun.SetPeer(tunnel.Peer{PublicKey: key, AllowedIPs: p.allowed()})
 		}
 		if err != nil {
 			n.log.Error("WireGuard peer not changed", "peer", key.String(), "error", err)
@@ -213,4 +228,17 @@ func (n *network) applyPeers() {
 	}
 	clear(m.changed)
 	n.peers.Store(int64(len(m.peers)))
+}
+
+// wireGuard is a peer in WireGuard's words. Nothing passes of one that has no sandbox.
+func (m *members) wireGuard(key tunnel.Key, p *peer) tunnel.Peer {
+	w := tunnel.Peer{PublicKey: key}
+	if len(p.inner) > 0 {
+		w.AllowedIPs = p.allowed()
+	}
+	if at, ok := m.greet[key]; ok {
+		w.Endpoint, w.Keepalive = at, greetInterval
+		delete(m.greet, key)
+	}
+	return w
 }
