@@ -18,6 +18,9 @@ import (
 // The protocol has no password for datagrams. So the association belongs to the
 // port that the request names, or else to that of the first datagram with a
 // proper header; all others are ignored.
+//
+// The stack below takes no fragments: datagrams larger than a packet of the
+// network can be sent, and not received.
 
 const (
 	// maxDatagram is the largest datagram in bytes, maxHeaderUDP the largest header
