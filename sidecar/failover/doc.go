@@ -74,7 +74,8 @@
 // that comes later than it was due by more than twice Suspect voids the probes
 // that were under way: they are never missed, though their answers still count.
 // A path is forgiven at most eight stalls in a row without any answer in between,
-// so that a caller that is always late still notices a death.
+// so that a caller that is always late still notices a death. The time of a
+// stall does not count for a hold, either.
 //
 // # What always holds
 //
@@ -83,9 +84,10 @@
 //	I1  A dead choice is left only for a path that answered a probe sent since
 //	    the first miss; a choice without uplink only for one that has it.
 //	I2  A dead choice with such a path in its order has been left before
-//	    the call returns that made it so. So the time from the cut to the switch
-//	    is at most InUse + timeout + (misses-1) x Suspect, or one round trip
-//	    of the alternative after its first probe, and the caller's own lateness.
+//	    the call returns that made it so. From the cut to the switch it takes
+//	    at most InUse + 2 x timeout + (misses-2) x Suspect, and one Suspect if
+//	    the timeout is no multiple of it; or, if that is longer, InUse + timeout
+//	    + a round trip of the alternative; and the caller's own lateness.
 //	I3  No choice changes while every probe is answered in time and healthy,
 //	    and none while fewer probes in a row than Misses are lost.
 //	I4  A group fails back at most Failbacks times in FailbackWindow.

@@ -89,6 +89,9 @@ func (g *group) first(beginning bool) *path {
 
 // refuge returns the path to leave the choice for; nil: it stays.
 func (g *group) refuge(cfg *Config, now Instant) *path {
+	if g.choice == nil {
+		return nil
+	}
 	from := g.choice.rank()
 	if from == rankFit || from == rankNew {
 		return nil
@@ -119,8 +122,11 @@ func (g *group) refuge(cfg *Config, now Instant) *path {
 }
 
 // candidate returns the first path before the choice that has been good for
-// its hold.
+// its hold; nil while there is no choice.
 func (g *group) candidate(now Instant) *path {
+	if g.choice == nil {
+		return nil
+	}
 	for _, p := range g.order {
 		if p == g.choice {
 			return nil

@@ -32,11 +32,11 @@ type Monitor struct {
 	now    Instant
 	due    Instant // when the next Poll is
 
-	paths  []*path          // by id
+	paths  []*path     // by id
 	byID   [256]*path  // nil: none
 	starts [256]uint64 // by id: the first sequence of the next path
 	lastID PathID      // that was given
-	groups []*group         // by id
+	groups []*group    // by id
 	events events
 	stats  Stats
 }
@@ -113,6 +113,7 @@ func (m *Monitor) RemovePath(id PathID, now Instant) {
 		} else if g.forget(p) {
 			m.tell(g, p, Event{Reason: ReasonRemoved, Lost: true}, now)
 		}
+		m.decide(g, now)
 	}
 }
 
@@ -168,6 +169,7 @@ func (m *Monitor) Poll(dst []Probe, now Instant) ([]Probe, Instant) {
 		m.stats.Stalls++
 		for _, p := range m.paths {
 			p.forgive()
+			p.goodUntil += now - m.due // nobody watched meanwhile
 		}
 	}
 	for _, p := range m.paths {
@@ -202,11 +204,10 @@ func (m *Monitor) stalled(now Instant) bool { return now-m.due > Instant(2*m.cfg
 
 // pace sets the intervals of the paths that a group uses or may need.
 func (m *Monitor) pace(g *group) {
-	if g.choice == nil {
-		return
-	}
 	faster := func(p *path, d time.Duration) { p.interval = min(p.interval, d) }
-	faster(g.choice, m.cfg.InUse)
+	if g.choice != nil {
+		faster(g.choice, m.cfg.InUse)
+	}
 	for _, l := range g.linger {
 		switch {
 		case l.path.state == PathDead:
@@ -245,7 +246,7 @@ func (m *Monitor) Answer(id PathID, sequence uint64, h Health, now Instant) bool
 	}
 	for _, g := range m.groups {
 		m.decide(g, now)
-		if g.choice != nil && p.good && g.candidate(now) == p && g.mayReturn(&m.cfg, now) {
+		if p.good && g.candidate(now) == p && g.mayReturn(&m.cfg, now) {
 			g.returned(&m.cfg, now)
 			m.leave(g, p, Event{Reason: ReasonFailback}, now)
 		}
@@ -253,21 +254,21 @@ func (m *Monitor) Answer(id PathID, sequence uint64, h Health, now Instant) bool
 	return true
 }
 
-// Heard says that an authenticated packet other than an answer came by a path.
+// Heard says that an authenticated packet other than an answer came by a path,
+// at an instant that may lie in the past: it is enough to tell of the latest
+// packet before each Poll.
 func (m *Monitor) Heard(id PathID, now Instant) {
-	now = m.at(now)
+	m.at(now)
 	if p := m.byID[id]; p != nil {
-		p.heard, p.hasHeard = now, true
+		if now = bounded(now); !p.hasHeard || now > p.heard {
+			p.heard, p.hasHeard = now, true
+		}
 	}
 }
 
 // decide leaves a choice that must be left, tells of lingering flows that are
 // lost, and raises or ends the group's alarm.
 func (m *Monitor) decide(g *group, now Instant) {
-	if g.choice == nil {
-		g.alarmed = false
-		return
-	}
 	if to := g.refuge(&m.cfg, now); to != nil {
 		m.leave(g, to, ailment(g.choice, now), now)
 	}
@@ -282,13 +283,13 @@ func (m *Monitor) decide(g *group, now Instant) {
 }
 
 // outlive ends the watch over paths on which flows linger: they are lost, or all
-// have ended. Flows on a lost path wait as long as the choice is no better.
+// have ended. Flows on a lost path wait while the choice is no better, or none.
 func (m *Monitor) outlive(g *group, now Instant) {
 	kept := g.linger[:0]
 	for _, l := range g.linger {
 		switch {
 		case now >= l.until:
-		case l.path.lost() && g.choice.rank() < l.path.rank():
+		case l.path.lost() && g.choice != nil && g.choice.rank() < l.path.rank():
 			m.tell(g, l.path, ailment(l.path, now), now)
 		default:
 			kept = append(kept, l)
