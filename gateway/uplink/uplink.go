@@ -19,6 +19,7 @@
 package uplink
 
 import (
+	"context"
 	"net/netip"
 
 	"github.com/sallyport-net/sallyport/internal/packet"
@@ -54,6 +55,10 @@ type Uplink interface {
 	// its socket is closed, a TCP connection by RST. Remote counts for TCP alone.
 	// A flow that is not known is ignored.
 	Release(f Flow)
+	// Check finds out whether what leaves from a dedicated IP comes back: nil when
+	// the remote end has taken or refused a TCP connection, until ctx ends. It
+	// passes by the tables, and takes no port from them.
+	Check(ctx context.Context, from netip.Addr, to netip.AddrPort) error
 	Stats() Stats
 	// String describes limits and offloads in one line.
 	String() string
