@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -30,7 +29,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(demoCommand(&code), functionCommand())
+	root.AddCommand(demoCommand(&code), functionCommand(), failoverCommand(&code), failoverFunctionCommand())
 	err := root.ExecuteContext(ctx)
 	stop()
 	if err != nil {
@@ -49,18 +48,19 @@ func demoCommand(code *int) *cobra.Command {
 
 Real daemons, functions and builds run in network namespaces of their own, on
 documentation addresses. Each line says what was expected and what was seen: by
-the far side, by the control API, or by captures on the links. The exit code is
-0 if nothing failed. What this machine does not allow is no failure, and said.`,
+the far side, by the control API, or by captures on the links. Hosts and a region
+are killed under load. Where namespaces are forbidden, all of it runs on this
+machine's loopback, as far as that goes. The exit code is 0 if nothing failed.
+What this machine does not allow is no failure, and said.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if cfg.Bin == "" {
-				self, err := os.Executable()
-				if err != nil {
-					return fmt.Errorf("find the folder of this program: give it with --bin: %w", err)
-				}
-				cfg.Bin = filepath.Dir(self)
+			if cfg.Bin, err = binFolder(cfg.Bin); err != nil {
+				return err
 			}
 			cfg.Out, cfg.Terminal = os.Stdout, term.IsTerminal(int(os.Stdout.Fd()))
+			if width, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil {
+				cfg.Width = width
+			}
 			*code, err = demo.Run(cmd.Context(), cfg)
 			return err
 		},

@@ -1,0 +1,146 @@
+package failover
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// report is the whole outcome, as JSON has it. Times are nanoseconds.
+type report struct {
+	// NotRun says why nothing was measured; then the rest does not count.
+	NotRun   string        `json:"notRun,omitempty"`
+	Date     string        `json:"date"` // UTC
+	Version  string        `json:"version"`
+	Command  string        `json:"command"`
+	Machine  machineFacts  `json:"machine"`
+	Took     time.Duration `json:"took"`
+	Stolen   float64       `json:"stolen"` // part of the cores' time that the hypervisor gave to others
+	RunsEach int           `json:"runsEach"`
+	Runs     []run         `json:"runs"`
+	// Faults sum the runs up, All of them at last.
+	Faults []summary  `json:"faults"`
+	All    summary    `json:"all"`
+	Load   *loadPhase `json:"load,omitempty"`
+	Wire   wire       `json:"wire"`
+	// Problems are what must not be; targets that are not met are none.
+	Problems []string `json:"problems"`
+}
+
+// sumUp fills in what follows from the rest.
+func (r *report) sumUp() {
+	r.Faults, r.Problems = nil, []string{}
+	for _, f := range faults() {
+		r.Faults = append(r.Faults, summarize(f.String(), r.Runs))
+	}
+	r.All = summarize("", r.Runs)
+	problem := func(format string, args ...any) { r.Problems = append(r.Problems, fmt.Sprintf(format, args...)) }
+	for i, one := range r.Runs {
+		for _, w := range one.Wrong {
+			problem("run %d (%s): %s", i+1, one.Fault, w)
+		}
+	}
+	if l := r.Load; l != nil {
+		if l.Switches > 0 {
+			problem("%d false switches under load", l.Switches)
+		}
+		if l.Connections.Failed > 0 {
+			problem("%d new connections failed under load", l.Connections.Failed)
+		}
+		for _, w := range l.Wrong {
+			problem("under load: %s", w)
+		}
+	}
+	if r.Wire.Wrong > 0 {
+		problem("%d packets with a wrong source: %s", r.Wire.Wrong, strings.Join(r.Wire.Examples, "; "))
+	}
+	if r.Wire.Incomplete != "" {
+		problem("packets were missed: %s", r.Wire.Incomplete)
+	}
+}
+
+// write writes the report where the user wants it.
+func (r *report) write(cfg Config) error {
+	if cfg.Report != "" {
+		if err := replaceFile(cfg.Report, r.markdown()); err != nil {
+			return err
+		}
+	}
+	if cfg.JSON {
+		return r.writeJSON(cfg.Out)
+	}
+	var b strings.Builder
+	r.writeResult(&b)
+	_, err := io.WriteString(cfg.Out, "\n"+b.String())
+	return err
+}
+
+func (r *report) writeJSON(out io.Writer) error {
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	if err := e.Encode(r); err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	return nil
+}
+
+// replaceFile writes a file as a whole or not at all.
+func replaceFile(path, text string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".failover-")
+	if err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	defer os.Remove(f.Name()) // it is not there any more if all went well
+	_, err = f.WriteString(text)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write the report to %s: %w", path, err)
+	}
+	return nil
+}
+
+// notRun says that nothing can be measured here.
+func notRun(cfg Config, why error) error {
+	if cfg.JSON {
+		return (&report{NotRun: why.Error(), Problems: []string{}}).writeJSON(cfg.Out)
+	}
+	_, err := fmt.Fprintf(cfg.Out, "NOT RUN: failover: %s\n", strings.ReplaceAll(why.Error(), "\n", "; "))
+	return err
+}
+
+// printer writes lines as things happen. It ignores errors: who closed the
+// output does not want to know more.
+type printer struct{ out io.Writer }
+
+func (p *printer) line(format string, args ...any) {
+	_, _ = fmt.Fprintf(p.out, format+"\n", args...)
+}
+
+// run prints what one fault came to.
+func (p *printer) run(i, of int, r run) {
+	p.line("%*d/%d  %-28s  answered after %s from %v, reset after %s, UDP after %s, back after %s", len(fmt.Sprint(of)), i, of,
+		r.Fault, millis(r.First), r.Source, millis(r.Reset), millis(r.UDP), millis(r.Back))
+	for _, w := range r.Wrong {
+		p.line("      wrong: %s", w)
+	}
+}
+
+// millis is a time in whole milliseconds; 0 is none.
+func millis(d time.Duration) string {
+	if d == 0 {
+		return "never"
+	}
+	return fmt.Sprintf("%d ms", d.Round(time.Millisecond)/time.Millisecond)
+}
