@@ -16,7 +16,6 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/config"
-	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
 const (
@@ -67,6 +66,7 @@ type Host struct {
 	away    bool      // the control plane is lost; the follower's
 
 	keeper *keeper
+	checks *checks
 
 	changed chan struct{} // poked when networks came or went
 
@@ -93,7 +93,7 @@ type Host struct {
 func OpenHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	h := &Host{
 		cfg: cfg, networks: map[string]*network{}, ports: map[string]uint16{}, roster: newRoster(),
-		keeper: newKeeper(), changed: make(chan struct{}, 1),
+		keeper: newKeeper(), checks: newChecks(cfg.Daemon), changed: make(chan struct{}, 1),
 	}
 	if h.restore() {
 		return h, nil
@@ -231,14 +231,6 @@ func (h *Host) Ready() bool { return h.ready.Load() && !h.unsettled() && !h.drai
 
 // unsettled reports whether a network that should be open may not be.
 func (h *Host) unsettled() bool { return h.failures.Load() != h.settled.Load() }
-
-// Health is what the host answers to probes.
-func (h *Host) Health() packet.Health {
-	if h.draining.Load() {
-		return packet.HealthDraining
-	}
-	return 0
-}
 
 // Close closes every network. It may be called more than once.
 func (h *Host) Close() {

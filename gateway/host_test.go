@@ -394,7 +394,7 @@ func TestHostFollows(t *testing.T) {
 		t.Error("the host is not ready")
 	}
 	r.close()
-	if r.host.Ready() || r.host.Health() != packet.HealthDraining {
+	if r.host.Ready() || !r.host.report().Draining {
 		t.Error("the host is ready after its end")
 	}
 }

@@ -14,13 +14,14 @@ import (
 func (n *network) report(endpoint netip.AddrPort) spec.NetworkReport {
 	c := &n.fwd.counters
 	r := spec.NetworkReport{
-		ID:        n.id,
-		PublicKey: n.public.String(),
-		Endpoint:  endpoint,
-		Egress:    spec.Traffic{Packets: c.Packets(Egress), Bytes: c.Bytes(Egress)},
-		Ingress:   spec.Traffic{Packets: c.Packets(Ingress), Bytes: c.Bytes(Ingress)},
-		Peers:     int(n.peers.Load()),
-		Drops:     map[string]uint64{},
+		ID:         n.id,
+		PublicKey:  n.public.String(),
+		Endpoint:   endpoint,
+		Egress:     spec.Traffic{Packets: c.Packets(Egress), Bytes: c.Bytes(Egress)},
+		Ingress:    spec.Traffic{Packets: c.Packets(Ingress), Bytes: c.Bytes(Ingress)},
+		Peers:      int(n.peers.Load()),
+		Drops:      map[string]uint64{},
+		UplinkLost: n.health.uplinkLost(),
 	}
 	up := n.up.Stats()
 	for o := range packet.Outcomes() {
@@ -58,7 +59,7 @@ func (h *Host) Describe(ch chan<- *prometheus.Desc) {
 // metricDescs are the names of what a host counts. Labels carry ids of networks
 // and reasons of the closed set, never addresses of customers' flows.
 type metricDescs struct {
-	packets, bytes, drops, local, replies, lost, sessions, mappings, peers, sockets, pending, ready *prometheus.Desc
+	packets, bytes, drops, local, replies, lost, sessions, mappings, peers, sockets, pending, uplink, full, ready, draining, stateWrites, stateErrors *prometheus.Desc
 }
 
 func descs() metricDescs {
@@ -66,24 +67,30 @@ func descs() metricDescs {
 		return prometheus.NewDesc("sallyport_"+name, help, labels, nil)
 	}
 	return metricDescs{
-		packets:  d("packets_total", "Packets forwarded; directions are seen from the sandbox.", "network", "direction"),
-		bytes:    d("bytes_total", "Bytes of IP packets forwarded.", "network", "direction"),
-		drops:    d("drops_total", "Packets dropped, by reason. wrong_source must stay 0.", "network", "direction", "reason"),
-		local:    d("local_packets_total", "Packets of sandboxes to the gateway's own services.", "network"),
-		replies:  d("replies_total", "ICMP errors, resets and answers that the gateway made itself.", "network"),
-		lost:     d("events_lost_total", "Ends of sessions that a full queue lost: their sockets or ports stay longer than they should.", "network"),
-		sessions: d("sessions", "Live sessions of one dedicated IP.", "network", "ip"),
-		mappings: d("mappings", "Live mappings of one dedicated IP.", "network", "ip"),
-		peers:    d("wireguard_peers", "WireGuard peers of the network on this host.", "network"),
-		sockets:  d("uplink_sockets", "Kernel sockets open for the network.", "network", "protocol"),
-		pending:  d("uplink_pending_connects", "Connects that the far side has not answered yet.", "network"),
-		ready:    d("ready", "1 while the host serves its networks."),
+		packets:     d("packets_total", "Packets forwarded; directions are seen from the sandbox.", "network", "direction"),
+		bytes:       d("bytes_total", "Bytes of IP packets forwarded.", "network", "direction"),
+		drops:       d("drops_total", "Packets dropped, by reason. wrong_source must stay 0.", "network", "direction", "reason"),
+		local:       d("local_packets_total", "Packets of sandboxes to the gateway's own services.", "network"),
+		replies:     d("replies_total", "ICMP errors, resets and answers that the gateway made itself.", "network"),
+		lost:        d("events_lost_total", "Ends of sessions that a full queue lost: their sockets or ports stay longer than they should.", "network"),
+		sessions:    d("sessions", "Live sessions of one dedicated IP.", "network", "ip"),
+		mappings:    d("mappings", "Live mappings of one dedicated IP.", "network", "ip"),
+		peers:       d("wireguard_peers", "WireGuard peers of the network on this host.", "network"),
+		sockets:     d("uplink_sockets", "Kernel sockets open for the network.", "network", "protocol"),
+		pending:     d("uplink_pending_connects", "Connects that the far side has not answered yet.", "network"),
+		uplink:      d("uplink_lost", "1 while what leaves from the network's addresses here does not come back.", "network"),
+		full:        d("full", "1 while an address of the network here has no session or port left.", "network"),
+		ready:       d("ready", "1 while the host serves its networks."),
+		draining:    d("draining", "1 while the host tells sidecars to go elsewhere, before it ends."),
+		stateWrites: d("state_file_writes_total", "State files written."),
+		stateErrors: d("state_file_errors_total", "State files that could not be written, or were refused at the start."),
 	}
 }
 
 func metrics() []*prometheus.Desc {
 	d := descs()
-	return []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.lost, d.sessions, d.mappings, d.peers, d.sockets, d.pending, d.ready}
+	return []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.lost, d.sessions, d.mappings, d.peers, d.sockets, d.pending,
+		d.uplink, d.full, d.ready, d.draining, d.stateWrites, d.stateErrors}
 }
 
 // Collect implements prometheus.Collector.
@@ -95,11 +102,10 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 	counter := func(desc *prometheus.Desc, v uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), labels...)
 	}
-	ready := 0.0
-	if h.Ready() {
-		ready = 1
-	}
-	gauge(d.ready, ready)
+	gauge(d.ready, truth(h.Ready()))
+	gauge(d.draining, truth(h.draining.Load()))
+	counter(d.stateWrites, h.keeper.writes.Load())
+	counter(d.stateErrors, h.keeper.errors.Load())
 	for _, n := range h.list() {
 		id, c, up := n.id, &n.fwd.counters, n.up.Stats()
 		for _, dir := range []Direction{Egress, Ingress} {
@@ -132,5 +138,15 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 		gauge(d.sockets, float64(up.UDP), id, "udp")
 		gauge(d.sockets, float64(up.ICMP), id, "icmp")
 		gauge(d.pending, float64(up.Pending), id)
+		gauge(d.uplink, truth(n.health.uplinkLost()), id)
+		gauge(d.full, truth(n.health.full.Load()), id)
 	}
+}
+
+// truth is how Prometheus writes a truth value.
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

@@ -57,6 +57,9 @@ type network struct {
 	tun    *tunnel.Tunnel
 	public tunnel.Key
 
+	health health  // what probes are answered with
+	checks *checks // how it is found out
+
 	started bool         // its tasks run; the supervisor's
 	members members      // the follower's
 	peers   atomic.Int64 // how many WireGuard peers there are
@@ -73,6 +76,7 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 	net := &network{
 		id: n.ID, cidr: n.CIDR, pair: n.Pair, held: h.holds(n), tcp: n.TCPMapping,
 		log: cfg.Log.With("network", n.ID), clock: cfg.Clock, members: newMembers(),
+		health: health{draining: &h.draining}, checks: h.checks,
 	}
 	var undo []func()
 	defer func() {
@@ -109,7 +113,7 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 
 	net.svc, err = service.New(service.Config{
 		Address: gw, Network: n.CIDR, MTU: tunnelMTU,
-		Upstreams: cfg.Daemon.DNS.Upstreams, Health: h,
+		Upstreams: cfg.Daemon.DNS.Upstreams, Health: &net.health,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("local services on %s: %w", gw, err)
@@ -156,6 +160,11 @@ func (n *network) run(ctx context.Context) error {
 	g.Go(func() error { return n.svc.Run(ctx) })
 	g.Go(func() error { return n.pumpLocal() })
 	g.Go(func() error { return n.keep(ctx) })
+	for side, held := range n.held {
+		if held {
+			g.Go(func() error { return n.watch(ctx, side) })
+		}
+	}
 	g.Go(func() error {
 		defer n.close()
 		select {
@@ -224,6 +233,7 @@ func (n *network) keep(ctx context.Context) error {
 			n.uplinkEvent(e)
 		case <-timer.C:
 			n.sweep(events)
+			n.noteFull()
 		}
 	}
 }
