@@ -1,12 +1,20 @@
 // Package demo shows on one machine, to any user, that the gateway does what it
 // promises: it starts the real daemons in network namespaces of their own, runs
 // functions and builds on the worker, and holds what the far side saw, and what
-// went over the links, against a list of expectations.
+// went over the links, against a list of expectations. Hosts and a region are
+// killed meanwhile.
 //
-//	worker ──────── internet ──────── iad1
-//	198.51.100.2    192.0.2.80        198.51.100.18
-//	sidecar         origin, DNS       sallyportd
-//	sandboxes       two captures      203.0.113.10 to .13
+//	worker         198.51.100.2   sidecar, sandboxes
+//	gw-a           198.51.100.18  sallyportd: the first address of each pair of iad1
+//	gw-b           198.51.100.34  sallyportd: the second
+//	gw-c           198.51.100.50  sallyportd: cle1, both addresses of the passive pair
+//	office         198.51.100.66  another WireGuard, with a private database behind it
+//	internet                      links them all, captures, origin, DNS
+//	control                       sallyportd: the control plane of iad1
+//
+// Where user namespaces are forbidden all of them are one machine, the pairs lie
+// on its loopback, and sandboxes are programs that use proxies (machine.go). Then
+// some things cannot be shown; each of them says why.
 //
 // [Function] is what runs in the sandboxes.
 package demo
@@ -39,15 +47,17 @@ type Config struct {
 	JSON bool
 	// KeepLogs is a folder for the daemons' logs; empty: they go with the demo.
 	KeepLogs string
-	// Out takes the report. Terminal says that it is one.
+	// Out takes the report. Terminal says that it is one, and Width how many
+	// characters it has in a line, 0 if that is not known.
 	Out      io.Writer
 	Terminal bool
+	Width    int
 }
 
 // Run runs the demo and returns the exit code: 0 if no expectation failed. It
 // runs the program again, with the same arguments, in a user namespace, and does
-// its work there; where that is forbidden, root's powers will do, and else the
-// report says of everything that it is not possible.
+// its work there; where that is forbidden, root's powers will do, and else it
+// does with loopback what can be done there.
 func Run(ctx context.Context, cfg Config) (int, error) {
 	var forbidden error
 	if !netlab.Inside() {
@@ -57,20 +67,23 @@ func Run(ctx context.Context, cfg Config) (int, error) {
 		}
 		forbidden = err
 	}
-	p := newPrinter(cfg.Out, cfg.Terminal, expectations())
-	if cfg.JSON {
-		p = newPrinter(io.Discard, false, nil)
-	}
 	began := time.Now()
-	var r report
-	if err := usable(); err != nil {
-		r = nothingPossible(p, errors.Join(forbidden, err))
+	r := report{World: worldNamespaces}
+	p, err := namespacePlan(), usable()
+	if err != nil {
+		r.World, r.Why = worldLoopback, oneLine(errors.Join(forbidden, err))
+		p, err = loopbackPlan()
+	}
+	out := newPrinter(cfg, p)
+	if err != nil {
+		r.World, r.Why = worldNone, r.Why+"; "+oneLine(err)
+		nothingPossible(out, &r, p)
 	} else {
-		r = show(ctx, cfg, p)
+		show(ctx, cfg, p, out, &r)
 	}
 	r.Took = time.Since(began)
 	r.Held = r.Failure == "" && r.count(failed) == 0
-	p.end(&r)
+	out.end(&r)
 	if cfg.JSON {
 		if err := writeJSON(cfg.Out, &r); err != nil {
 			return 1, err
@@ -100,30 +113,30 @@ func usable() error {
 	return nil
 }
 
-// nothingPossible is the report of a machine that allows no namespaces.
-func nothingPossible(p *printer, why error) (r report) {
-	p.header()
-	for _, c := range expectations() {
-		line := result{Name: c.name, Expected: c.expected, Seen: oneLine(why), Status: impossible}
+// nothingPossible reports of a machine that allows neither namespaces nor the use
+// of its loopback.
+func nothingPossible(out *printer, r *report, p *plan) {
+	out.begin(r)
+	for _, c := range expectations(p) {
+		line := result{Name: c.name, Expected: c.expected, Seen: "neither namespaces nor loopback", Status: impossible}
 		r.Results = append(r.Results, line)
-		p.result(line)
+		out.result(line)
 	}
-	return r
 }
 
 // show builds the stage, looks at every expectation and clears up.
-func show(ctx context.Context, cfg Config, p *printer) (r report) {
+func show(ctx context.Context, cfg Config, p *plan, out *printer, r *report) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("the demo took more than %v", patience))
 	defer cancel()
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	p.waiting("starting the daemons")
-	s, err := newStage(ctx, cfg, giveUp)
+	out.begin(r)
+	out.waiting("starting the daemons")
+	s, err := newStage(ctx, cfg, p, giveUp)
 	if err == nil {
-		p.header()
-		r.Results, err = judgeAll(ctx, s, p)
+		err = judgeAll(ctx, s, out, r)
 	}
-	p.waiting("ending the daemons")
+	out.waiting("ending the daemons")
 	if interrupted := ctx.Err() != nil; interrupted {
 		_ = s.close() // what was cut off complains
 	} else {
@@ -141,22 +154,21 @@ func show(ctx context.Context, cfg Config, p *printer) (r report) {
 	if err := s.removeFiles(); err != nil && r.Failure == "" {
 		r.Failure = err.Error()
 	}
-	return r
 }
 
 // judgeAll looks at one expectation after the other, until time is up or a daemon ended.
-func judgeAll(ctx context.Context, s *stage, p *printer) (all []result, err error) {
-	for _, c := range expectations() {
+func judgeAll(ctx context.Context, s *stage, out *printer, r *report) error {
+	for _, c := range expectations(s.plan) {
 		if ctx.Err() != nil {
-			return all, fmt.Errorf("stopped before %q: %w", c.name, context.Cause(ctx))
+			return fmt.Errorf("stopped before %q: %w", c.name, context.Cause(ctx))
 		}
-		p.waiting(c.name)
-		r := c.judge(ctx, s)
+		out.waiting(c.name)
+		line := c.judge(ctx, s)
 		if ctx.Err() != nil {
-			return all, fmt.Errorf("stopped at %q: %w", c.name, context.Cause(ctx))
+			return fmt.Errorf("stopped at %q: %w", c.name, context.Cause(ctx))
 		}
-		all = append(all, r)
-		p.result(r)
+		r.Results = append(r.Results, line)
+		out.result(line)
 	}
-	return all, nil
+	return nil
 }

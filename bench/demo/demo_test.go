@@ -11,11 +11,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
-
-	"go.uber.org/goleak"
+	"unicode/utf8"
 
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
@@ -23,6 +23,9 @@ import (
 func TestMain(m *testing.M) { os.Exit(netlab.Enter(m)) }
 
 var update = flag.Bool("update", false, "write the golden files")
+
+// testPlan is read only.
+var testPlan = namespacePlan()
 
 func sources(texts ...string) (out []netip.AddrPort) {
 	for _, s := range texts {
@@ -43,16 +46,16 @@ func TestSources(t *testing.T) {
 		got  outcome
 		want outcome
 	}{
-		{"from the pair", allFrom(sources("203.0.113.11:1"), acmePair), outcome{"203.0.113.11", true}},
-		{"from nowhere", allFrom(nil, acmePair), outcome{"nothing", false}},
-		{"from another pair", allFrom(sources("203.0.113.11:1", "203.0.113.12:1"), acmePair), outcome{"203.0.113.11 and 203.0.113.12", false}},
-		{"from the worker", allFrom(sources("198.51.100.2:1"), acmePair), outcome{"198.51.100.2", false}},
-		{"from both", allFromBoth(sources("203.0.113.11:1", "203.0.113.10:1"), acmePair), outcome{"203.0.113.10 and 203.0.113.11, of 2 functions", true}},
-		{"from one only", allFromBoth(sources("203.0.113.11:1", "203.0.113.11:2"), acmePair), outcome{"203.0.113.11, of 2 functions", false}},
-		{"many from one", allFromOne(fifty("203.0.113.10", many), acmePair), outcome{"203.0.113.10, 50 ports", true}},
-		{"many that share ports", allFromOne(fifty("203.0.113.10", many-1), acmePair), outcome{"203.0.113.10, 49 ports", false}},
-		{"too few", allFromOne(fifty("203.0.113.10", many)[1:], acmePair), outcome{"203.0.113.10, 49 ports", false}},
-		{"many from two", allFromOne(append(fifty("203.0.113.10", many)[1:], sources("203.0.113.11:9")...), acmePair), outcome{"203.0.113.10 and 203.0.113.11, 50 ports", false}},
+		{"from the pair", allFrom(sources("203.0.113.11:1"), testPlan.acme), outcome{"203.0.113.11", true}},
+		{"from nowhere", allFrom(nil, testPlan.acme), outcome{"nothing", false}},
+		{"from another pair", allFrom(sources("203.0.113.11:1", "203.0.113.12:1"), testPlan.acme), outcome{"203.0.113.11 and 203.0.113.12", false}},
+		{"from the worker", allFrom(sources("198.51.100.2:1"), testPlan.acme), outcome{"198.51.100.2", false}},
+		{"from both", allFromBoth(sources("203.0.113.11:1", "203.0.113.10:1"), testPlan.acme), outcome{"203.0.113.10 and 203.0.113.11, of 2 functions", true}},
+		{"from one only", allFromBoth(sources("203.0.113.11:1", "203.0.113.11:2"), testPlan.acme), outcome{"203.0.113.11, of 2 functions", false}},
+		{"many from one", allFromOne(fifty("203.0.113.10", many), testPlan.acme), outcome{"203.0.113.10, 50 ports", true}},
+		{"many that share ports", allFromOne(fifty("203.0.113.10", many-1), testPlan.acme), outcome{"203.0.113.10, 49 ports", false}},
+		{"too few", allFromOne(fifty("203.0.113.10", many)[1:], testPlan.acme), outcome{"203.0.113.10, 49 ports", false}},
+		{"many from two", allFromOne(append(fifty("203.0.113.10", many)[1:], sources("203.0.113.11:9")...), testPlan.acme), outcome{"203.0.113.10 and 203.0.113.11, 50 ports", false}},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: got %v, want %v", c.name, c.got, c.want)
@@ -62,15 +65,17 @@ func TestSources(t *testing.T) {
 
 func TestTwins(t *testing.T) {
 	for _, c := range []struct {
-		inner, outer []netip.AddrPort
-		held         bool
+		inner string
+		outer []netip.AddrPort
+		held  bool
 	}{
-		{sources("10.20.0.2:0", "10.20.0.2:0"), sources("203.0.113.10:1", "203.0.113.13:1"), true},
-		{sources("10.20.0.2:0", "10.20.0.3:0"), sources("203.0.113.10:1", "203.0.113.13:1"), false},
-		{sources("10.20.0.2:0", "10.20.0.2:0"), sources("203.0.113.13:1", "203.0.113.10:1"), false},
-		{sources("10.20.0.2:0", "10.20.0.2:0"), sources("203.0.113.10:1", "203.0.113.11:1"), false},
+		{"10.20.0.2", sources("203.0.113.10:1", "203.0.113.13:1"), true},
+		{"10.20.0.3", sources("203.0.113.10:1", "203.0.113.13:1"), false},
+		{"10.20.0.2", sources("203.0.113.13:1", "203.0.113.10:1"), false},
+		{"10.20.0.2", sources("203.0.113.10:1", "203.0.113.11:1"), false},
 	} {
-		if got := twins([2]netip.AddrPort(c.inner), [2]netip.AddrPort(c.outer)); got.held != c.held {
+		inner := [2]netip.Addr{netip.MustParseAddr("10.20.0.2"), netip.MustParseAddr(c.inner)}
+		if got := twins(testPlan, inner, [2]netip.AddrPort(c.outer)); got.held != c.held {
 			t.Errorf("%v as %v: got %v, want %v", c.inner, c.outer, got, c.held)
 		}
 	}
@@ -88,109 +93,108 @@ func TestRefusal(t *testing.T) {
 		{answer{Failure: failure}, 1, outcome{"no route to host after 0.0 ms, 1 packets sent", false}},
 		{answer{Addresses: sources("203.0.113.10:1")}, 0, outcome{"an answer after 0.0 ms, 0 packets sent", false}},
 	} {
-		if got := refusal(c.a, c.sent); got != c.want {
+		if got := refusal(c.a, c.sent, "packets sent"); got != c.want {
 			t.Errorf("got %v, want %v", got, c.want)
 		}
 	}
 }
 
-// sent is a packet of IPv4 that came in.
-func sent(proto uint8, from, to string) netlab.Packet {
-	return netlab.Packet{EtherType: 0x0800, Proto: proto, Src: netip.MustParseAddrPort(from), Dst: netip.MustParseAddrPort(to), Length: 40}
-}
-
-func TestLinks(t *testing.T) {
-	bypassed := sources("198.51.100.2:4000")
-	gateway := []netlab.Packet{
-		{EtherType: etherARP},
-		sent(protocolUDP, "198.51.100.18:51820", "198.51.100.2:5000"),
-		sent(protocolTCP, "203.0.113.13:4000", "192.0.2.80:80"),
-	}
-	worker := []netlab.Packet{
-		sent(protocolUDP, "198.51.100.2:5000", "198.51.100.18:51820"),
-		sent(protocolTCP, "198.51.100.2:4000", "192.0.2.80:80"),
-	}
-	out := sent(protocolUDP, "192.0.2.80:7", "203.0.113.10:9")
-	out.Out = true
-	leak := sent(protocolUDP, "192.0.2.80:7", "10.20.0.2:9")
-	leak.Out = true
-	for _, c := range []struct {
-		name    string
-		packets []netlab.Packet
-		more    []netlab.Packet
-		lost    uint64
-		held    bool
-	}{
-		{"gateway", gateway, nil, 0, true},
-		{"gateway, answered", gateway, []netlab.Packet{out}, 0, true},
-		{"gateway, incomplete", gateway, nil, 1, false},
-		{"gateway, no tunnel", gateway[2:], nil, 0, false},
-		{"gateway, nothing from the pairs", gateway[:2], nil, 0, false},
-		{"gateway's own address", gateway, []netlab.Packet{sent(protocolTCP, "198.51.100.18:4000", "192.0.2.80:80")}, 0, false},
-		{"gateway, UDP that is no tunnel", gateway, []netlab.Packet{sent(protocolUDP, "198.51.100.18:4000", "192.0.2.53:53")}, 0, false},
-		{"gateway, another of the pool", gateway, []netlab.Packet{sent(protocolTCP, "203.0.113.14:4000", "192.0.2.80:80")}, 0, false},
-		{"gateway, inner source", gateway, []netlab.Packet{sent(protocolTCP, "10.20.0.2:4000", "192.0.2.80:80")}, 0, false},
-		{"gateway, inner destination", gateway, []netlab.Packet{leak}, 0, false},
-		{"gateway, IPv6", gateway, []netlab.Packet{{EtherType: 0x86dd, Src: netip.MustParseAddrPort("[2001:db8::1]:0")}}, 0, false},
-		{"worker", worker, nil, 0, true},
-		{"worker, who did not bypass", worker, []netlab.Packet{sent(protocolTCP, "198.51.100.2:4001", "192.0.2.80:80")}, 0, false},
-		{"worker, DNS", worker, []netlab.Packet{sent(protocolUDP, "198.51.100.2:4000", "192.0.2.53:53")}, 0, false},
-		{"worker, inner source", worker, []netlab.Packet{sent(protocolUDP, "10.20.0.2:5000", "198.51.100.18:51820")}, 0, false},
-	} {
-		why, reasons := ofGateway, []string{byTunnel, byPair}
-		if strings.HasPrefix(c.name, "worker") {
-			why, reasons = ofWorker(bypassed), []string{byTunnel, byBypass}
-		}
-		all := append(append([]netlab.Packet{}, c.packets...), c.more...)
-		if got := onlyAllowed(all, c.lost, why, reasons...); got.held != c.held {
-			t.Errorf("%s: got %v, want %v", c.name, got, c.held)
-		}
-	}
-}
-
-func TestWrongSources(t *testing.T) {
+func TestMetricSum(t *testing.T) {
 	const series = `sallyport_drops_total{direction="egress",network="a",reason="wrong_source"} `
 	for _, c := range []struct {
-		text string
-		want outcome
-		bad  bool
+		text   string
+		labels []string
+		want   float64
+		bad    bool
 	}{
-		{"# HELP x\n" + series + "0\n" + series + "0\n", outcome{"0", true}, false},
-		{series + "0\n" + series + "3\n", outcome{"3", false}, false},
-		{"sallyport_drops_total{reason=\"policy\"} 3\n", outcome{}, true},
-		{series + "many\n", outcome{}, true},
+		{"# HELP x\n" + series + "0\n" + series + "0\n", []string{`reason="wrong_source"`}, 0, false},
+		{series + "1\n" + series + "3\n", []string{`reason="wrong_source"`, `network="a"`}, 4, false},
+		{series + "3\n", []string{`reason="wrong_source"`, `network="b"`}, 0, true},
+		{"sallyport_drops_total{reason=\"policy\"} 3\n", []string{`reason="wrong_source"`}, 0, true},
+		{series + "many\n", []string{`reason="wrong_source"`}, 0, true},
 	} {
-		got, err := wrongSources(c.text)
+		got, err := metricSum(c.text, dropsMetric, c.labels...)
 		if got != c.want || (err != nil) != c.bad {
-			t.Errorf("%q: got %v and %v, want %v", c.text, got, err, c.want)
+			t.Errorf("%q, %v: got %v and %v, want %v", c.text, c.labels, got, err, c.want)
 		}
 	}
 }
 
 // TestReport holds what is printed against files; -update writes them.
 func TestReport(t *testing.T) {
-	checks := []check{{name: "a function", expected: "203.0.113.10"}, {name: "ICMP", expected: "an answer"}, {name: "ünusual", expected: "-"}}
-	r := &report{Took: 1500 * time.Millisecond, Failure: "sallyportd ended", Logs: map[string]string{"b": "two\n", "a": "one\n"}, Results: []result{
+	lines := []result{
 		{"a function", "203.0.113.10", "203.0.113.10", held},
 		{"ICMP", "an answer", "no ping sockets", impossible},
-		{"ünusual", "-", "198.51.100.2", failed},
-	}}
-	for name, terminal := range map[string]bool{"plain": false, "terminal": true} {
+		{"ünusual", "-", "198.51.100.2 although there are so many other addresses from which it could have come", failed},
+	}
+	for name, c := range map[string]struct {
+		cfg   Config
+		world string
+	}{
+		"plain":    {Config{}, worldNamespaces},
+		"wide":     {Config{Terminal: true, Width: 200}, worldNamespaces},
+		"terminal": {Config{Terminal: true, Width: 80}, worldLoopback},
+	} {
+		r := &report{
+			World: c.world, Took: 1500 * time.Millisecond, Failure: "sallyportd ended",
+			Logs: map[string]string{"b": "two\n", "a": "one\n"}, Results: lines,
+		}
+		if c.world != worldNamespaces {
+			r.Why = "user namespaces are forbidden by some setting or other"
+		}
 		var b bytes.Buffer
-		p := newPrinter(&b, terminal, checks)
-		p.header()
-		for i, x := range r.Results {
-			p.waiting(checks[i].name)
+		c.cfg.Out = &b
+		p := newPrinter(c.cfg, testPlan)
+		p.name, p.expected = 0, 0
+		for _, x := range lines {
+			p.measure(x.Name, x.Expected)
+		}
+		p.begin(r)
+		for _, x := range r.Results {
+			p.waiting(x.Name)
 			p.result(x)
 		}
 		p.end(r)
 		golden(t, name, b.Bytes())
+		if name == "terminal" {
+			checkWidth(t, b.String(), c.cfg.Width)
+		}
+		if name == "plain" {
+			b.Reset()
+			if err := writeJSON(&b, r); err != nil {
+				t.Fatal(err)
+			}
+			golden(t, "json", b.Bytes())
+		}
 	}
-	var b bytes.Buffer
-	if err := writeJSON(&b, r); err != nil {
-		t.Fatal(err)
+}
+
+// checkWidth looks for lines that a terminal would break.
+func checkWidth(t *testing.T, text string, width int) {
+	t.Helper()
+	control := regexp.MustCompile("\x1b\\[[0-9]*[mK]")
+	text = strings.ReplaceAll(control.ReplaceAllString(text, ""), "\r", "\n")
+	for line := range strings.Lines(text) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > width {
+			t.Errorf("%d characters: %s", n, line)
+		}
 	}
-	golden(t, "json", b.Bytes())
+}
+
+// TestLayout lays out all expectations, at 80 columns and less.
+func TestLayout(t *testing.T) {
+	for _, width := range []int{0, 80, 60, 10} {
+		var b bytes.Buffer
+		p := newPrinter(Config{Out: &b, Terminal: true, Width: width}, testPlan)
+		for _, c := range expectations(testPlan) {
+			p.result(result{Name: c.name, Expected: c.expected, Seen: "203.0.113.10 after 123.4 ms, of 4 functions", Status: held})
+		}
+		want := width
+		if width == 0 {
+			want = usualWidth
+		}
+		checkWidth(t, b.String(), max(want, leastWidth))
+	}
 }
 
 func golden(t *testing.T, name string, got []byte) {
@@ -212,12 +216,14 @@ func golden(t *testing.T, name string, got []byte) {
 
 func TestNothingPossible(t *testing.T) {
 	var b bytes.Buffer
-	r := nothingPossible(newPrinter(&b, false, expectations()), errors.New("one\ntwo"))
-	if n := r.count(impossible); n != len(expectations()) || r.count(failed) != 0 {
-		t.Errorf("%d of %d expectations are not possible", n, len(expectations()))
+	r := report{World: worldNone, Why: "one; two"}
+	nothingPossible(newPrinter(Config{Out: &b}, testPlan), &r, testPlan)
+	all := len(expectations(testPlan))
+	if n := r.count(impossible); n != all || r.count(failed) != 0 {
+		t.Errorf("%d of %d expectations are not possible", n, all)
 	}
-	if n := strings.Count(b.String(), "not possible here: one; two\n"); n != len(expectations()) {
-		t.Errorf("%d lines say why in:\n%s", n, b.String())
+	if n := strings.Count(b.String(), "one; two"); n != 1 {
+		t.Errorf("why is said %d times, not once, in:\n%s", n, b.String())
 	}
 }
 
@@ -275,43 +281,5 @@ func TestFunction(t *testing.T) {
 	}
 	if err := Function(t.Context(), strings.NewReader("nonsense"), &out); err == nil {
 		t.Error("nonsense is taken for a task")
-	}
-}
-
-// TestWorld builds the machines and asks the internet from the worker's own address.
-func TestWorld(t *testing.T) {
-	netlab.Require(t)
-	ignored := goleak.IgnoreCurrent()
-	defer goleak.VerifyNone(t, ignored)
-	w, err := newWorld()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := w.close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	o, err := startOrigin(w)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := o.close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	client := &http.Client{Transport: &http.Transport{DialContext: w.worker.Dial, DisableKeepAlives: true}}
-	for _, a := range []netip.Addr{origin, refused} {
-		b, err := get(t.Context(), client, "http://"+at(a, portHTTP)+"/")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if from, err := netip.ParseAddrPort(string(b)); err != nil || from.Addr() != workerLink.Addr() {
-			t.Errorf("%v saw %q (%v), want a port of %v", a, b, err, workerLink.Addr())
-		}
-	}
-	if o, err := judgeCapture(w.fromWorker, ofWorker(nil)); err != nil || o.held {
-		t.Errorf("a worker that goes out by itself is not noticed: %v, %v", o, err)
 	}
 }

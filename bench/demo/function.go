@@ -23,6 +23,9 @@ import (
 // taskPatience is how long one task of a function may take.
 const taskPatience = 5 * time.Second
 
+// firstPatience is how long [doFirst] may wait.
+const firstPatience = 15 * time.Second
+
 // action is what a function can be told to do.
 type action string
 
@@ -34,6 +37,12 @@ const (
 	doPing    action = "ping"    // the same with an ICMP echo
 	doLookup  action = "lookup"  // look up a TXT record, as the sandbox's resolv.conf says
 	doListen  action = "listen"  // accept connections, to the end
+	doHold    action = "hold"    // open a connection that stays, and is the Count-th
+	doTalk    action = "talk"    // say something on the Count-th connection and hear it back
+	doLost    action = "lost"    // wait for the end of the Count-th connection
+	doLoad    action = "load"    // make requests, one after the other is begun, until doCease
+	doFirst   action = "first"   // wait for the load's first answer from one of Sources since Since
+	doCease   action = "cease"   // end the load and say which sources were seen
 )
 
 // task is one thing that a function is told to do.
@@ -41,6 +50,9 @@ type task struct {
 	Do     action `json:"do"`
 	Target string `json:"target,omitempty"`
 	Count  int    `json:"count,omitempty"`
+	// Sources and Since, by [monotonic], are for [doFirst].
+	Sources []netip.Addr  `json:"sources,omitempty"`
+	Since   time.Duration `json:"since,omitempty"`
 }
 
 // answer is what came of it.
@@ -48,16 +60,35 @@ type answer struct {
 	// Addresses are what the action is about: the source that the far side saw, for
 	// each request; for [doAddress] and [doListen] the sandbox's own.
 	Addresses []netip.AddrPort `json:"addresses,omitempty"`
-	// Failure is what went wrong, first thing only.
+	// Failure is what went wrong, first thing only; for [doLost], how it ended.
 	Failure string `json:"failure,omitempty"`
 	// Impossible says why this machine has no such thing; then Failure is empty.
 	Impossible string        `json:"impossible,omitempty"`
 	Took       time.Duration `json:"took"`
+	// At is when it happened that was waited for, by [monotonic].
+	At time.Duration `json:"at,omitempty"`
+	// Requests and Failed count those of the load.
+	Requests int `json:"requests,omitempty"`
+	Failed   int `json:"failed,omitempty"`
+}
+
+// program is a running function.
+type program struct {
+	dialer dialer
+	held   []*heldConn
+	load   *load
 }
 
 // Function is the program that runs in the demo's sandboxes: it reads tasks,
-// one JSON document each, and writes an answer to each, until r ends.
+// one JSON document each, and writes an answer to each, until r ends. Where
+// proxies are named in the environment, it uses them.
 func Function(ctx context.Context, r io.Reader, w io.Writer) error {
+	d, err := environmentDialer()
+	if err != nil {
+		return err
+	}
+	p := &program{dialer: d}
+	defer p.end()
 	in, out := json.NewDecoder(r), json.NewEncoder(w)
 	for {
 		var t task
@@ -66,36 +97,34 @@ func Function(ctx context.Context, r io.Reader, w io.Writer) error {
 		} else if err != nil {
 			return fmt.Errorf("read a task: %w", err)
 		}
-		if err := out.Encode(perform(ctx, t)); err != nil {
+		if err := out.Encode(p.perform(ctx, t)); err != nil {
 			return fmt.Errorf("write an answer: %w", err)
 		}
 	}
 }
 
-// perform does one task.
-func perform(ctx context.Context, t task) answer {
-	began := time.Now()
-	inTime, cancel := context.WithTimeout(ctx, taskPatience)
-	defer cancel()
-	var seen []netip.AddrPort
-	var err error
-	switch t.Do {
-	case doAddress:
-		seen, err = ownAddresses()
-	case doHTTP:
-		seen, err = requests(inTime, t)
-	case doUDP:
-		seen, err = datagram(inTime, t.Target)
-	case doPing:
-		seen, err = ping(t.Target)
-	case doLookup:
-		seen, err = lookup(inTime, t.Target)
-	case doListen:
-		seen, err = listen(ctx, t.Target)
-	default:
-		err = fmt.Errorf("nobody taught this function to %q", t.Do)
+// end ends what tasks have left running.
+func (p *program) end() {
+	if p.load != nil {
+		p.load.end()
 	}
-	a := answer{Addresses: seen, Took: time.Since(began)}
+	for _, h := range p.held {
+		_ = h.conn.Close()
+		<-h.ended
+	}
+}
+
+// perform does one task.
+func (p *program) perform(ctx context.Context, t task) answer {
+	began := time.Now()
+	patience := taskPatience
+	if t.Do == doFirst {
+		patience = firstPatience
+	}
+	inTime, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	a, err := p.act(ctx, inTime, t)
+	a.Took = time.Since(began)
 	var impossible *impossibleError
 	if errors.As(err, &impossible) {
 		a.Impossible = impossible.Error()
@@ -103,6 +132,35 @@ func perform(ctx context.Context, t task) answer {
 		a.Failure = err.Error()
 	}
 	return a
+}
+
+// act does one task, in time unless it is one that goes on behind.
+func (p *program) act(ctx, inTime context.Context, t task) (a answer, err error) {
+	switch t.Do {
+	case doAddress:
+		a.Addresses, err = ownAddresses()
+	case doHTTP:
+		a.Addresses, err = requests(inTime, p.dialer, t)
+	case doUDP:
+		a.Addresses, err = datagram(inTime, p.dialer, t.Target)
+	case doPing:
+		a.Addresses, err = ping(t.Target)
+	case doLookup:
+		a.Addresses, err = lookup(inTime, t.Target)
+	case doListen:
+		a.Addresses, err = listen(ctx, t.Target)
+	case doHold:
+		a.Addresses, err = p.hold(inTime, t.Target)
+	case doTalk, doLost:
+		err = p.onHeld(inTime, t, &a)
+	case doLoad:
+		err = p.startLoad(ctx, t.Target)
+	case doFirst, doCease:
+		err = p.onLoad(inTime, t, &a)
+	default:
+		err = fmt.Errorf("nobody taught this function to %q", t.Do)
+	}
+	return a, err
 }
 
 // ownAddresses are the sandbox's, but loopback.
@@ -122,26 +180,13 @@ func ownAddresses() ([]netip.AddrPort, error) {
 }
 
 // requests makes HTTP requests, all at once.
-func requests(ctx context.Context, t task) ([]netip.AddrPort, error) {
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+func requests(ctx context.Context, d dialer, t task) ([]netip.AddrPort, error) {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: d.dial}}
 	seen := make([]netip.AddrPort, max(t.Count, 1))
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range seen {
-		group.Go(func() error {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+t.Target+"/", nil)
-			if err != nil {
-				return err
-			}
-			resp, err := client.Do(req)
-			if err != nil {
-				return err
-			}
-			defer resp.Body.Close()
-			b, err := io.ReadAll(io.LimitReader(resp.Body, 1024))
-			if err != nil {
-				return err
-			}
-			seen[i], err = netip.ParseAddrPort(string(b))
+		group.Go(func() (err error) {
+			seen[i], err = request(ctx, client, t.Target)
 			return err
 		})
 	}
@@ -149,9 +194,18 @@ func requests(ctx context.Context, t task) ([]netip.AddrPort, error) {
 	return slices.DeleteFunc(seen, func(a netip.AddrPort) bool { return !a.IsValid() }), err
 }
 
+// request makes one HTTP request and parses the answer.
+func request(ctx context.Context, client *http.Client, target string) (netip.AddrPort, error) {
+	b, err := get(ctx, client, "http://"+target+"/")
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	return netip.ParseAddrPort(string(b))
+}
+
 // datagram sends one and parses the answer.
-func datagram(ctx context.Context, target string) ([]netip.AddrPort, error) {
-	c, err := (&net.Dialer{}).DialContext(ctx, "udp4", target)
+func datagram(ctx context.Context, d dialer, target string) ([]netip.AddrPort, error) {
+	c, err := d.dial(ctx, "udp4", target)
 	if err != nil {
 		return nil, err
 	}

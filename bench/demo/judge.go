@@ -1,7 +1,6 @@
 package demo
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -59,18 +58,19 @@ func allFromOne(seen []netip.AddrPort, p pair) outcome {
 
 // twins holds if two functions have the same address inside, and each leaves
 // from its own network's pair.
-func twins(inner, outer [2]netip.AddrPort) outcome {
-	seen := fmt.Sprintf("%v as %v, %v as %v", inner[0].Addr(), outer[0].Addr(), inner[1].Addr(), outer[1].Addr())
-	return outcome{seen, inner[0] == inner[1] && acmePair.has(outer[0].Addr()) && globexPair.has(outer[1].Addr())}
+func twins(p *plan, inner [2]netip.Addr, outer [2]netip.AddrPort) outcome {
+	seen := fmt.Sprintf("%v as %v, %v as %v", inner[0], outer[0].Addr(), inner[1], outer[1].Addr())
+	return outcome{seen, inner[0] == inner[1] && p.acme.has(outer[0].Addr()) && p.globex.has(outer[1].Addr())}
 }
 
-// refusal holds if a function was told of it soon and nothing was sent.
-func refusal(a answer, sent int) outcome {
+// refusal holds if a function was told of it soon and nothing was sent, as counted
+// in what can be seen.
+func refusal(a answer, sent int, what string) outcome {
 	seen := "an answer"
 	if a.Failure != "" {
 		seen = lastWords(a.Failure)
 	}
-	seen += fmt.Sprintf(" after %.1f ms, %d packets sent", float64(a.Took)/float64(time.Millisecond), sent)
+	seen += fmt.Sprintf(" after %s, %d %s", milliseconds(a.Took), sent, what)
 	return outcome{seen, a.Failure != "" && a.Took < refusalPatience && sent == 0}
 }
 
@@ -89,48 +89,77 @@ func packetsTo(packets []netlab.Packet, to netip.Addr) (n int) {
 	return n
 }
 
+// milliseconds is a short time as text.
+func milliseconds(d time.Duration) string {
+	return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
+}
+
+// seconds is a longer one.
+func seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
+
 const (
-	protocolUDP, protocolTCP = 17, 6
-	etherARP                 = 0x0806
+	protocolICMP, protocolTCP, protocolUDP = 1, 6, 17
+	etherARP                               = 0x0806
 )
 
 // origins of packets that may be on a link.
 const (
 	byTunnel = "tunnel"
+	bySite   = "site tunnel"
 	byPair   = "from the pairs"
 	byBypass = "bypass"
+	byClosed = "port closed"
 )
 
-// ofGateway says why the gateway's host may send a packet, "" if it may not:
-// from a dedicated address, or as the near end of a tunnel.
-func ofGateway(p netlab.Packet) string {
-	from := p.Src.Addr()
-	switch {
-	case acmePair.has(from) || globexPair.has(from):
-		return byPair
-	case from == gatewayLink.Addr() && p.Proto == protocolUDP && isTunnelPort(p.Src.Port()) && p.Dst.Addr() == workerLink.Addr():
-		return byTunnel
-	}
-	return ""
-}
-
-// ofWorker says the same of the worker: to the far end of a tunnel, or for a
-// connection that bypasses.
-func ofWorker(bypassed []netip.AddrPort) func(netlab.Packet) string {
-	return func(p netlab.Packet) string {
+// ofGateway says why a gateway's host may send a packet, "" if it may not: from a
+// dedicated address that it holds, as the near end of a tunnel, or because nobody
+// is at that end, which the kernel tells the far one.
+func ofGateway(p *plan, i int) func(netlab.Packet) string {
+	g, home := p.gateways[i], p.gateways[atA].Endpoint
+	return func(x netlab.Packet) string {
+		from, to := x.Src.Addr(), x.Dst.Addr()
+		others := to == p.worker || to == p.office || to == p.gateways[atA].Endpoint || to == p.gateways[atB].Endpoint
 		switch {
-		case p.Src.Addr() != workerLink.Addr():
+		case slices.Contains(g.Dedicated, from):
+			return byPair
+		case from != g.Endpoint || !others:
 			return ""
-		case p.Proto == protocolUDP && p.Dst.Addr() == gatewayLink.Addr() && isTunnelPort(p.Dst.Port()):
+		case x.Proto == protocolUDP && g.Tunnels.has(x.Src.Port()) && to == p.worker:
 			return byTunnel
-		case p.Proto == protocolTCP && p.Dst == netip.AddrPortFrom(origin, portHTTP) && slices.Contains(bypassed, p.Src):
-			return byBypass
+		case x.Proto == protocolUDP && i == atA && x.Src.Port() == p.site,
+			x.Proto == protocolUDP && i == atB && to == home && x.Dst.Port() == p.site:
+			return bySite
+		case portClosed(x):
+			return byClosed
 		}
 		return ""
 	}
 }
 
-func isTunnelPort(port uint16) bool { return port >= firstPort && port <= lastPort }
+// portClosed says whether a packet tells that nobody has a UDP port.
+func portClosed(x netlab.Packet) bool {
+	const unreachable, port = 3, 3
+	return x.Proto == protocolICMP && x.ICMPType == unreachable && x.ICMPCode == port
+}
+
+// ofWorker says the same of the worker: to the far end of a tunnel, or for a
+// connection that bypasses.
+func ofWorker(p *plan, bypassed []netip.AddrPort) func(netlab.Packet) string {
+	return func(x netlab.Packet) string {
+		i := slices.IndexFunc(p.gateways[:], func(g gatewayPlan) bool { return g.Endpoint == x.Dst.Addr() })
+		switch {
+		case x.Src.Addr() != p.worker:
+			return ""
+		case x.Proto == protocolUDP && i >= 0 && p.gateways[i].Tunnels.has(x.Dst.Port()):
+			return byTunnel
+		case portClosed(x) && i >= 0:
+			return byClosed
+		case x.Proto == protocolTCP && x.Dst == p.web && slices.Contains(bypassed, x.Src):
+			return byBypass
+		}
+		return ""
+	}
+}
 
 // onlyAllowed holds if a capture lost nothing, each packet that came in has a
 // reason, and each of the reasons named was seen, so that the capture is known to
@@ -162,24 +191,27 @@ func onlyAllowed(packets []netlab.Packet, lost uint64, why func(netlab.Packet) s
 	return o
 }
 
-// wrongSources reads the sum of a counter from metrics in their text format.
-func wrongSources(text string) (outcome, error) {
-	const name, label = "sallyport_drops_total{", `reason="wrong_source"`
+// dropsMetric counts dropped packets by reason.
+const dropsMetric = "sallyport_drops_total{"
+
+// metricSum adds the series of a metric, in the text format, that have all of some labels.
+func metricSum(text, name string, labels ...string) (float64, error) {
 	sum, series := 0.0, 0
 	for line := range strings.Lines(text) {
-		if !strings.HasPrefix(line, name) || !strings.Contains(line, label) {
+		other := func(label string) bool { return !strings.Contains(line, label) }
+		if !strings.HasPrefix(line, name) || slices.ContainsFunc(labels, other) {
 			continue
 		}
 		f := strings.Fields(line)
 		v, err := strconv.ParseFloat(f[len(f)-1], 64)
 		if err != nil {
-			return outcome{}, fmt.Errorf("read the metric %q: %w", line, err)
+			return 0, fmt.Errorf("read the metric %q: %w", line, err)
 		}
 		sum += v
 		series++
 	}
 	if series == 0 {
-		return outcome{}, errors.New("sallyportd exports no drops_total with reason wrong_source")
+		return 0, fmt.Errorf("the daemon exports no %s%s}", name, strings.Join(labels, ","))
 	}
-	return outcome{strconv.FormatFloat(sum, 'f', -1, 64), sum == 0}, nil
+	return sum, nil
 }

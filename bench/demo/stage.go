@@ -3,66 +3,73 @@ package demo
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
-	"text/template"
 
 	"github.com/sallyport-net/sallyport/control/api"
-	"github.com/sallyport-net/sallyport/control/spec"
-)
-
-// adminAddress is where the gateway's host serves metrics and health, to itself.
-const adminAddress = "127.0.0.1:9469"
-
-// The first and last port of the gateway's tunnels.
-const (
-	firstPort = 51820
-	lastPort  = 51899
+	"github.com/sallyport-net/sallyport/tunnel"
 )
 
 // stage is everything that the checks need: machines, daemons, sandboxes.
 type stage struct {
-	cfg     Config
-	dir     string // of files that go with the demo
-	logs    string
-	self    string // this program
-	token   string
-	socket  string // the sidecar's
-	world   *world
-	origin  *originServer
-	daemons []*daemon // in the order of their start
-	giveUp  context.CancelCauseFunc
-	admin   *http.Client
-	api     *api.Client
+	cfg    Config
+	plan   *plan
+	dir    string // of files that go with the demo
+	logs   string
+	self   string // this program
+	token  string // of iad1's control API
+	away   string // of cle1's
+	socket string // the sidecar's
+	giveUp context.CancelCauseFunc
+
+	world  *world
+	origin *originServer
+	office *office
+
+	daemons  []*daemon  // in the order of their start
+	control  *daemon    // iad1's
+	gateways [3]*daemon // gw-c with cle1's control plane
+	sidecar  *daemon
+	admins   [4]*http.Client // of the gateways, and last of the control plane
+	api      *api.Client     // iad1's
+
 	// The first function of each network stays to the end, so that both have the
 	// same inner address at the same time.
-	acme, globex *sandbox
+	acme, globex *resident
+	residents    []*resident
 	bypassed     []netip.AddrPort // what the origin saw of those without a tunnel
+	// failover is what the checks of the failover hand on to each other.
+	failover failover
+	// wrong are the packets with a wrong source that daemons had counted when they
+	// were killed.
+	wrong float64
 }
 
 // newStage builds the machines and starts what runs on them. It calls giveUp
 // when a daemon ended, and the first reason counts. The stage is
 // returned with an error, too, for its logs; close it then as well.
-func newStage(ctx context.Context, cfg Config, giveUp context.CancelCauseFunc) (s *stage, err error) {
-	s = &stage{cfg: cfg, token: rand.Text(), giveUp: giveUp}
+func newStage(ctx context.Context, cfg Config, p *plan, giveUp context.CancelCauseFunc) (s *stage, err error) {
+	s = &stage{cfg: cfg, plan: p, token: rand.Text(), away: rand.Text(), giveUp: giveUp, office: &office{key: tunnel.NewKey()}}
 	if s.self, err = os.Executable(); err != nil {
 		return s, fmt.Errorf("find this program: %w", err)
 	}
 	if err = s.makeFiles(); err != nil {
 		return s, err
 	}
-	if s.world, err = newWorld(); err != nil {
+	if p.loopback() {
+		s.world = newLoopback(p)
+	} else if s.world, err = newNamespaces(p); err != nil {
 		return s, err
 	}
 	if s.origin, err = startOrigin(s.world); err != nil {
 		return s, err
 	}
-	s.admin = &http.Client{Transport: &http.Transport{DialContext: s.world.gateway.Dial}}
 	if err = s.startDaemons(ctx); err != nil {
 		return s, err
 	}
@@ -87,140 +94,93 @@ func (s *stage) makeFiles() (err error) {
 			return fmt.Errorf("make a folder of the demo: %w", err)
 		}
 	}
-	for name, text := range map[string]string{
-		"token": s.token + "\n", "state.yaml": stateFile, "sallyportd.yaml": daemonFile, "sidecar.yaml": sidecarFile,
-	} {
-		t, err := template.New(name).Parse(text)
-		if err != nil {
-			return fmt.Errorf("read the template of %s: %w", name, err)
-		}
-		var b strings.Builder
-		if err := t.Execute(&b, s.values()); err != nil {
-			return fmt.Errorf("fill the template of %s in: %w", name, err)
-		}
-		if err := os.WriteFile(filepath.Join(s.dir, name), []byte(b.String()), 0o600); err != nil {
+	files, err := s.configuration()
+	if err != nil {
+		return err
+	}
+	var secret [32]byte
+	_, _ = rand.Read(secret[:]) // never fails: it ends the program instead
+	files["region.secret"] = hex.EncodeToString(secret[:]) + "\n"
+	files[regionActive+".token"], files[regionPassive+".token"] = s.token+"\n", s.away+"\n"
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o600); err != nil {
 			return fmt.Errorf("write a file of the demo: %w", err)
 		}
 	}
 	return nil
 }
 
-// values are what the templates name.
-func (s *stage) values() map[string]any {
-	return map[string]any{
-		"Pool": pool, "Endpoint": gatewayLink.Addr(), "CIDR": innerCIDR, "Acme": acmePair, "Globex": globexPair,
-		"Refused": refused, "NameServer": nameServer, "Admin": adminAddress, "FirstPort": firstPort, "LastPort": lastPort,
-		"Socket": s.socket,
+// startDaemons starts the control plane, the gateways once it is ready, and once
+// they are, the sidecar.
+func (s *stage) startDaemons(ctx context.Context) (err error) {
+	for i, m := range append(s.world.gateways[:], s.world.control) {
+		s.admins[i] = &http.Client{Transport: &http.Transport{DialContext: m.Dial, DisableKeepAlives: true}}
 	}
+	s.control = s.newDaemon(s.world.control, regionActive, "sallyportd", s.adminReady(len(s.gateways)))
+	for i, g := range s.plan.gateways {
+		s.gateways[i] = s.newDaemon(s.world.gateways[i], g.Name, "sallyportd", s.adminReady(i))
+	}
+	s.sidecar = s.newDaemon(s.world.worker, "sidecar", "sallyport-sidecar", socketReady(s.socket))
+	s.api, err = api.NewClient(api.ClientConfig{Address: "unix://" + s.apiSocket(regionActive), Token: s.token})
+	if err != nil {
+		return err
+	}
+	if err := s.startAll(ctx, s.control, s.gateways[atC]); err != nil {
+		return err
+	}
+	if err := s.startAll(ctx, s.gateways[atA], s.gateways[atB]); err != nil {
+		return err
+	}
+	return s.startAll(ctx, s.sidecar)
 }
 
-// stateFile is the desired state: two teams that know nothing of each other.
-const stateFile = `teams:
-  - {id: acme}
-  - {id: globex}
-regions:
-  - name: iad1
-    pool: ["{{.Pool}}"]
-    hosts: [{name: gw-a, endpoint: {{.Endpoint}}}]
-networks:
-  - id: net-acme
-    team: acme
-    region: iad1
-    cidr: {{.CIDR}}
-    pair: [{{index .Acme 0}}, {{index .Acme 1}}]
-    policy: {rules: [{cidrs: [{{.Refused}}/32], verdict: reject}]}
-  - id: net-globex
-    team: globex
-    region: iad1
-    cidr: {{.CIDR}}
-    pair: [{{index .Globex 0}}, {{index .Globex 1}}]
-projects:
-  - id: shop
-    team: acme
-    environments:
-      - {name: production, active: [net-acme], builds: true}
-      - {name: preview, active: [net-acme], builds: false}
-  - id: bank
-    team: globex
-    environments:
-      - {name: production, active: [net-globex]}
-`
+// apiSocket is the path of a region's control API.
+func (s *stage) apiSocket(region string) string { return filepath.Join(s.dir, region+".sock") }
 
-const daemonFile = `host: gw-a
-region: iad1
-secret_file: secret
-desired_state: state.yaml
-api: {listen: "unix://api.sock", token_file: token}
-admin: {listen: "{{.Admin}}"}
-wireguard: {ports: "{{.FirstPort}}-{{.LastPort}}"}
-dns: {upstreams: ["{{.NameServer}}"]}
-`
-
-const sidecarFile = `api: unix://api.sock
-token_file: token
-region: iad1
-socket: {{.Socket}}
-`
-
-// startDaemons starts the gateway and, once it is ready, the sidecar.
-func (s *stage) startDaemons(ctx context.Context) error {
-	gateway, err := s.startDaemon(s.world.gateway, "sallyportd", "run", "--config", filepath.Join(s.dir, "sallyportd.yaml"))
-	if err != nil {
-		return err
+// adminURL is where the i-th daemon serves metrics and health, by the order of admins.
+func (s *stage) adminURL(i int, path string) string {
+	at := s.plan.control
+	if i < len(s.plan.gateways) {
+		at = s.plan.gateways[i].Admin
 	}
-	if err := gateway.ready(ctx, httpReady(s.admin, "http://"+adminAddress+"/readyz")); err != nil {
-		return err
-	}
-	s.api, err = api.NewClient(api.ClientConfig{Address: "unix://" + filepath.Join(s.dir, "api.sock"), Token: s.token})
-	if err != nil {
-		return err
-	}
-	sidecar, err := s.startDaemon(s.world.worker, "sallyport-sidecar", "run", "--config", filepath.Join(s.dir, "sidecar.yaml"))
-	if err != nil {
-		return err
-	}
-	return sidecar.ready(ctx, socketReady(s.socket))
+	return "http://" + at.String() + path
 }
 
-// The subjects of the demo.
-var (
-	function = subject{"shop", "production", spec.KindFunction, spec.RuntimeNodeJS}
-	stranger = subject{"bank", "production", spec.KindFunction, spec.RuntimeNodeJS}
-	build    = subject{"shop", "production", spec.KindBuild, spec.RuntimeNodeJS}
-	optedOut = subject{"shop", "preview", spec.KindBuild, spec.RuntimeNodeJS}
-	edge     = subject{"shop", "production", spec.KindFunction, spec.RuntimeEdge}
-)
+func (s *stage) adminReady(i int) func(context.Context) error {
+	return httpReady(s.admins[i], s.adminURL(i, "/readyz"))
+}
 
 // startResidents starts the two functions that stay.
 func (s *stage) startResidents(ctx context.Context) (err error) {
-	if s.acme, err = s.start(ctx, function); err != nil {
-		return err
+	if s.acme, err = s.settle(ctx, function); err == nil {
+		s.globex, err = s.settle(ctx, stranger)
 	}
-	if s.globex, err = s.start(ctx, stranger); err != nil {
-		return err
-	}
-	for _, b := range []*sandbox{s.acme, s.globex} {
-		if _, err := b.do(task{Do: doAddress}); err != nil {
-			return err
-		}
-	}
-	return nil
+	return err
+}
+
+// local calls the sidecar's own API.
+func (s *stage) local() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", s.socket)
+		},
+	}}
 }
 
 // close ends everything, the newest first, and removes the files. What it
 // returns are faults of the daemons.
 func (s *stage) close() error {
 	var errs []error
-	for _, b := range []*sandbox{s.acme, s.globex} {
-		if b != nil {
-			errs = append(errs, b.end())
-		}
+	for _, b := range s.residents {
+		errs = append(errs, b.end())
 	}
 	for i := len(s.daemons) - 1; i >= 0; i-- {
 		errs = append(errs, s.daemons[i].stop())
 	}
-	if s.admin != nil {
-		s.admin.CloseIdleConnections()
+	errs = append(errs, s.office.close())
+	if s.api != nil {
+		s.api.Close()
 	}
 	if s.origin != nil {
 		errs = append(errs, s.origin.close())

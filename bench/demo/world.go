@@ -9,81 +9,89 @@ import (
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
-// The names of links, after what is at their other end.
+// The names of links, after what is at their other end. Those to the gateways
+// are named after the hosts.
 const (
 	linkInternet = "internet"
 	linkWorker   = "worker"
-	linkGateway  = "iad1"
+	linkOffice   = "office"
 )
 
-// The addresses of the demo: documentation ranges (RFC 5737) outside, RFC 1918
-// inside. Both networks have the same CIDR on purpose.
-var (
-	workerLink  = netip.MustParsePrefix("198.51.100.2/28")
-	workerHub   = netip.MustParsePrefix("198.51.100.1/28")
-	gatewayLink = netip.MustParsePrefix("198.51.100.18/28")
-	gatewayHub  = netip.MustParsePrefix("198.51.100.17/28")
-	pool        = netip.MustParsePrefix("203.0.113.8/29")
-	acmePair    = pair{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("203.0.113.11")}
-	globexPair  = pair{netip.MustParseAddr("203.0.113.12"), netip.MustParseAddr("203.0.113.13")}
-	innerCIDR   = netip.MustParsePrefix("10.20.0.0/16")
-	anyPrivate  = netip.MustParsePrefix("10.0.0.0/8")
-	anywhere    = netip.MustParsePrefix("0.0.0.0/0")
+var anywhere = netip.MustParsePrefix("0.0.0.0/0")
 
-	origin     = netip.MustParseAddr("192.0.2.80")
-	refused    = netip.MustParseAddr("192.0.2.66") // answers, but the policy of both networks refuses it
-	nameServer = netip.MustParseAddr("192.0.2.53")
-)
-
-// pair is the dedicated pair of a network.
-type pair [2]netip.Addr
-
-func (p pair) has(a netip.Addr) bool { return a == p[0] || a == p[1] }
-
-// world is the machines, the links between them, and who watches these.
+// world is the machines, the links between them, and who watches these. Without
+// namespaces all machines are one, and nobody watches.
 type world struct {
-	lab                       *netlab.Lab
-	worker, gateway, internet *netlab.Namespace
-	fromGateway, fromWorker   *netlab.Capture // at the internet's ends
-	noPing                    error           // why the gateway's host has no ping sockets
+	plan                              *plan
+	worker, internet, office, control machine
+	gateways                          [3]machine
+	// lab is nil without namespaces; then the captures are, too.
+	lab          *netlab.Lab
+	here         *local
+	fromGateways [3]*netlab.Capture // at the internet's ends
+	fromWorker   *netlab.Capture
+	noPing       error // why the gateways' hosts have no ping sockets
 }
 
-// newWorld builds the machines. Close it.
-func newWorld() (*world, error) {
-	lab := netlab.New()
-	w := &world{lab: lab, worker: lab.Namespace("worker"), gateway: lab.Namespace("iad1"), internet: lab.Namespace("internet")}
-	lab.Connect(
-		netlab.End{Namespace: w.worker, Link: linkInternet, Address: workerLink},
-		netlab.End{Namespace: w.internet, Link: linkWorker, Address: workerHub})
-	lab.Connect(
-		netlab.End{Namespace: w.gateway, Link: linkInternet, Address: gatewayLink},
-		netlab.End{Namespace: w.internet, Link: linkGateway, Address: gatewayHub})
-	w.worker.Route(anywhere, workerHub.Addr())
-	w.gateway.Route(anywhere, gatewayHub.Addr())
-	w.internet.Route(pool, gatewayLink.Addr())
-	w.internet.Forward(true)
-	for _, a := range []netip.Addr{origin, refused, nameServer} {
-		w.internet.Address("lo", netip.PrefixFrom(a, 32))
+// confined says whether sandboxes have a network of their own.
+func (w *world) confined() bool { return w.lab != nil }
+
+// newLoopback makes a world of this machine's loopback. Close it.
+func newLoopback(p *plan) *world {
+	l := newLocal()
+	return &world{plan: p, here: l, worker: l, internet: l, office: l, control: l, gateways: [3]machine{l, l, l}}
+}
+
+// newNamespaces builds machines of namespaces. Close it.
+func newNamespaces(p *plan) (*world, error) {
+	w := &world{plan: p, lab: netlab.New()}
+	internet := w.lab.Namespace("internet")
+	internet.Forward(true)
+	for _, a := range []netip.AddrPort{p.web, p.refused, p.nameServer} {
+		internet.Address("lo", netip.PrefixFrom(a.Addr(), 32))
 	}
-	for _, p := range []pair{acmePair, globexPair} {
-		for _, a := range p {
-			w.gateway.Address("lo", netip.PrefixFrom(a, 32))
+	w.internet, w.control = internet, w.lab.Namespace("control")
+	w.worker = w.attach(internet, linkWorker, p.worker, p.workerHub)
+	w.office = w.attach(internet, linkOffice, p.office, p.officeHub)
+	for i, g := range p.gateways {
+		n := w.attach(internet, g.Name, g.Endpoint, g.hub)
+		for _, a := range g.Dedicated {
+			n.Address("lo", netip.PrefixFrom(a, 32))
+			internet.Route(netip.PrefixFrom(a, 32), g.Endpoint)
 		}
+		w.gateways[i] = n
 	}
-	if err := lab.Err(); err != nil {
-		return nil, errors.Join(err, lab.Close())
+	if err := w.lab.Err(); err != nil {
+		return nil, errors.Join(err, w.lab.Close())
 	}
-	w.noPing = w.gateway.Do(func() error {
-		// The group that runs everything here is 0, and often the only one.
-		return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0\n"), 0)
-	})
-	return w, w.watch()
+	for _, g := range w.gateways {
+		w.noPing = errors.Join(w.noPing, g.Do(func() error {
+			// The group that runs everything here is 0, and often the only one.
+			return os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0\n"), 0)
+		}))
+	}
+	return w, w.watch(internet)
+}
+
+// attach adds a machine with a link to the internet.
+func (w *world) attach(internet *netlab.Namespace, name string, near, far netip.Addr) *netlab.Namespace {
+	n := w.lab.Namespace(name)
+	w.lab.Connect(
+		netlab.End{Namespace: n, Link: linkInternet, Address: netip.PrefixFrom(near, hostLength)},
+		netlab.End{Namespace: internet, Link: name, Address: netip.PrefixFrom(far, hostLength)})
+	n.Route(anywhere, far)
+	return n
 }
 
 // watch starts the captures.
-func (w *world) watch() (err error) {
-	if w.fromGateway, err = w.internet.Capture(linkGateway); err == nil {
-		w.fromWorker, err = w.internet.Capture(linkWorker)
+func (w *world) watch(internet *netlab.Namespace) (err error) {
+	for i, g := range w.plan.gateways {
+		if w.fromGateways[i], err = internet.Capture(g.Name); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		w.fromWorker, err = internet.Capture(linkWorker)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("watch the links: %w", err), w.close())
@@ -92,4 +100,10 @@ func (w *world) watch() (err error) {
 }
 
 // close ends the captures, the processes and the machines.
-func (w *world) close() error { return w.lab.Close() }
+func (w *world) close() error {
+	if w.here != nil {
+		w.here.close()
+		return nil
+	}
+	return w.lab.Close()
+}

@@ -1,0 +1,218 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+)
+
+// switchPatience is how soon the first answer must come by another path.
+const switchPatience = time.Second
+
+// failover is what its checks hand on to each other.
+type failover struct {
+	// who is the function under load: its active host is gw-a.
+	who *resident
+	// held is the connection that the next switch breaks, and stays the one that the
+	// failback must not.
+	held, stays int
+	opened      int           // connections so far
+	killed      time.Duration // by monotonic
+}
+
+// failoverExpectations are about hosts and regions that die and come back.
+func failoverExpectations(p *plan) []check {
+	soon := fmt.Sprintf("within %v", switchPatience)
+	back := fmt.Sprintf("after a hold of %v (usually %v)", holdHere, holdUsually)
+	return []check{
+		{"the passive region is warm", hostC + " answers through a tunnel", lookWarm},
+		{"SIGKILL of the active host under load", fmt.Sprintf("%v %s", p.acme[1], soon), lookHostKilled},
+		{"the program's open connection", "reset " + soon, lookReset},
+		{"the host is back", fmt.Sprintf("%v %s", p.acme[0], back), lookHostBack},
+		{"SIGKILL of the whole region under load", fmt.Sprintf("%s %s", p.standby.either(), soon), lookRegionKilled},
+		{"the program's open connection, again", "reset " + soon, lookReset},
+		{"the region is back", fmt.Sprintf("%s %s", p.acme.either(), back), lookRegionBack},
+		{"all answers meanwhile", "from the two pairs only", lookAnswers},
+	}
+}
+
+// lookWarm waits until the sidecar says that the tunnel to the passive region lives.
+func lookWarm(ctx context.Context, s *stage) (o outcome, err error) {
+	client := s.local()
+	err = until(ctx, "the sidecar says that "+hostC+" answers", func(ctx context.Context) error {
+		b, err := get(ctx, client, "http://sidecar/v1/status")
+		if err != nil {
+			return err
+		}
+		var status pathsOf
+		if err := json.Unmarshal(b, &status); err != nil {
+			return &finalError{fmt.Errorf("decode the sidecar's status: %w", err)}
+		}
+		for _, n := range status.Networks {
+			for _, p := range n.Paths {
+				if p.Gateway.Host == hostC && p.Gateway.Role == spec.RolePassive && p.Alive {
+					o = outcome{fmt.Sprintf("%s alive, answers in %s", hostC, milliseconds(time.Duration(p.RTTMicros)*time.Microsecond)), true}
+					return nil
+				}
+			}
+		}
+		return errors.New("no such path is alive")
+	})
+	return o, err
+}
+
+// open opens a connection that stays, and says where from.
+func (f *failover) open(p *plan) (int, netip.AddrPort, error) {
+	seen, err := addresses(f.who.do(task{Do: doHold, Target: p.hold.String()}))
+	if err != nil {
+		return 0, netip.AddrPort{}, fmt.Errorf("open a connection that stays: %w", err)
+	}
+	f.opened++
+	return f.opened - 1, seen[0], nil
+}
+
+// first waits for the first answer of the load from one of some sources since a
+// time, and says how long that took.
+func (f *failover) first(since time.Duration, sources ...netip.Addr) (netip.Addr, time.Duration, error) {
+	a, err := f.who.do(task{Do: doFirst, Sources: sources, Since: since})
+	seen, err := addresses(a, err)
+	if err != nil {
+		return netip.Addr{}, 0, err
+	}
+	return seen[0].Addr(), a.At - since, nil
+}
+
+// lookHostKilled puts a function under load and kills its active host.
+func lookHostKilled(ctx context.Context, s *stage) (outcome, error) {
+	f := &s.failover
+	var err error
+	if f.who, err = s.activeOn(ctx, atA); err != nil {
+		return outcome{}, err
+	}
+	if _, err := addresses(f.who.do(task{Do: doLoad, Target: s.plan.web.String()})); err != nil {
+		return outcome{}, err
+	}
+	var from netip.AddrPort
+	if f.held, from, err = f.open(s.plan); err != nil {
+		return outcome{}, err
+	}
+	if from.Addr() != s.plan.acme[0] {
+		return outcome{fmt.Sprintf("%v before, not %v", from.Addr(), s.plan.acme[0]), false}, nil
+	}
+	return s.killAndWait(ctx, []netip.Addr{s.plan.acme[1]}, s.gateways[atA])
+}
+
+// killAndWait kills daemons and waits for the first answer from one of some sources.
+func (s *stage) killAndWait(ctx context.Context, sources []netip.Addr, all ...*daemon) (outcome, error) {
+	f := &s.failover
+	for i, g := range s.gateways {
+		if !slices.Contains(all, g) {
+			continue
+		}
+		n, err := s.wrongSources(ctx, i)
+		if err != nil {
+			return outcome{}, err
+		}
+		s.wrong += n
+	}
+	var err error
+	if f.killed, err = kill(all...); err != nil {
+		return outcome{}, fmt.Errorf("kill daemons: %w", err)
+	}
+	source, took, err := f.first(f.killed, sources...)
+	if err != nil {
+		return outcome{}, err
+	}
+	return outcome{fmt.Sprintf("%v after %s", source, milliseconds(took)), took <= switchPatience}, nil
+}
+
+// lookReset looks at the connection that was open when the path died.
+func lookReset(_ context.Context, s *stage) (outcome, error) {
+	f := &s.failover
+	if f.opened == 0 {
+		return outcome{}, errors.New("there was none")
+	}
+	a, err := f.who.do(task{Do: doLost, Count: f.held})
+	if err != nil {
+		return outcome{}, err
+	}
+	if a.At == 0 {
+		return outcome{a.Failure, false}, nil
+	}
+	took := a.At - f.killed
+	return outcome{fmt.Sprintf("%s after %s", lastWords(a.Failure), milliseconds(took)),
+		took <= switchPatience && strings.Contains(a.Failure, "reset")}, nil
+}
+
+// lookHostBack starts the host again.
+func lookHostBack(ctx context.Context, s *stage) (outcome, error) {
+	return s.backAndWait(ctx, s.plan.acme[:1], s.gateways[atA])
+}
+
+// backAndWait starts daemons again, and waits for the first answer from one of
+// some sources. A connection of the time between must not notice.
+func (s *stage) backAndWait(ctx context.Context, sources []netip.Addr, all ...*daemon) (outcome, error) {
+	f := &s.failover
+	if f.who == nil {
+		return outcome{}, errors.New("no function is under load")
+	}
+	var from netip.AddrPort
+	var err error
+	if f.stays, from, err = f.open(s.plan); err != nil {
+		return outcome{}, err
+	}
+	began := monotonic()
+	if err := s.startAll(ctx, all...); err != nil {
+		return outcome{}, err
+	}
+	source, took, err := f.first(began, sources...)
+	if err != nil {
+		return outcome{}, err
+	}
+	o := outcome{fmt.Sprintf("%v %s after its start; a connection from %v stayed", source, seconds(took), from.Addr()), took >= holdHere}
+	if _, err := addresses(f.who.do(task{Do: doTalk, Count: f.stays})); err != nil {
+		o = outcome{fmt.Sprintf("%v %s after its start, but a connection from %v ended: %v", source, seconds(took), from.Addr(), err), false}
+	}
+	return o, nil
+}
+
+// lookRegionKilled kills all that iad1 has.
+func lookRegionKilled(ctx context.Context, s *stage) (outcome, error) {
+	f := &s.failover
+	if f.who == nil {
+		return outcome{}, errors.New("no function is under load")
+	}
+	var err error
+	if f.held, _, err = f.open(s.plan); err != nil {
+		return outcome{}, err
+	}
+	return s.killAndWait(ctx, s.plan.standby[:], s.control, s.gateways[atA], s.gateways[atB])
+}
+
+// lookRegionBack starts it again.
+func lookRegionBack(ctx context.Context, s *stage) (outcome, error) {
+	return s.backAndWait(ctx, s.plan.acme[:], s.control, s.gateways[atA], s.gateways[atB])
+}
+
+// lookAnswers ends the load.
+func lookAnswers(_ context.Context, s *stage) (outcome, error) {
+	f := &s.failover
+	if f.who == nil {
+		return outcome{}, errors.New("no function was under load")
+	}
+	a, err := f.who.do(task{Do: doCease})
+	seen, err := addresses(a, err)
+	if err != nil {
+		return outcome{}, err
+	}
+	all := distinct(seen)
+	others := slices.ContainsFunc(all, func(x netip.Addr) bool { return !s.plan.acme.has(x) && !s.plan.standby.has(x) })
+	return outcome{fmt.Sprintf("%d addresses of %d requests, %d failed: %s", len(all), a.Requests, a.Failed, words(all)), len(all) > 0 && !others}, nil
+}
