@@ -20,9 +20,9 @@ import (
 
 func attachCommand(g *globals) *cobra.Command {
 	req := api.AttachRequest{}
-	var kind string
+	var kind, format string
 	cmd := &cobra.Command{
-		Use:   "attach --project ID --environment NAME --region NAME [--kind KIND] [--runtime RUNTIME] [--public-key KEY]",
+		Use:   "attach --project ID --environment NAME --region NAME [--kind KIND] [--runtime RUNTIME] [--public-key KEY] [--format FORMAT]",
 		Short: "Attach a sandbox and say where its tunnel goes",
 		Long: `Attach a sandbox and say where its tunnel goes.
 
@@ -30,13 +30,20 @@ Workers do this through their sidecar. By hand it is for stock WireGuard clients
 and for looking around: the command returns when the gateway expects the key.
 
 Without --public-key a key pair is made. Its private key is printed now and never
-again; nothing keeps it.`,
-		Example: "  sallyport attach --project prj_shop --environment production --region iad1",
-		Args:    cobra.NoArgs,
+again; nothing keeps it.
+
+With --format wg-quick the text is a configuration for a stock WireGuard client,
+which is the sandbox then; it holds the private key.`,
+		Example: `  sallyport attach --project prj_shop --environment production --region iad1
+  (umask 077; sallyport attach --project prj_shop --environment production --region iad1 --format wg-quick > /etc/wireguard/shop.conf)`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := g.checkFormat(format); err != nil {
+				return err
+			}
 			req.Kind = spec.Kind(kind)
 			return g.call(cmd, func(ctx context.Context, c *api.Client) error {
-				return attach(ctx, c, req, printer{w: cmd.OutOrStdout(), json: g.output == "json"})
+				return attach(ctx, c, req, printer{w: cmd.OutOrStdout(), json: g.output == "json", wgQuick: format == formatWGQuick})
 			})
 		},
 	}
@@ -47,6 +54,7 @@ again; nothing keeps it.`,
 	f.StringVar(&req.Runtime, "runtime", spec.RuntimeNodeJS, "`RUNTIME` of the sandbox: nodejs, python, go, ruby, edge or another")
 	f.StringVar(&req.Region, "region", "", "`NAME` of the region that the sandbox runs in (needed)")
 	f.StringVar(&req.PublicKey, "public-key", "", "WireGuard public `KEY` of the worker, in base64 (default: one is made)")
+	f.StringVar(&format, "format", formatTable, "`FORMAT` of what is printed: table, or wg-quick for a stock client's configuration")
 	for _, name := range []string{"project", "environment", "region"} {
 		if err := cmd.MarkFlagRequired(name); err != nil {
 			panic(err) // the flags are defined above
@@ -57,8 +65,8 @@ again; nothing keeps it.`,
 
 // printer prints an answer in the format that was asked for.
 type printer struct {
-	w    io.Writer
-	json bool
+	w             io.Writer
+	json, wgQuick bool
 }
 
 // attached is what attach prints: the answer, and the key if one was made.
@@ -86,10 +94,29 @@ func attach(ctx context.Context, c *api.Client, req api.AttachRequest, p printer
 	if resp.Attachment.Bypass != "" {
 		private = "" // there is no tunnel for it
 	}
+	if p.wgQuick {
+		return attachWGQuick(ctx, c, resp, private, p.w)
+	}
 	if p.json {
 		return printJSON(p.w, attached{AttachResponse: resp, PrivateKey: private})
 	}
 	return attachTable(resp, private).print(p.w)
+}
+
+// attachWGQuick prints a stock client's configuration. Where there can be none, the
+// attachment is of no use, and is ended.
+func attachWGQuick(ctx context.Context, c *api.Client, resp api.AttachResponse, private string, w io.Writer) error {
+	text, err := sandboxConfig(resp, private)
+	if err == nil {
+		err = text.print(w)
+	}
+	if err == nil {
+		return nil
+	}
+	if detach := c.Detach(ctx, resp.Attachment.ID); detach != nil {
+		return fmt.Errorf("%w; and %s is still attached: %w", err, resp.Attachment.ID, detach)
+	}
+	return err
 }
 
 func attachTable(resp api.AttachResponse, private string) *table {
@@ -176,7 +203,11 @@ func attachmentsTable(all []spec.Attachment) *table {
 	t := &table{}
 	t.row("ID", "PROJECT", "ENVIRONMENT", "KIND", "RUNTIME", "NETWORK", "INNER", "LEAVES FROM", "SINCE", "BYPASS")
 	for _, a := range all {
-		t.row(a.ID, a.Project, a.Environment, a.Kind, a.Runtime, a.Network, addrText(a.Inner), addrText(a.Egress), a.Created.UTC().Format(time.DateTime), a.Bypass)
+		network := a.Network
+		if a.Passive {
+			network += " (passive)"
+		}
+		t.row(a.ID, a.Project, a.Environment, a.Kind, a.Runtime, network, addrText(a.Inner), addrText(a.Egress), a.Created.UTC().Format(time.DateTime), a.Bypass)
 	}
 	return t
 }

@@ -35,25 +35,39 @@ func (fixedClock) Now() time.Time { return time.Date(2025, 1, 2, 3, 4, 5, 0, tim
 
 // world is a control plane with a gateway that follows it.
 type world struct {
-	t     *testing.T
-	store *control.Store
-	api   string // address
-	token string // file
+	t      *testing.T
+	store  *control.Store
+	api    string // address
+	token  string // file
+	report spec.HostReport
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldWith(t, func(*spec.State, *spec.HostReport) {})
+}
+
+// newWorldWith makes a world after a change of the desired state and of what its
+// gateway reports.
+func newWorldWith(t *testing.T, change func(*spec.State, *spec.HostReport)) *world {
+	t.Helper()
 	addr := netip.MustParseAddr
-	store, err := control.NewStore(control.StoreConfig{Region: "iad1", Clock: fixedClock{}, AcknowledgeTimeout: time.Minute, State: spec.State{
+	state := spec.State{
 		Teams:    []spec.Team{{ID: "team_a"}},
 		Regions:  []spec.Region{{Name: "iad1", Pool: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/28")}, Hosts: []spec.Host{{Name: "gw-a", Endpoint: addr("192.0.2.1")}}}, {Name: "fra1", Pool: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/28")}, Hosts: []spec.Host{{Name: "gw-b", Endpoint: addr("192.0.2.2")}}}},
 		Networks: []spec.Network{{ID: "net_1", Name: "main", Team: "team_a", Region: "iad1", CIDR: netip.MustParsePrefix("10.20.0.0/16"), Pair: [2]netip.Addr{addr("203.0.113.1"), addr("203.0.113.2")}}},
 		Projects: []spec.Project{{ID: "prj_1", Team: "team_a", Environments: []spec.Environment{{Name: "production", Active: []string{"net_1"}}}}},
-	}})
+	}
+	report := spec.HostReport{Host: "gw-a", Region: "iad1", Networks: []spec.NetworkReport{{
+		ID: "net_1", PublicKey: hostKey, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Peers: 2, Sessions: [2]int{11, 12},
+		Drops: map[string]uint64{"malformed": 5, "rate_limit": 0, "wrong\x1b[31mreason": 1}, WrongSource: 0, Egress: spec.Traffic{Packets: 777},
+	}}}
+	change(&state, &report)
+	store, err := control.NewStore(control.StoreConfig{Region: "iad1", Clock: fixedClock{}, AcknowledgeTimeout: time.Minute, State: state})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, store: store, token: filepath.Join(t.TempDir(), "token")}
+	w := &world{t: t, store: store, report: report, token: filepath.Join(t.TempDir(), "token")}
 	if err := os.WriteFile(w.token, []byte(token+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -93,10 +107,7 @@ func (w *world) follow(ctx context.Context) error {
 			return err
 		}
 		at = u.Cursor()
-		err = w.store.Report(ctx, spec.HostReport{Host: "gw-a", Region: "iad1", Networks: []spec.NetworkReport{{
-			ID: "net_1", PublicKey: hostKey, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Peers: 2, Sessions: [2]int{11, 12},
-			Drops: map[string]uint64{"malformed": 5, "rate_limit": 0, "wrong\x1b[31mreason": 1}, WrongSource: 0, Egress: spec.Traffic{Packets: 777},
-		}}})
+		err = w.store.Report(ctx, w.report)
 		if err := errors.Join(err, w.store.Acknowledge(ctx, "gw-a", at)); err != nil {
 			return err
 		}
@@ -264,15 +275,15 @@ func TestStatus(t *testing.T) {
 REVISION 2
 ATTACHMENTS 1
 
-REGION POOL HOST ENDPOINT REVISION LAST REPORT
-iad1 203.0.113.0/28 gw-a 192.0.2.1 2 2025-01-02 03:04:05
-fra1 198.51.100.0/28 gw-b 192.0.2.2 - -
+REGION POOL HOST ENDPOINT REVISION LAST REPORT STATE
+iad1 203.0.113.0/28 gw-a 192.0.2.1 2 2025-01-02 03:04:05 -
+fra1 198.51.100.0/28 gw-b 192.0.2.2 - - -
 
 NETWORK TEAM CIDR ATTACHED PAIR SESSIONS PACKETS OUT PACKETS IN WRONG SOURCE
 net_1 (main) team_a 10.20.0.0/16 1 203.0.113.1, 203.0.113.2 11, 12 777 0 0
 
-NETWORK HOST ENDPOINT PEERS PUBLIC KEY
-net_1 (main) gw-a 192.0.2.1:51820 2 ` + hostKey + `
+NETWORK HOST ENDPOINT UPLINK PEERS PUBLIC KEY
+net_1 (main) gw-a 192.0.2.1:51820 - 2 ` + hostKey + `
 
 NETWORK DROPPED BECAUSE PACKETS
 net_1 (main) malformed 5
@@ -324,6 +335,11 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"token file empty":    {[]string{"status", "--api", w.api, "--token-file", empty}, "empty"},
 		"token wrong":         {[]string{"status", "--api", w.api, "--token-file", wrong}, "--token-file or SALLYPORT_TOKEN_FILE names"},
 		"format":              {[]string{"status", "--api", w.api, "--token-file", w.token, "--output", "xml"}, "use table or json"},
+		"wg-quick in JSON":    {attachArgs("--api", w.api, "--token-file", w.token, "--format", "wg-quick", "--output", "json"), "leave out one"},
+		"attach's format":     {attachArgs("--api", w.api, "--token-file", w.token, "--format", "yaml"), "use table or wg-quick"},
+		"peering's format":    {[]string{"peering", "show", "p", "--api", w.api, "--token-file", w.token, "--format", "yaml"}, "use table or wg-quick"},
+		"peering whose ID":    {[]string{"peering", "show", "a/b", "--api", w.api, "--token-file", w.token}, "sallyport peering list"},
+		"peering unknown":     {[]string{"peering", "show", "peer_x", "--api", w.api, "--token-file", w.token}, "sallyport peering list"},
 		"key":                 {attachArgs("--api", w.api, "--token-file", w.token, "--public-key", "x"), "--public-key: not a WireGuard public key"},
 		"flag missing":        {[]string{"attach", "--project", "p"}, `"environment", "region" not set`},
 		"project unknown":     {[]string{"attach", "--project", "p", "--environment", "e", "--region", "iad1", "--api", w.api, "--token-file", w.token}, "add it"},

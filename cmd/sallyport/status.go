@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +17,7 @@ import (
 func statusCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "Show regions, hosts and networks, sessions, bypasses and drops",
+		Short: "Show regions, hosts and networks, sessions, site tunnels, bypasses and drops",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.call(cmd, func(ctx context.Context, c *api.Client) error {
@@ -44,7 +43,7 @@ func printStatus(w io.Writer, s api.Status) error {
 	for _, reason := range slices.Sorted(maps.Keys(s.BypassesTotal)) {
 		head.row("BYPASS: "+reason, fmt.Sprintf("%d now, %d since the start", s.Bypasses[reason], s.BypassesTotal[reason]))
 	}
-	tables := []*table{head, hostsTable(s), networksTable(s), keysTable(s), dropsTable(s)}
+	tables := []*table{head, hostsTable(s), networksTable(s), keysTable(s), sitesTable(s), dropsTable(s)}
 	for i, t := range tables {
 		if len(t.rows) < 2 && i > 0 { // nothing but its title
 			continue
@@ -63,24 +62,25 @@ func printStatus(w io.Writer, s api.Status) error {
 
 func hostsTable(s api.Status) *table {
 	t := &table{}
-	t.row("REGION", "POOL", "HOST", "ENDPOINT", "REVISION", "LAST REPORT")
+	t.row("REGION", "POOL", "HOST", "ENDPOINT", "REVISION", "LAST REPORT", "STATE")
 	for _, r := range s.Regions {
-		pool := make([]string, len(r.Pool))
-		for i, p := range r.Pool {
-			pool[i] = p.String()
-		}
 		for _, h := range r.Hosts {
-			revision, reported := any(h.Revision), "never"
-			if !h.Reported.IsZero() {
-				reported = h.Reported.UTC().Format(time.DateTime)
-			}
 			if r.Name != s.Region { // those of other regions report elsewhere
-				revision, reported = "", ""
+				t.row(r.Name, cidrsText(r.Pool), h.Name, h.Endpoint, "", "", "")
+				continue
 			}
-			t.row(r.Name, strings.Join(pool, ", "), h.Name, h.Endpoint, revision, reported)
+			t.row(r.Name, cidrsText(r.Pool), h.Name, h.Endpoint, h.Revision, timeText(h.Reported), flagText(h.Draining, "draining"))
 		}
 	}
 	return t
+}
+
+// flagText is what a flag says when it is set.
+func flagText(set bool, text string) string {
+	if set {
+		return text
+	}
+	return ""
 }
 
 func networksTable(s api.Status) *table {
@@ -101,10 +101,38 @@ func networksTable(s api.Status) *table {
 
 func keysTable(s api.Status) *table {
 	t := &table{}
-	t.row("NETWORK", "HOST", "ENDPOINT", "PEERS", "PUBLIC KEY")
+	t.row("NETWORK", "HOST", "ENDPOINT", "UPLINK", "PEERS", "PUBLIC KEY")
 	for _, n := range s.Networks {
 		for _, h := range n.Hosts {
-			t.row(titled(n.ID, n.Name), h.Host, endpointText(h.Endpoint), h.Peers, h.PublicKey)
+			t.row(titled(n.ID, n.Name), h.Host, endpointText(h.Endpoint), flagText(h.UplinkLost, "lost"), h.Peers, h.PublicKey)
+		}
+	}
+	return t
+}
+
+// sitesTable lists the networks with a site tunnel or a peering connection.
+func sitesTable(s api.Status) *table {
+	t := &table{}
+	t.row("NETWORK", "PEERINGS", "SITE HOST", "SITE ENDPOINT", "FOREIGN SOURCE", "SITE PUBLIC KEY")
+	for _, n := range s.Networks {
+		var counts []string
+		for _, state := range slices.Sorted(maps.Keys(n.Peerings)) {
+			counts = append(counts, fmt.Sprintf("%d %s", n.Peerings[state], state))
+		}
+		peerings, reported := strings.Join(counts, ", "), false
+		for _, h := range n.Hosts {
+			if h.Site == nil {
+				continue
+			}
+			reported = true
+			foreign := uint64(0)
+			for _, p := range h.Site.Peerings {
+				foreign += p.Foreign
+			}
+			t.row(titled(n.ID, n.Name), peerings, h.Host, endpointText(h.Site.Endpoint), foreign, h.Site.PublicKey)
+		}
+		if !reported && peerings != "" {
+			t.row(titled(n.ID, n.Name), peerings, "", "", "", "")
 		}
 	}
 	return t

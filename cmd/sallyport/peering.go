@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sallyport-net/sallyport/control/api"
+	"github.com/sallyport-net/sallyport/control/spec"
+)
+
+func peeringCommand(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "peering",
+		Short: "Show private networks that are reached without translation",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(peeringListCommand(g), peeringShowCommand(g))
+	return cmd
+}
+
+func peeringListCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the peering connections of the region's networks",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.call(cmd, func(ctx context.Context, c *api.Client) error {
+				list, err := c.Peerings(ctx)
+				if err != nil {
+					return explain(err)
+				}
+				if g.output == "json" {
+					return printJSON(cmd.OutOrStdout(), list)
+				}
+				if len(list.Peerings) == 0 {
+					_, err := fmt.Fprintln(cmd.OutOrStdout(), "there are no peerings")
+					return err
+				}
+				return peeringsTable(list.Peerings).print(cmd.OutOrStdout())
+			})
+		},
+	}
+}
+
+func peeringShowCommand(g *globals) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "show ID [--format FORMAT]",
+		Short: "Show one peering connection, or what its other side has to configure",
+		Long: `Show one peering connection, or what its other side has to configure.
+
+With --format wg-quick the text is a configuration for the machine that is the
+other side of the tunnel, any stock WireGuard: save it there as
+/etc/wireguard/NAME.conf. It holds no private key; its comments say where that
+one goes, and which routes are needed.`,
+		Example: "  sallyport peering show peer_warehouse --format wg-quick > sallyport.conf",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := g.checkFormat(format); err != nil {
+				return err
+			}
+			if !spec.ValidID(args[0]) {
+				return fmt.Errorf("%q is not the ID of a peering; `sallyport peering list` lists them", args[0])
+			}
+			return g.call(cmd, func(ctx context.Context, c *api.Client) error {
+				p, err := c.Peering(ctx, args[0])
+				if err != nil {
+					return explain(err)
+				}
+				switch {
+				case format == formatWGQuick:
+					text, err := peeringConfig(p)
+					if err != nil {
+						return err
+					}
+					return text.print(cmd.OutOrStdout())
+				case g.output == "json":
+					return printJSON(cmd.OutOrStdout(), p)
+				}
+				return peeringTable(p).print(cmd.OutOrStdout())
+			})
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", formatTable, "`FORMAT` of what is printed: table, or wg-quick for the other side's configuration")
+	return cmd
+}
+
+func peeringsTable(list []api.PeeringStatus) *table {
+	t := &table{}
+	t.row("ID", "NETWORK", "RANGES", "STATE", "SITE HOST", "LAST HANDSHAKE", "PACKETS OUT", "PACKETS IN", "FOREIGN SOURCE")
+	for _, p := range list {
+		var r spec.PeeringReport
+		handshake := ""
+		if p.Report != nil {
+			r, handshake = *p.Report, timeText(p.Report.Handshake)
+		}
+		t.row(p.ID, p.Network, cidrsText(p.CIDRs), p.State, p.Host, handshake, r.Egress.Packets, r.Ingress.Packets, r.Foreign)
+	}
+	return t
+}
+
+func peeringTable(p api.PeeringStatus) *table {
+	t := &table{}
+	t.row("ID", p.ID)
+	t.row("STATE", p.State)
+	if !p.Requested.IsZero() {
+		t.row("REQUESTED", timeText(p.Requested))
+	}
+	t.row("NETWORK", p.Network)
+	t.row("NETWORK CIDR", p.NetworkCIDR)
+	t.row("SITE HOST", p.Host)
+	t.row("SITE ENDPOINT", endpointText(p.SiteEndpoint))
+	t.row("SITE PUBLIC KEY", p.SitePublicKey)
+	t.row("THEIR RANGES", cidrsText(p.CIDRs))
+	t.row("THEIR ENDPOINT", endpointText(p.Endpoint))
+	t.row("THEIR PUBLIC KEY", p.PublicKey)
+	t.row("ROUTE THEY NEED", fmt.Sprintf("%v to their side of the tunnel", p.NetworkCIDR))
+	if r := p.Report; r != nil {
+		t.row("LAST HANDSHAKE", timeText(r.Handshake))
+		t.row("PACKETS OUT", r.Egress.Packets)
+		t.row("PACKETS IN", r.Ingress.Packets)
+		t.row("FOREIGN SOURCE", r.Foreign)
+	}
+	return t
+}
+
+func cidrsText(list []netip.Prefix) string {
+	text := make([]string, len(list))
+	for i, p := range list {
+		text[i] = p.String()
+	}
+	return strings.Join(text, ", ")
+}
+
+// timeText is a time in UTC, and never for none.
+func timeText(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return t.UTC().Format(time.DateTime)
+}
