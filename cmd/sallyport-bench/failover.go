@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -12,7 +13,7 @@ import (
 )
 
 // failoverCommand measures how long it takes to leave what failed.
-func failoverCommand(code *int) *cobra.Command {
+func failoverCommand(code *int, out io.Writer) *cobra.Command {
 	cfg := failover.Config{Version: version}
 	cmd := &cobra.Command{
 		Use:   "failover",
@@ -31,7 +32,7 @@ are forbidden nothing runs, which is said and no failure.`,
 			if cfg.Bin, err = binFolder(cfg.Bin); err != nil {
 				return err
 			}
-			cfg.Out = os.Stdout
+			cfg.Out = out
 			*code, err = failover.Run(cmd.Context(), cfg)
 			return err
 		},

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -19,8 +20,12 @@ import (
 var version = "dev"
 
 func main() {
-	// A terminal that closes and a pipe that ends are reasons to clear up, too.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	// A terminal that closes and a pipe that ends are reasons to clear up, too. But
+	// the signal says nothing of which pipe: connections of the origin break, too.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a write fails instead
+	ctx, end := context.WithCancelCause(ctx)
+	out := output{end}
 	code := 0
 	root := &cobra.Command{
 		Use:           "sallyport-bench",
@@ -29,8 +34,9 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(demoCommand(&code), functionCommand(), failoverCommand(&code), failoverFunctionCommand())
+	root.AddCommand(demoCommand(&code, out), functionCommand(), failoverCommand(&code, out), failoverFunctionCommand())
 	err := root.ExecuteContext(ctx)
+	end(nil)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sallyport-bench:", err)
@@ -39,7 +45,19 @@ func main() {
 	os.Exit(code)
 }
 
-func demoCommand(code *int) *cobra.Command {
+// output is standard output. It ends what is going on once nobody reads it.
+type output struct{ end context.CancelCauseFunc }
+
+// Write implements io.Writer.
+func (o output) Write(p []byte) (int, error) {
+	n, err := os.Stdout.Write(p)
+	if err != nil {
+		o.end(fmt.Errorf("print the report: %w", err))
+	}
+	return n, err
+}
+
+func demoCommand(code *int, out io.Writer) *cobra.Command {
 	var cfg demo.Config
 	cmd := &cobra.Command{
 		Use:   "demo",
@@ -57,7 +75,7 @@ What this machine does not allow is no failure, and said.`,
 			if cfg.Bin, err = binFolder(cfg.Bin); err != nil {
 				return err
 			}
-			cfg.Out, cfg.Terminal = os.Stdout, term.IsTerminal(int(os.Stdout.Fd()))
+			cfg.Out, cfg.Terminal = out, term.IsTerminal(int(os.Stdout.Fd()))
 			if width, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil {
 				cfg.Width = width
 			}
