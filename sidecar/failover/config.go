@@ -99,26 +99,26 @@ func (c Config) Validate() error {
 		{"Hold", c.Hold}, {"HoldJitter", c.HoldJitter}, {"FailbackWindow", c.FailbackWindow}, {"Linger", c.Linger},
 	} {
 		if d.value < 0 || d.value > longest {
-			errs = append(errs, fmt.Errorf("%s is %v: give a duration above 0 and up to %v", d.name, d.value, longest))
+			errs = append(errs, fmt.Errorf("the option %s is %v: give a duration above 0 and up to %v", d.name, d.value, longest))
 		}
 	}
 	if c.Suspect < time.Millisecond {
-		errs = append(errs, fmt.Errorf("Suspect is %v: probes need at least 1ms in between", c.Suspect))
+		errs = append(errs, fmt.Errorf("the option Suspect is %v: probes need at least 1ms in between", c.Suspect))
 	}
 	if c.Suspect > c.InUse || c.InUse > c.Standby {
-		errs = append(errs, fmt.Errorf("Suspect %v, InUse %v, Standby %v: intervals must not fall in this order", c.Suspect, c.InUse, c.Standby))
+		errs = append(errs, fmt.Errorf("the options Suspect %v, InUse %v, Standby %v: intervals must not fall in this order", c.Suspect, c.InUse, c.Standby))
 	}
 	if c.MissFloor > missCeiling {
-		errs = append(errs, fmt.Errorf("MissFloor is %v: give at most %v", c.MissFloor, missCeiling))
+		errs = append(errs, fmt.Errorf("the option MissFloor is %v: give at most %v", c.MissFloor, missCeiling))
 	}
 	if c.MissRTTs < 1 || c.MissRTTs > 1000 {
-		errs = append(errs, fmt.Errorf("MissRTTs is %d: give 1 to 1000", c.MissRTTs))
+		errs = append(errs, fmt.Errorf("the option MissRTTs is %d: give 1 to 1000", c.MissRTTs))
 	}
 	if c.Misses < 1 || c.MissesBusy < c.Misses || c.MissesBusy >= window {
-		errs = append(errs, fmt.Errorf("Misses %d, MissesBusy %d: give at least 1, and MissesBusy from Misses to %d", c.Misses, c.MissesBusy, window-1))
+		errs = append(errs, fmt.Errorf("the options Misses %d, MissesBusy %d: give at least 1, and MissesBusy from Misses to %d", c.Misses, c.MissesBusy, window-1))
 	}
 	if c.Failbacks < 1 || c.Failbacks > 1000 {
-		errs = append(errs, fmt.Errorf("Failbacks is %d: give 1 to 1000", c.Failbacks))
+		errs = append(errs, fmt.Errorf("the option Failbacks is %d: give 1 to 1000", c.Failbacks))
 	}
 	return errors.Join(errs...)
 }

@@ -43,9 +43,8 @@
 //
 //   - the choice is dead, for the first of the order that answered a probe that
 //     was sent since the choice's first miss (the moment at which it was judged).
-//     Those without an ailment come first, then those that are draining or full,
-//     and those that lost their uplink only where every path of the order
-//     that is not dead has lost it;
+//     One that is draining or full will do only where every path without an
+//     ailment is dead or new, and one without uplink only where every other is;
 //   - the choice has lost its uplink, for the first of the order that has answered
 //     lately and has not lost its own: without an ailment, then draining or full;
 //   - the choice is draining or full, for the first that has answered lately and has no
@@ -58,7 +57,9 @@
 // A group goes back to a path that it prefers when that has answered
 // every probe, without an ailment, for Hold and a random part of HoldJitter, at
 // the moment of an answer of that path. It does so at most Failbacks times in
-// FailbackWindow, and is held beyond that until the window allows it.
+// FailbackWindow, and is held beyond that until the window allows it. Where a path
+// that it prefers still more will have been good for its hold within HoldJitter, it
+// waits for that one: a region that comes back costs one failback.
 //
 // # Flows
 //

@@ -97,7 +97,7 @@ func (g *group) refuge(cfg *Config, now Instant) *path {
 		return nil
 	}
 	var best *path
-	hope := false // a path with an uplink has yet to prove itself
+	hope := rankDead // of the best that has yet to prove itself
 	for _, p := range g.order {
 		r := p.rank()
 		if p == g.choice || r >= from || r == rankNew {
@@ -107,32 +107,36 @@ func (g *group) refuge(cfg *Config, now Instant) *path {
 		if from == rankDead {
 			proven = p.newestSent >= g.choice.missedAt
 		}
-		if !proven {
-			hope = hope || r < rankUnfit
-			continue
-		}
-		if best == nil || r < best.rank() {
+		switch {
+		case !proven:
+			hope = min(hope, r)
+		case best == nil || r < best.rank():
 			best = p
 		}
 	}
-	if best != nil && best.rank() == rankUnfit && hope {
-		return nil
+	if from == rankDead && best != nil && hope < best.rank() {
+		return nil // it will answer at once, or be dead soon, too
 	}
 	return best
 }
 
 // candidate returns the first path before the choice that has been good for
-// its hold; nil while there is no choice.
-func (g *group) candidate(now Instant) *path {
+// its hold; nil while there is no choice. It waits for one that is preferred still
+// more if that one's hold ends within the jitter, so that hosts that came back
+// together cost one failback.
+func (g *group) candidate(cfg *Config, now Instant) *path {
 	if g.choice == nil {
 		return nil
 	}
 	for _, p := range g.order {
-		if p == g.choice {
+		switch {
+		case p == g.choice:
 			return nil
-		}
-		if p.good && p.goodUntil <= now {
+		case !p.good:
+		case p.goodUntil <= now:
 			return p
+		case p.goodUntil <= now+Instant(cfg.HoldJitter):
+			return nil
 		}
 	}
 	return nil
@@ -182,7 +186,7 @@ func (g *group) forget(p *path) bool {
 }
 
 // state derives the group's state.
-func (g *group) state(now Instant) GroupState {
+func (g *group) state(cfg *Config, now Instant) GroupState {
 	c := g.choice
 	switch {
 	case c == nil:
@@ -191,7 +195,7 @@ func (g *group) state(now Instant) GroupState {
 		return GroupStranded
 	case c.run > 0:
 		return GroupAlarmed
-	case g.candidate(now) != nil:
+	case g.candidate(cfg, now) != nil:
 		return GroupHeld
 	case c != g.order[0]:
 		return GroupAway

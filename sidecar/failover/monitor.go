@@ -246,7 +246,7 @@ func (m *Monitor) Answer(id PathID, sequence uint64, h Health, now Instant) bool
 	}
 	for _, g := range m.groups {
 		m.decide(g, now)
-		if p.good && g.candidate(now) == p && g.mayReturn(&m.cfg, now) {
+		if p.good && g.candidate(&m.cfg, now) == p && g.mayReturn(&m.cfg, now) {
 			g.returned(&m.cfg, now)
 			m.leave(g, p, Event{Reason: ReasonFailback}, now)
 		}

@@ -301,7 +301,7 @@ func (c *checked) lost(p PathID) bool { return c.rank(p) >= rankUnfit && c.rank(
 // better is the path to leave p for: I1, I2, I5 as a search.
 func (c *checked) better(order []PathID, p PathID) PathID {
 	var proven []PathID
-	uplinks := 0
+	alive := rankDead
 	from := c.rank(p)
 	if from == rankNew {
 		return 0
@@ -311,24 +311,19 @@ func (c *checked) better(order []PathID, p PathID) PathID {
 		if q == p || c.rank(q) >= rankNew || c.rank(q) >= from {
 			continue
 		}
-		if c.rank(q) < rankUnfit {
-			uplinks++
-		}
+		alive = min(alive, c.rank(q))
 		sent := o.probes[o.newest].sent
 		if from == rankDead && sent >= c.paths[p].missedAt ||
 			from != rankDead && o.run == 0 && c.now-sent <= Instant(2*c.cfg.Standby) {
 			proven = append(proven, q)
 		}
 	}
-	for _, want := range []rank{rankFit, rankLimited} {
+	for _, want := range []rank{rankFit, rankLimited, rankUnfit} {
 		for _, q := range proven {
-			if c.rank(q) == want {
+			if c.rank(q) == want && (want == alive || from != rankDead) {
 				return q
 			}
 		}
-	}
-	if len(proven) > 0 && uplinks == 0 {
-		return proven[0]
 	}
 	return 0
 }
@@ -396,10 +391,10 @@ func (c *checked) group(id GroupID, g *oracleGroup, answered PathID) {
 	}
 	for _, p := range g.order {
 		s := c.m.Path(p)
-		if p == choice || !s.Good || s.GoodUntil > c.now {
-			if p == choice {
-				break
-			}
+		if p == choice || s.Good && s.GoodUntil > c.now && s.GoodUntil-c.now <= Instant(c.cfg.HoldJitter) {
+			break
+		}
+		if !s.Good || s.GoodUntil > c.now {
 			continue
 		}
 		if p == answered && used < c.cfg.Failbacks {

@@ -412,6 +412,28 @@ func TestFailbackBudget(t *testing.T) {
 	}
 }
 
+// Hosts that come back together, the sibling first, cost one failback.
+func TestRegionComesBack(t *testing.T) {
+	for seed := range uint64(20) {
+		w := newWorld(newChecked(t, Config{Hold: 5 * time.Second, HoldJitter: 3 * time.Second}, seed, 0), 1)
+		a, b, c := w.addPath(steady), w.addPath(steady), w.addPath(steady)
+		w.setGroup(7, a, b, c)
+		w.run(1000 * ms)
+		w.cut(a)
+		w.cut(b)
+		w.run(3500 * ms)
+		w.wantGroup(GroupAway, c)
+		w.mend(b)
+		w.mend(a)
+		w.run(20_000 * ms)
+		w.wantGroup(GroupPreferred, a)
+		late := max(w.m.Path(a).GoodUntil-w.m.Path(b).GoodUntil, 0)
+		if s := w.m.Group(7); s.Failbacks != 1 && late <= 3000*ms {
+			t.Errorf("seed %d: %d failbacks, the holds end %v apart", seed, s.Failbacks, time.Duration(late))
+		}
+	}
+}
+
 func TestStall(t *testing.T) {
 	w, p := rules(t, Config{Hold: 10 * time.Second})
 	w.run(3050 * ms)

@@ -33,9 +33,9 @@ var sound = link{toGateway: true, back: true, rtt: time.Millisecond, jitter: tim
 // histories is how many histories of each kind are simulated.
 func histories() int {
 	if testing.Short() {
-		return 50
+		return 60
 	}
-	return 700
+	return 1500
 }
 
 // TestChaos lets paths die, come back, lose a direction, lag, lose packets, ail,
@@ -43,7 +43,7 @@ func histories() int {
 func TestChaos(t *testing.T) {
 	reasons := map[Reason]int{}
 	lingered, steps := 0, 0
-	for seed := range uint64(2 * histories()) {
+	for seed := range uint64(histories()) {
 		w := chaos(t, seed)
 		for _, v := range w.events {
 			reasons[v.Reason]++
@@ -110,7 +110,7 @@ func (w *world) trouble(fresh link) {
 	case 8:
 		l.health = HealthDraining
 	case 9:
-		l.health = HealthFull | Health(w.chance.IntN(8))&Health(w.chance.IntN(8))
+		l.health = HealthFull | Health(w.chance.IntN(8)&w.chance.Int())
 	case 10:
 		old := l.rtt
 		l.rtt += w.upto(500 * time.Millisecond)
@@ -175,7 +175,7 @@ func TestCalm(t *testing.T) {
 		}, func(*world) {}},
 		{"four lost in a row under load", func(w *world) link {
 			l := sound
-			l.loss, l.streak, l.traffic = 0.5, 4, 2*time.Millisecond
+			l.loss, l.streak, l.traffic = 0.5, 4, 4*time.Millisecond
 			return l
 		}, func(*world) {}},
 		{"stalls", func(w *world) link {
@@ -190,7 +190,7 @@ func TestCalm(t *testing.T) {
 		}, func(*world) {}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			for seed := range uint64(histories() / 5) {
+			for seed := range uint64(histories() / 10) {
 				w := newWorld(newChecked(t, quick, seed, 0), seed)
 				pair(w, tt.make(w))
 				for w.now < 20_000*ms {
@@ -224,7 +224,7 @@ func TestDetection(t *testing.T) {
 		{"host killed, idle", sound, 0,
 			func(w *world, p [3]PathID) { w.links[p[0]].toGateway, w.links[p[0]].back = false, false },
 			1, 230 * time.Millisecond, 260 * time.Millisecond},
-		{"host killed, under load", sound, time.Millisecond,
+		{"host killed, under load", sound, 4 * time.Millisecond,
 			func(w *world, p [3]PathID) { w.links[p[0]].toGateway, w.links[p[0]].back = false, false },
 			1, 230 * time.Millisecond, 260 * time.Millisecond},
 		{"cut to the gateway, answers to others arrive", sound, 5 * time.Millisecond,
@@ -233,26 +233,26 @@ func TestDetection(t *testing.T) {
 		{"cut from the gateway", sound, 5 * time.Millisecond,
 			func(w *world, p [3]PathID) { w.links[p[0]].back = false },
 			1, 230 * time.Millisecond, 260 * time.Millisecond},
-		{"region killed", sound, time.Millisecond, all, 2, 230 * time.Millisecond, 260 * time.Millisecond},
+		{"region killed", sound, 4 * time.Millisecond, all, 2, 230 * time.Millisecond, 260 * time.Millisecond},
 		{"region killed, 40 ms away", link{toGateway: true, back: true, rtt: 40 * time.Millisecond, jitter: 4 * time.Millisecond},
-			time.Millisecond, all, 2, 420 * time.Millisecond, 560 * time.Millisecond},
+			4 * time.Millisecond, all, 2, 420 * time.Millisecond, 560 * time.Millisecond},
 		{"uplink lost", sound, 0,
 			func(w *world, p [3]PathID) { w.links[p[0]].health = HealthUplinkLost },
 			1, 60 * time.Millisecond, 110 * time.Millisecond},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var took []time.Duration
-			for seed := range uint64(2 * histories()) {
+			for seed := range uint64(histories() / 5) {
 				w := newWorld(newChecked(t, Config{}, seed, 0), seed)
 				w.lateness = time.Millisecond
 				l := tt.link
 				l.traffic = tt.fresh
 				p := pair(w, l)
 				w.removeGroup(w.now, 1)
-				w.run(4000*ms + Instant(w.upto(time.Second)))
+				w.run(2000*ms + Instant(w.upto(time.Second)))
 				cut := w.now
 				tt.cut(w, p)
-				w.run(w.now + 2000*ms)
+				w.run(w.now + 1000*ms)
 				if len(w.events) != 1 || w.events[0].To != p[tt.to] || !w.events[0].Lost {
 					t.Fatalf("seed %d: %+v", seed, w.events)
 				}

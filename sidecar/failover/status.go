@@ -68,7 +68,7 @@ func (m *Monitor) Group(id GroupID) GroupStatus {
 		return GroupStatus{}
 	}
 	g := m.groups[i]
-	s := GroupStatus{State: g.state(m.now), Since: g.since, Switches: g.switches, Failbacks: g.failbacks}
+	s := GroupStatus{State: g.state(&m.cfg, m.now), Since: g.since, Switches: g.switches, Failbacks: g.failbacks}
 	if g.choice != nil {
 		s.Choice = g.choice.id
 	}
