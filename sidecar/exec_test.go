@@ -58,6 +58,12 @@ func tenant(args []string) error {
 		}
 		fmt.Println(netip.MustParseAddrPort(c.LocalAddr().String()).Addr())
 		return nil
+	case "proxied":
+		to, err := netip.ParseAddrPort(args[1])
+		if err != nil {
+			return err
+		}
+		return proxiedEcho(to)
 	case "socket": // neither the sidecar's socket nor what it hides must be there
 		if c, err := net.Dial("unix", args[1]); err == nil {
 			_ = c.Close()
@@ -321,6 +327,7 @@ func TestExecFailures(t *testing.T) {
 		word  string
 	}{
 		"no command":      {func(c *ExecConfig) { c.Command = nil }, 125, "behind --"},
+		"both":            {func(c *ExecConfig) { c.Proxy, c.Interface = true, confine.Veth }, 125, "take the place"},
 		"no sidecar":      {func(c *ExecConfig) { c.Socket = "/nowhere/sidecar.sock" }, 125, "run --config FILE"},
 		"unknown project": {func(c *ExecConfig) { c.Project = "x" }, 125, api.CodeNotFound},
 		"not found":       {func(c *ExecConfig) { c.Command = []string{"no-such-command"} }, 127, "no-such-command"},
