@@ -16,9 +16,15 @@ type egressBatch struct {
 	side    [batchSize]int8   // table of each packet
 	n       int
 
-	local [][]byte // frames for the local services
-	out   [][]byte // frames that go to the uplink
-	bytes int
+	local  [][]byte         // frames for the local services
+	out    [][]byte         // frames that go to the uplink
+	across []*packet.Packet // packets that go to peered networks
+	back   []*packet.Packet // packets of peered networks, on their way to sandboxes
+	// relayed are those of them that go by way of the network's other host.
+	relayed []*packet.Packet
+	bytes   int
+	// relay says that the packets came by way of the network's other host.
+	relay bool
 	whole [maxDatagram + wholeHeadroom]byte
 }
 
@@ -30,8 +36,9 @@ const (
 )
 
 func (b *egressBatch) reset() {
-	b.n, b.bytes = 0, 0
+	b.n, b.bytes, b.relay = 0, 0, false
 	b.local, b.out = b.local[:0], b.out[:0]
+	b.across, b.back, b.relayed = b.across[:0], b.back[:0], b.relayed[:0]
 }
 
 // Write is egress: one peer's decrypted packets, each at bufs[i][offset:]. The
@@ -118,6 +125,14 @@ func (f *Forwarder) decide(b *egressBatch, frame []byte, p *packet.Packet, offse
 		b.frames[b.n] = frame[:offset+len(p.B)]
 		b.side[b.n] = int8(f.table(spec.EgressIndex(p.Src)))
 		b.n++
+	case policy.Peering:
+		if o := p.DecrementTTL(); o != packet.Pass {
+			f.refuse(p, o, now)
+			return
+		}
+		b.across = append(b.across, p)
+		b.side[b.n] = peeredSide
+		b.n++
 	case policy.Reject:
 		f.refuse(p, d.Outcome, now)
 	default:
@@ -139,11 +154,12 @@ func (r *rules) verdict(p *packet.Packet) policy.Decision {
 }
 
 // flush translates the batch, each table under its own lock once, and hands
-// the survivors to the uplink and to the local services.
+// the survivors to the uplink, to the site tunnel and to the local services.
 func (f *Forwarder) flush(b *egressBatch, offset int, now packet.Instant) {
 	for side := range f.tables {
 		f.translate(b, int8(side), now)
 	}
+	f.cross(b, f.peered.Load(), now)
 	if len(b.out) > 0 {
 		if _, err := f.uplink.Write(b.out, offset); err != nil {
 			f.counters.dropMany(Egress, packet.Closed, len(b.out))
@@ -175,7 +191,7 @@ func (f *Forwarder) translate(b *egressBatch, side int8, now packet.Instant) {
 		p := &b.packets[i]
 		o := packet.Pass
 		if b.rules != nil && b.rules != current {
-			o = current.still(p)
+			o = current.still(p, policy.Forward)
 		}
 		if o == packet.Pass {
 			o = t.nat.Egress(p, now)
@@ -199,11 +215,18 @@ func (f *Forwarder) translate(b *egressBatch, side int8, now packet.Instant) {
 // still asks newer rules about a packet that older ones let pass. Without it a
 // batch under way could make state for an inner address that was just revoked,
 // and the next sandbox with that address would have it.
-func (r *rules) still(p *packet.Packet) packet.Outcome {
-	if d := r.verdict(p); d.Verdict != policy.Forward {
-		return d.Outcome
+//
+// Where the destination has become peered, or is no more, the packet is lost: its
+// next one goes the new way.
+func (r *rules) still(p *packet.Packet, as policy.Verdict) packet.Outcome {
+	d := r.verdict(p)
+	switch {
+	case d.Verdict == as:
+		return packet.Pass
+	case d.Outcome == packet.Pass:
+		return packet.SiteDown
 	}
-	return packet.Pass
+	return d.Outcome
 }
 
 // icmpError is type, code and the rest-of-header field of an ICMP error.
@@ -212,37 +235,54 @@ type icmpError struct {
 	info      uint32
 }
 
-// refuse counts a drop on the way out and tells the sandbox where that is due.
+// refuse counts a drop on the way out and tells the sandbox, at the other end of the
+// network's own tunnel, where that is due.
 // The packet still has its inner source: a table changes a packet only when it
 // passes. The gateway's own services are not told: nothing of theirs goes through
 // the tunnel, and their timeouts do the rest.
 func (f *Forwarder) refuse(p *packet.Packet, o packet.Outcome, now packet.Instant) {
+	if f.tell(f.replies, p, o, now) {
+		f.uplink.Wake()
+	}
+}
+
+// tell counts a drop and puts what the sandbox is told into the queue that leads to
+// it. It reports whether there is something.
+func (f *Forwarder) tell(q *replyQueue, p *packet.Packet, o packet.Outcome, now packet.Instant) (told bool) {
 	f.counters.drop(Egress, o)
 	if p.Src == f.gateway {
-		return
+		return false
 	}
-	told := false
 	switch o {
 	case packet.TTLExpired:
-		told = f.replies.pushError(icmpError{typ: 11}, f.gateway, p, now)
+		told = q.pushError(icmpError{typ: 11}, f.gateway, p, now)
 	case packet.NoSession:
-		told = f.replies.pushRST(p, now)
-	case packet.PortsExhausted, packet.Draining:
-		told = f.replies.pushError(icmpError{typ: 3, code: 1}, f.gateway, p, now) // RFC 6888 REQ-11 B
-	case packet.SessionLimit, packet.RateLimit, packet.PolicyRejected,
-		packet.PrivateDestination, packet.OwnAddress, packet.Martian:
-		told = f.replies.pushError(icmpError{typ: 3, code: 13}, f.gateway, p, now) // RFC 5508 REQ-8
+		told = q.pushRST(p, now)
+	case packet.PortsExhausted, packet.Draining, packet.SiteDown:
+		told = q.pushError(icmpError{typ: 3, code: 1}, f.gateway, p, now) // RFC 6888 REQ-11 B
+	case packet.TooBig:
+		told = q.pushError(icmpError{typ: 3, code: 4, info: uint32(f.mtu)}, f.gateway, p, now) // RFC 1191
+	case packet.PolicyRejected, packet.PrivateDestination:
+		if p.Kind == packet.KindTCP && p.Flags&packet.SYN == 0 {
+			// Rules or peerings changed under the connection: an ICMP error would not
+			// end it, but only stop what is opening (RFC 5461 section 2).
+			told = q.pushRST(p, now)
+		} else {
+			told = q.pushError(icmpError{typ: 3, code: 13}, f.gateway, p, now) // RFC 5508 REQ-8
+		}
+	case packet.SessionLimit, packet.RateLimit, packet.OwnAddress, packet.Martian:
+		told = q.pushError(icmpError{typ: 3, code: 13}, f.gateway, p, now) // RFC 5508 REQ-8
 	case packet.NoLocalService:
 		if p.Kind == packet.KindTCP {
-			told = f.replies.pushRST(p, now)
+			told = q.pushRST(p, now)
 		} else {
-			told = f.replies.pushError(icmpError{typ: 3, code: 3}, f.gateway, p, now)
+			told = q.pushError(icmpError{typ: 3, code: 3}, f.gateway, p, now)
 		}
 	}
 	if told {
 		f.counters.replies.Add(1)
-		f.uplink.Wake()
 	}
+	return told
 }
 
 // WriteLocal takes what the local services send, each packet at
@@ -270,7 +310,7 @@ func (f *Forwarder) WriteLocal(bufs [][]byte, offset int) {
 			continue
 		}
 		if f.network.Contains(p.Dst) && p.Dst != f.gateway {
-			if f.replies.push(p.B) {
+			if f.replies.push(p.B, f.mtu) {
 				replied = true
 				f.counters.replies.Add(1)
 			} else {

@@ -222,11 +222,9 @@ func (h *Host) reconcile() (fresh map[string]bool, err error) {
 			ids = append(ids, n.ID)
 		}
 	}
-	ports, err := assignPorts(ids, PortRange(h.cfg.Daemon.WireGuard.Ports), h.ports)
-	if err != nil {
+	if err := h.assign(wanted); err != nil {
 		return fresh, err
 	}
-	h.ports = ports
 	for _, n := range h.list() {
 		if w, ok := wanted[n.id]; ok && n.serves(w, h.holds(w)) {
 			continue
@@ -275,6 +273,7 @@ func (h *Host) bringUp(n spec.Network) (opened bool, err error) {
 	h.mu.Unlock()
 	if open != nil {
 		open.setPolicy(snapshot)
+		h.settleSite(open, n)
 		return false, nil
 	}
 	fresh, err := openNetwork(h, n, snapshot)
@@ -287,6 +286,7 @@ func (h *Host) bringUp(n spec.Network) (opened bool, err error) {
 	h.mu.Unlock()
 	fresh.log.Info("network up", "cidr", n.CIDR, "pair", n.Pair, "wireguard_port", fresh.tun.ListenPort(),
 		"public_key", fresh.public.String(), "uplink", fresh.up.String())
+	h.settleSite(fresh, n)
 	return true, nil
 }
 
@@ -299,6 +299,7 @@ func (h *Host) compile(n spec.Network) (*policy.Snapshot, error) {
 	region, _ := h.state.Region(n.Region)
 	return policy.Compile(policy.Config{
 		Network: n.CIDR, Gateway: n.Gateway(), Own: h.ownAddresses(region),
+		Peered:   h.peeredRanges(n.ID),
 		Loopback: region.Loopback(), Mode: mode, Rules: rules,
 	})
 }

@@ -95,7 +95,7 @@ type rules struct {
 }
 
 // Forwarder carries the packets of one network between its WireGuard device
-// and its uplink. It is the tun.Device that wireguard-go reads and writes:
+// and its uplink, and those of peered networks between that device and a site tunnel. It is the tun.Device that wireguard-go reads and writes:
 // Write is egress, Read is ingress, both named from the sandbox's side.
 //
 // Write may be called by many goroutines at once (one per peer), Read by one.
@@ -112,6 +112,7 @@ type Forwarder struct {
 
 	rules  atomic.Pointer[rules]
 	tables [2]lockedTable
+	peered atomic.Pointer[peered]
 
 	fragMu    sync.Mutex
 	fragments *packet.Reassembler
@@ -119,6 +120,8 @@ type Forwarder struct {
 	batches sync.Pool // *egressBatch
 	rx      ingressBatch
 	replies *replyQueue
+	// returned holds what comes back from peered networks; nil before there are any.
+	returned atomic.Pointer[frameQueue]
 
 	counters Counters
 	events   chan tun.Event
@@ -157,6 +160,7 @@ func NewForwarder(cfg ForwarderConfig) (*Forwarder, error) {
 		f.tables[i].nat, f.tables[i].external = cfg.Tables[i], cfg.External[i]
 	}
 	f.SetPolicy(cfg.Policy, nil)
+	f.setPeered(&peered{})
 	f.batches.New = func() any { return new(egressBatch) }
 	f.events <- tun.EventUp
 	return f, nil
@@ -191,6 +195,7 @@ func (f *Forwarder) Revoke(inner netip.Addr) int {
 		n += t.nat.Revoke(inner, now)
 		t.mu.Unlock()
 	}
+	f.withPeered(func(t *nat.Table) { n += t.Revoke(inner, now) })
 	return n
 }
 
@@ -251,4 +256,7 @@ func (f *Forwarder) expireFragments(now packet.Instant) {
 	n := f.fragments.Expire(now)
 	f.fragMu.Unlock()
 	f.counters.dropMany(Egress, packet.FragmentLimit, n)
+	if t := f.peered.Load().table; t != nil {
+		f.counters.dropMany(Ingress, packet.FragmentLimit, t.expireFragments(now))
+	}
 }

@@ -58,6 +58,7 @@ type Host struct {
 	known  sync.Mutex
 	state  spec.State
 	ports  map[string]uint16
+	relays map[string]uint16 // ports of tunnels to hosts with a site, by network
 	roster roster
 	at     spec.Cursor // what is in force; the zero value asks for everything
 

@@ -12,15 +12,18 @@ type ingressBatch struct {
 	local   [][]byte
 }
 
-// Read is ingress: it returns what the gateway says itself, and the next batch
-// of the uplink with inner destinations restored; neither keeps the other
-// waiting. A packet that is dropped, or that is meant for the gateway's own
+// Read is ingress: it returns what the gateway says itself, what comes back from
+// peered networks, and the next batch of the uplink with inner destinations
+// restored; none keeps the others waiting. A packet that is dropped, or that is meant for the gateway's own
 // services, stays in the batch with size 0, which wireguard-go skips. After Close
 // it returns os.ErrClosed.
 func (f *Forwarder) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	bufs = bufs[:min(len(bufs), batchSize)]
 	for {
 		n := f.replies.take(bufs[:(len(bufs)+1)/2], sizes, offset)
+		if q := f.returned.Load(); q != nil {
+			n += q.take(bufs[n:(3*len(bufs)+3)/4], sizes[n:], offset)
+		}
 		if n == len(bufs) {
 			return n, nil
 		}
@@ -155,7 +158,7 @@ func (f *Forwarder) emit(p *packet.Packet) (int, packet.Outcome) {
 		switch {
 		case p.DF:
 			return 0, packet.TooBig
-		case !f.replies.pushFragments(p.B, f.mtu):
+		case !f.replies.push(p.B, f.mtu):
 			return 0, packet.QueueFull
 		}
 		return 0, packet.Pass

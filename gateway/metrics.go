@@ -33,6 +33,7 @@ func (n *network) report(endpoint netip.AddrPort) spec.NetworkReport {
 		}
 	}
 	r.WrongSource = r.Drops[packet.WrongSource.String()]
+	r.Site = n.siteReport(endpoint.Addr())
 	for i := range n.pair {
 		r.Sessions[i] = sessions(n.tableStats(i))
 	}

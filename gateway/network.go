@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -42,7 +43,8 @@ const (
 //
 // It is open from openNetwork until close, which anyone may call, or until its
 // tunnel ends by itself, which is a failure. What it was opened for does not
-// change: a network that is to be another is closed and opened again.
+// change: a network that is to be another is closed and opened again. Its site tunnel
+// comes, changes and goes while it is open (site.go).
 type network struct {
 	id     string
 	cidr   netip.Prefix
@@ -59,6 +61,12 @@ type network struct {
 
 	health health  // what probes are answered with
 	checks *checks // how it is found out
+
+	siteMu   sync.Mutex               // guards what follows; never taken on the packet path
+	site     *site                    // nil while there is none
+	peerings map[string]*peeringState // of active peering connections, by ID
+
+	siteFailure string // what the log was told of the site last; the follower's
 
 	started bool         // its tasks run; the supervisor's
 	members members      // the follower's
@@ -182,10 +190,13 @@ func (n *network) run(ctx context.Context) error {
 	return nil
 }
 
-// close ends tunnel, Forwarder, uplink and services. It may be called more than
+// close ends site tunnel, tunnel, Forwarder, uplink and services. It may be called more than
 // once, and returns when all is closed.
 func (n *network) close() {
 	n.closing.Store(true)
+	n.siteMu.Lock()
+	n.closeSite()
+	n.siteMu.Unlock()
 	n.tun.Close()
 	n.fwd.Close()
 	n.svc.Close()
@@ -258,6 +269,7 @@ func (n *network) uplinkEvent(e uplink.Event) {
 func (n *network) sweep(events []nat.Event) {
 	now := n.clock.Now()
 	n.fwd.expireFragments(now)
+	n.sweepPeered(events)
 	for side, ip := range n.pair {
 		steps := 1 + sessions(n.tableStats(side))/(sweepBudget*sweepRound)
 		for more := true; more || steps > 0; steps-- {

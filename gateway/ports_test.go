@@ -14,7 +14,7 @@ func TestPortsDependOnIDsAlone(t *testing.T) {
 		ids = append(ids, fmt.Sprintf("net_%d", i))
 	}
 	r := PortRange{First: 51820, Last: 52319} // exactly as many as networks
-	a, err := assignPorts(ids, r, nil)
+	a, err := assignPorts(ids, r, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +29,7 @@ func TestPortsDependOnIDsAlone(t *testing.T) {
 		seen[p] = id
 	}
 	slices.Reverse(ids)
-	b, err := assignPorts(ids, r, nil)
+	b, err := assignPorts(ids, r, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestPortsDependOnIDsAlone(t *testing.T) {
 }
 
 func TestPortsRangeTooSmall(t *testing.T) {
-	_, err := assignPorts([]string{"a", "b"}, PortRange{First: 1000, Last: 1000}, nil)
+	_, err := assignPorts([]string{"a", "b"}, PortRange{First: 1000, Last: 1000}, nil, nil)
 	if err == nil || !strings.Contains(err.Error(), "wireguard.ports") {
 		t.Fatalf("error %v does not name the setting", err)
 	}
@@ -48,12 +48,12 @@ func TestPortsRangeTooSmall(t *testing.T) {
 // TestPortsStay: a new network never moves another's tunnels.
 func TestPortsStay(t *testing.T) {
 	r := PortRange{First: 1000, Last: 1009}
-	held, err := assignPorts([]string{"net_m", "net_n", "net_o"}, r, nil)
+	held, err := assignPorts([]string{"net_m", "net_n", "net_o"}, r, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ids := []string{"net_a", "net_b", "net_c", "net_d", "net_e", "net_m", "net_o", "net_x", "net_y", "net_z"}
-	ports, err := assignPorts(ids, r, held)
+	ports, err := assignPorts(ids, r, held, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,49 +2,24 @@ package gateway
 
 import (
 	"net/netip"
-	"sync"
 
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
-const (
-	replySlots = 512
-	replySize  = 1500
-)
+// replySlots is how many replies wait at most.
+const replySlots = 512
 
 // replyQueue holds what the gateway itself says to the sandboxes of one network
-// until Forwarder.Read takes it. It is bounded, and its memory is made once.
+// until Forwarder.Read takes it.
 type replyQueue struct {
-	mu     sync.Mutex
-	slots  [replySlots][]byte
-	sizes  [replySlots]int
-	head   int // next to take
-	count  int
+	frameQueue
 	budget errorBudget
 }
 
 func newReplyQueue() *replyQueue {
 	q := &replyQueue{}
-	mem := make([]byte, replySlots*replySize)
-	for i := range q.slots {
-		q.slots[i] = mem[i*replySize : (i+1)*replySize : (i+1)*replySize]
-	}
+	q.init(replySlots)
 	return q
-}
-
-// next returns the slot that the next reply is written to, nil when full. The
-// lock is held.
-func (q *replyQueue) next() []byte {
-	if q.count == replySlots {
-		return nil
-	}
-	return q.slots[(q.head+q.count)%replySlots]
-}
-
-// commit makes the slot that next returned part of the queue.
-func (q *replyQueue) commit(n int) {
-	q.sizes[(q.head+q.count)%replySlots] = n
-	q.count++
 }
 
 // pushError queues an ICMP error about p. It reports whether it did: the rate,
@@ -78,54 +53,6 @@ func (q *replyQueue) pushRST(about *packet.Packet, now packet.Instant) bool {
 	}
 	q.commit(n)
 	return true
-}
-
-// push queues a copy of b, an answer of a local service.
-func (q *replyQueue) push(b []byte) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	slot := q.next()
-	if slot == nil || len(b) > len(slot) {
-		return false
-	}
-	q.commit(copy(slot, b))
-	return true
-}
-
-// pushFragments queues b in fragments that fit mtu, all of them or none.
-func (q *replyQueue) pushFragments(b []byte, mtu int) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	before := q.count
-	for at := 0; ; {
-		slot := q.next()
-		n := 0
-		if slot != nil {
-			n, at = packet.NextFragment(slot, b, mtu, at)
-		}
-		if n == 0 {
-			q.count = before
-			return false
-		}
-		q.commit(n)
-		if at == 0 {
-			return true
-		}
-	}
-}
-
-// take copies queued replies into bufs and returns how many.
-func (q *replyQueue) take(bufs [][]byte, sizes []int, offset int) int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	n := 0
-	for n < len(bufs) && q.count > 0 {
-		sizes[n] = copy(bufs[n][offset:], q.slots[q.head][:q.sizes[q.head]])
-		q.head = (q.head + 1) % replySlots
-		q.count--
-		n++
-	}
-	return n
 }
 
 // The bounds of the ICMP errors and resets that the gateway makes (RFC 1812

@@ -44,6 +44,7 @@ const (
 	Unreachable                       // the kernel says that the destination is unreachable
 	QueueFull                         // a bounded queue was full
 	WrongSource                       // last check before the uplink: source outside the pair; never expected
+	SiteDown                          // peered destination, but the network's site tunnel is not up here
 	Draining                          // the dedicated IP takes no new mappings
 	Closed                            // the part that should have taken it is closing
 	numOutcomes
@@ -89,6 +90,7 @@ var outcomeNames = [numOutcomes]string{
 	Unreachable:        "unreachable",
 	QueueFull:          "queue_full",
 	WrongSource:        "wrong_source",
+	SiteDown:           "site_down",
 	Draining:           "draining",
 	Closed:             "closed",
 }

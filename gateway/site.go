@@ -1,0 +1,254 @@
+package gateway
+
+import (
+	"crypto/rand"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/nat"
+	"github.com/sallyport-net/sallyport/tunnel"
+)
+
+// siteRole is what a host is to a network's site tunnel.
+type siteRole uint8
+
+const (
+	// noSite: the network has none.
+	noSite siteRole = iota
+	// holdsSite: the tunnel is on this host. Its peers are the other sides and the
+	// network's other host.
+	holdsSite
+	// relaysToSite: the tunnel is on the network's other host, to which this one has a
+	// tunnel of its own.
+	relaysToSite
+)
+
+// sitePlan is what the desired state asks of a network's peerings on this host.
+type sitePlan struct {
+	role siteRole
+	key  tunnel.Key // private
+	port uint16     // on which the tunnel listens here
+	// peers are the tunnel's, by their names in the log.
+	peers map[string]tunnel.Peer
+	// ranges are those of the peering connections, by their IDs.
+	ranges map[string][]netip.Prefix
+	// table is the table of peered flows but for its seed, where the site is here.
+	table nat.Config
+}
+
+// site is a network's site tunnel or relay tunnel while it is open.
+type site struct {
+	sitePlan
+	device *siteDevice
+	tun    *tunnel.Tunnel
+	table  *peeredTable // nil where it relays
+}
+
+// peeringState is what is counted of a peering connection as long as it is active.
+type peeringState struct {
+	counters peeringCounters
+	// foreign are the packets that tunnels counted which have ended meanwhile.
+	foreign uint64
+}
+
+// setSite brings the network's site or relay tunnel to a plan: opens, moves or closes
+// it, changes its peers, and ends the flows to ranges that are peered no more. The
+// policy in force refuses those already. The network itself goes on, whatever fails.
+func (n *network) setSite(plan sitePlan) error {
+	n.siteMu.Lock()
+	defer n.siteMu.Unlock()
+	if n.closing.Load() {
+		return nil
+	}
+	if n.peerings == nil {
+		n.peerings = map[string]*peeringState{}
+	}
+	for id := range n.peerings {
+		if _, stays := plan.ranges[id]; !stays {
+			delete(n.peerings, id)
+		}
+	}
+	for id := range plan.ranges {
+		if n.peerings[id] == nil {
+			n.peerings[id] = &peeringState{}
+		}
+	}
+	var table *peeredTable // goes on when only the tunnel is another
+	var before map[string][]netip.Prefix
+	if s := n.site; s != nil {
+		table, before = s.table, s.ranges
+		if s.role != plan.role || s.port != plan.port || s.key != plan.key {
+			n.closeSite()
+		}
+	}
+	if n.site == nil && plan.role != noSite {
+		if err := n.openSite(plan, table); err != nil {
+			return err
+		}
+	}
+	if n.site == nil {
+		return nil
+	}
+	n.changeSite(plan)
+	for id, ranges := range before {
+		for _, r := range ranges {
+			if !slices.Contains(plan.ranges[id], r) {
+				n.fwd.revokePeered(r)
+			}
+		}
+	}
+	return nil
+}
+
+// openSite opens the tunnel of a plan, with no peers yet.
+func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
+	if plan.role != holdsSite {
+		table = nil
+	} else if table == nil {
+		if _, err := rand.Read(plan.table.Seed[:]); err != nil {
+			return fmt.Errorf("read 32 random bytes for the table of peered flows: %w", err)
+		}
+		if table, err = newPeeredTable(n.cidr, plan.table); err != nil {
+			return err
+		}
+	}
+	s := &site{device: newSiteDevice("sallyport-site-"+n.id, n.fwd), table: table}
+	s.role, s.port, s.key = plan.role, plan.port, plan.key
+	s.tun, err = tunnel.New(tunnel.Config{PrivateKey: plan.key, ListenPort: plan.port, Device: s.device, Log: n.log})
+	if err != nil {
+		return fmt.Errorf("open the tunnel: %w", err)
+	}
+	n.site = s
+	n.log.Info("site tunnel up", "relay", s.role == relaysToSite, "port", s.tun.ListenPort(), "public_key", s.tun.PublicKey().String())
+	return nil
+}
+
+// changeSite gives the Forwarder the ranges of a plan, and the open tunnel its peers.
+func (n *network) changeSite(plan sitePlan) {
+	s := n.site
+	ranges := new(bart.Fast[*peeringCounters])
+	for id, list := range plan.ranges {
+		for _, r := range list {
+			ranges.Insert(r, &n.peerings[id].counters)
+		}
+	}
+	n.fwd.setPeered(&peered{ranges: ranges, device: s.device, table: s.table})
+	s.ranges = plan.ranges
+
+	wanted := make(map[tunnel.Key]struct{}, len(plan.peers))
+	for _, p := range plan.peers {
+		wanted[p.PublicKey] = struct{}{}
+	}
+	n.keepForeign(func(id string) bool { return plan.peers[id].PublicKey != s.peers[id].PublicKey })
+	for id, p := range s.peers {
+		if _, stays := wanted[p.PublicKey]; !stays {
+			n.siteTrouble(id, s.tun.RemovePeer(p.PublicKey))
+		}
+	}
+	for id, p := range plan.peers {
+		old := s.peers[id]
+		if old.PublicKey == p.PublicKey && old.Endpoint == p.Endpoint && old.Keepalive == p.Keepalive && slices.Equal(old.AllowedIPs, p.AllowedIPs) {
+			continue
+		}
+		if old.PublicKey == p.PublicKey && old.Endpoint == p.Endpoint {
+			p.Endpoint = netip.AddrPort{} // where it has moved to meanwhile counts
+		}
+		n.siteTrouble(id, s.tun.SetPeer(p))
+	}
+	s.peers = plan.peers
+}
+
+// siteTrouble tells the log of a peer that the tunnel did not take.
+func (n *network) siteTrouble(peer string, err error) {
+	if err != nil {
+		n.log.Error("peer of the site tunnel not changed", "peer", peer, "error", err)
+	}
+}
+
+// closeSite ends the tunnel, if there is one. Its flows go with the table, unless the
+// caller keeps that.
+func (n *network) closeSite() {
+	s := n.site
+	if s == nil {
+		return
+	}
+	n.keepForeign(func(string) bool { return true })
+	n.fwd.setPeered(&peered{})
+	n.site = nil
+	s.tun.Close()
+	n.log.Info("site tunnel closed", "relay", s.role == relaysToSite)
+}
+
+// keepForeign takes note of what the tunnel has counted of peers that are about to go.
+func (n *network) keepForeign(goes func(id string) bool) {
+	stats := n.sitePeers()
+	for id, p := range n.site.peers {
+		if state := n.peerings[id]; state != nil && goes(id) {
+			state.foreign += stats[p.PublicKey].Disallowed
+		}
+	}
+}
+
+// sitePeers returns what the tunnel knows of its peers.
+func (n *network) sitePeers() map[tunnel.Key]tunnel.PeerStats {
+	list, err := n.site.tun.Peers()
+	if err != nil {
+		return nil // it is closing
+	}
+	stats := make(map[tunnel.Key]tunnel.PeerStats, len(list))
+	for _, p := range list {
+		stats[p.PublicKey] = p
+	}
+	return stats
+}
+
+// siteReport is what the control plane and the operator see of the site tunnel; nil
+// where it is not on this host. address is the host's.
+func (n *network) siteReport(address netip.Addr) *spec.SiteReport {
+	n.siteMu.Lock()
+	defer n.siteMu.Unlock()
+	s := n.site
+	if s == nil || s.role != holdsSite {
+		return nil
+	}
+	r := &spec.SiteReport{
+		PublicKey: s.tun.PublicKey().String(), Endpoint: netip.AddrPortFrom(address, s.tun.ListenPort()),
+	}
+	stats := n.sitePeers()
+	for _, id := range slices.Sorted(maps.Keys(s.ranges)) {
+		state, peer := n.peerings[id], stats[s.peers[id].PublicKey]
+		r.Peerings = append(r.Peerings, spec.PeeringReport{
+			ID: id, Handshake: handshake(peer), Foreign: state.foreign + peer.Disallowed,
+			Egress: state.counters.traffic(Egress), Ingress: state.counters.traffic(Ingress),
+		})
+	}
+	return r
+}
+
+// handshake is when a peer shook hands last, in UTC.
+func handshake(p tunnel.PeerStats) time.Time {
+	if p.LastHandshake.IsZero() {
+		return time.Time{}
+	}
+	return p.LastHandshake.UTC()
+}
+
+func (c *peeringCounters) traffic(d Direction) spec.Traffic {
+	return spec.Traffic{Packets: c.packets[d].Load(), Bytes: c.bytes[d].Load()}
+}
+
+// sweepPeered is one tick of the table of peered flows. Nobody acts on its events.
+func (n *network) sweepPeered(events []nat.Event) {
+	now := n.clock.Now()
+	n.fwd.withPeered(func(t *nat.Table) {
+		t.Expire(now, sweepBudget*(1+sessions(t.Stats())/(sweepBudget*sweepRound)))
+		for t.Drain(events) == len(events) {
+		}
+	})
+}
