@@ -77,6 +77,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == reportsPath {
 		limit = api.MaxReport
 	}
+	if r.ContentLength > limit {
+		s.fail(w, r, tooLarge(limit))
+		return
+	}
 	r.Body = http.MaxBytesReader(w, r.Body, limit)
 	s.mux.ServeHTTP(w, r)
 }
@@ -203,8 +207,7 @@ func readBody(r *http.Request, into any, may fields) error {
 	var kind *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &large):
-		return &api.Error{Status: http.StatusRequestEntityTooLarge, Code: api.CodeTooLarge,
-			Message: fmt.Sprintf("the body has more than %d KiB", large.Limit>>10)}
+		return tooLarge(large.Limit)
 	case errors.As(err, &kind):
 		return badRequest("%s: a JSON %s cannot be read as %v", kind.Field, kind.Value, kind.Type)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -212,6 +215,11 @@ func readBody(r *http.Request, into any, may fields) error {
 	}
 	// encoding/json has no type for an unknown field, but names it in the text.
 	return badRequest("body: %s", strings.TrimPrefix(err.Error(), "json: "))
+}
+
+func tooLarge(limit int64) error {
+	return &api.Error{Status: http.StatusRequestEntityTooLarge, Code: api.CodeTooLarge,
+		Message: fmt.Sprintf("the body has more than %d KiB", limit>>10)}
 }
 
 func (s *server) answer(w http.ResponseWriter, status int, body any) {

@@ -287,9 +287,9 @@ func TestGatewayCallsAreRefused(t *testing.T) {
 	}
 }
 
-// largeReport is what a host says that has very many networks, each with every
+// manyNetworks is what a host reports that has many networks, each with every
 // reason for a drop.
-func largeReport(networks int) spec.HostReport {
+func manyNetworks(networks int) spec.HostReport {
 	r := spec.HostReport{Host: "gw-a", Region: "iad1"}
 	drops := make(map[string]uint64)
 	for i := range 40 {
@@ -308,15 +308,38 @@ func largeReport(networks int) spec.HostReport {
 func TestLargeReport(t *testing.T) {
 	s := newStore(t, nil)
 	c, _ := serve(t, s)
-	r := largeReport(10_000)
+	const networks = 100
+	r := manyNetworks(networks)
+	body, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(body) <= api.MaxRequest || len(body)*(10_000/networks) > api.MaxReport {
+		t.Errorf("%d networks take %d bytes: 10,000 have to fit", networks, len(body))
+	}
 	if err := c.Report(context.Background(), r); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.hosts["gw-a"].networks; len(got) != len(r.Networks) || !reflect.DeepEqual(got[r.Networks[77].ID], r.Networks[77]) {
+	if got := s.hosts["gw-a"].networks; len(got) != networks || !reflect.DeepEqual(got[r.Networks[77].ID], r.Networks[77]) {
 		t.Errorf("%d networks arrived", len(got))
 	}
-	w := call(NewServer(s, ServerConfig{Token: token}), "POST", reportsPath, `{"host":"`+strings.Repeat("x", api.MaxReport)+`"}`)
-	if w.Code != http.StatusRequestEntityTooLarge || !strings.Contains(w.Body.String(), "65536 KiB") {
-		t.Errorf("got %d %.200s", w.Code, w.Body)
+	// What says that it is too large is not even read; what does not say it, up to the limit.
+	h := NewServer(s, ServerConfig{Token: token})
+	for path, tc := range map[string]struct {
+		length int64
+		says   string
+	}{
+		reportsPath:                    {api.MaxReport + 1, "65536 KiB"},
+		"/v1/gateway/acknowledgements": {-1, "64 KiB"},
+		"/v1/attachments":              {-1, "64 KiB"},
+	} {
+		req := httptest.NewRequest("POST", path, strings.NewReader(`{"host":"`+strings.Repeat("x", api.MaxRequest)+`"}`))
+		req.Header.Set("Authorization", "Bearer "+token)
+		req.ContentLength = tc.length
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, req)
+		if w.Code != http.StatusRequestEntityTooLarge || !strings.Contains(w.Body.String(), tc.says) {
+			t.Errorf("%s: got %d %.200s", path, w.Code, w.Body)
+		}
 	}
 }
