@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/sallyport-net/sallyport/control/spec"
 )
@@ -15,7 +16,8 @@ func (s *Store) Replace(state spec.State) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := state.Region(s.cfg.Region); !ok {
+	region, ok := state.Region(s.cfg.Region)
+	if !ok {
 		return fmt.Errorf("replace the desired state: region %q, which is served here, is not in it; put it back, or stop this control plane", s.cfg.Region)
 	}
 	for id, count := range s.attachmentsPerNetwork() {
@@ -31,6 +33,11 @@ func (s *Store) Replace(state spec.State) error {
 	for id, net := range s.networks {
 		if net.addresses.InUse() == 0 {
 			delete(s.networks, id) // its CIDR may be another one now
+		}
+	}
+	for name := range s.hosts { // one that is gone is refused from now on
+		if !slices.ContainsFunc(region.Hosts, func(h spec.Host) bool { return h.Name == name }) {
+			delete(s.hosts, name)
 		}
 	}
 	s.state = &state

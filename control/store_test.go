@@ -217,6 +217,33 @@ func TestHostsAreChecked(t *testing.T) {
 	}
 }
 
+// A host that is taken out of the desired state is a stranger at once.
+func TestHostLeaves(t *testing.T) {
+	s := newStore(t, func(c *StoreConfig) {
+		c.State.Regions[0].Hosts = append(c.State.Regions[0].Hosts, spec.Host{Name: "gw-z", Endpoint: addr("192.0.2.9")})
+	})
+	ctx := context.Background()
+	for _, name := range []string{"gw-a", "gw-z"} {
+		r := report(map[string]bool{"net_1": true})
+		r.Host = name
+		if err := errors.Join(s.Report(ctx, r), s.Acknowledge(ctx, name, at(s, 1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Replace(state()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Report(ctx, spec.HostReport{Host: "gw-z", Region: "iad1"}); code(err) != api.CodeNotFound {
+		t.Errorf("got %v", err)
+	}
+	if err := s.Acknowledge(ctx, "gw-z", at(s, 2)); code(err) != api.CodeNotFound {
+		t.Errorf("got %v", err)
+	}
+	if st := s.Status(); len(st.Networks[0].Hosts) != 1 || st.Networks[0].Hosts[0].Host != "gw-a" || st.Regions[0].Hosts[0].Revision != 1 {
+		t.Errorf("got %+v", st)
+	}
+}
+
 func TestNewStoreChecks(t *testing.T) {
 	for name, change := range map[string]func(*StoreConfig){
 		"state":   func(c *StoreConfig) { c.State.Networks[0].Team = "x" },
