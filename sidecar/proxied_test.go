@@ -13,7 +13,9 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -262,14 +264,26 @@ func TestExecProxyEnds(t *testing.T) {
 	}
 }
 
-// A gateway that does not answer is told before the command runs.
+// The command does not begin before the gateway has answered.
 func TestExecProxyIsProven(t *testing.T) {
 	p := newPlane(t)
 	r := serve(t, p)
 	p.gateways["net_a"].setMute(true)
-	out := execute(t, ExecConfig{Socket: r.cfg.Socket, Project: "p", Runtime: "go", Proxy: true, Command: []string{"echo", "ran"}}, nil)
-	if out.code != 125 || out.output != "" || !strings.Contains(fmt.Sprint(out.err), "no answer through the tunnel") {
-		t.Errorf("%+v", out)
+	answered := make(chan int64, 1)
+	go func() {
+		for all := r.listing(); len(all.Sandboxes) == 0 || all.Sandboxes[0].State != "running"; all = r.listing() {
+			runtime.Gosched()
+		}
+		answered <- time.Now().UnixNano()
+		p.gateways["net_a"].setMute(false)
+	}()
+	out := execute(t, ExecConfig{Socket: r.cfg.Socket, Project: "p", Runtime: "go", Proxy: true, Command: []string{"date", "+%s%N"}}, nil)
+	began, err := strconv.ParseInt(strings.TrimSpace(out.output), 10, 64)
+	if out.code != 0 || err != nil {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	if early := <-answered - began; early > 0 {
+		t.Errorf("the command began %v before the gateway answered", time.Duration(early))
 	}
 }
 
