@@ -4,8 +4,8 @@
 //
 // The life of an attachment: [Store.Attach] resolves who asks to a network and
 // allocates addresses; the change gets the next revision; gateways that wait in
-// [Store.Next] take it, report the network's key and acknowledge the revision;
-// then Attach returns. So the gateway knows peer and address before the sandbox
+// [Store.Next], in this process or over HTTP, take it, report the network's key and
+// acknowledge the revision; then Attach returns. So the gateway knows peer and address before the sandbox
 // sends its first packet.
 //
 // What is attached lives in memory. After a restart the workers attach their

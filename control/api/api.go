@@ -50,7 +50,8 @@ type AttachRequest struct {
 	// Region is where the sandbox runs; with Passive, the region of the passive network.
 	Region string `json:"region"`
 	// Passive asks for an address in the environment's passive network, for a sandbox
-	// that runs, and is attached, in another region.
+	// that runs, and is attached, in another region. Where the sandbox would bypass,
+	// that is a [CodeBadRequest]: it bypasses where it runs.
 	Passive bool `json:"passive,omitempty"`
 	// PublicKey is the worker's WireGuard key, in base64. It may be absent where
 	// the answer can only be a bypass.
