@@ -443,6 +443,16 @@ func TestRunBare(t *testing.T) {
 	}
 }
 
+func TestRunBareEnvironment(t *testing.T) {
+	t.Setenv("SALLYPORT_TEST_MINE", "1")
+	command := []string{"sh", "-c", `exit "${SALLYPORT_TEST_MINE:-0}${SALLYPORT_TEST_GIVEN:-0}"`}
+	for want, environment := range map[int][]string{10: nil, 2: {"SALLYPORT_TEST_GIVEN=2", "PATH=" + os.Getenv("PATH")}} {
+		if code, err := RunBare(Config{Command: command, Environment: environment}); code != want || err != nil {
+			t.Errorf("with %q: code %d, %v; want %d", environment, code, err, want)
+		}
+	}
+}
+
 func TestExplainStart(t *testing.T) {
 	for _, c := range []struct {
 		err  error
@@ -454,8 +464,9 @@ func TestExplainStart(t *testing.T) {
 		{unix.EIO, "input/output error"},
 	} {
 		f := explainStart(fmt.Errorf("fork/exec: %w", c.err))
-		if f.Code != ExitFailed || !strings.Contains(f.Error(), c.word) || !errors.Is(f, c.err) {
-			t.Errorf("%v: %v; want code 125 and %q", c.err, f, c.word)
+		proxied := strings.Contains(f.Error(), "exec --proxy")
+		if f.Code != ExitFailed || !strings.Contains(f.Error(), c.word) || !errors.Is(f, c.err) || proxied == (c.err == unix.EIO) {
+			t.Errorf("%v: %v; want code 125, %q and what is left", c.err, f, c.word)
 		}
 	}
 }
