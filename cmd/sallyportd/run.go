@@ -113,7 +113,11 @@ func logger(c config.Log, w io.Writer) *slog.Logger {
 
 // serve answers HTTP on l until ctx ends.
 func serve(ctx context.Context, what string, l net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute}
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute,
+		// What waits for something to happen is told at once that it never will.
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
