@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -27,24 +28,99 @@ import (
 	"github.com/sallyport-net/sallyport/tunnel"
 )
 
-// source is a real store that lets the test wait for what the host says.
+// source is a real store that lets the test wait for what the host says. It can
+// become another, or fail.
 type source struct {
-	*control.Store
 	said chan struct{} // the host said something since it was looked at last
 
-	mu     sync.Mutex
-	report spec.HostReport
-	acked  spec.Cursor
+	mu      sync.Mutex
+	store   *control.Store
+	err     error
+	changed chan struct{} // closed when store or err changes
+	report  spec.HostReport
+	acked   spec.Cursor
 }
 
+func newSource(store *control.Store) *source {
+	return &source{store: store, said: make(chan struct{}, 1), changed: make(chan struct{})}
+}
+
+// become makes the source another store, as a control plane is after its restart.
+func (s *source) become(next *control.Store) { s.change(func() { s.store = next }) }
+
+// fail makes every call of the source fail, until it is called with nil.
+func (s *source) fail(err error) { s.change(func() { s.err = err }) }
+
+func (s *source) change(what func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	what()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// now returns what the source is, and a channel that is closed when it is another.
+func (s *source) now() (*control.Store, <-chan struct{}, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.store, s.changed, s.err
+}
+
+// Next ends with an error when the store is exchanged meanwhile, as a connection does.
+func (s *source) Next(ctx context.Context, after spec.Cursor) (spec.Update, error) {
+	store, changed, err := s.now()
+	if err != nil {
+		return spec.Update{}, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var cut atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-changed:
+			cut.Store(true)
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	u, err := store.Next(ctx, after)
+	cancel()
+	<-done
+	if err != nil && cut.Load() {
+		if _, _, reason := s.now(); reason != nil {
+			return u, reason
+		}
+		return u, errors.New("the connection was cut")
+	}
+	return u, err
+}
+
+// Report implements Source.
 func (s *source) Report(ctx context.Context, r spec.HostReport) error {
 	s.note(func() { s.report = r })
-	return s.Store.Report(ctx, r)
+	store, _, err := s.now()
+	if err != nil {
+		return err
+	}
+	return store.Report(ctx, r)
 }
 
+// Acknowledge implements Source.
 func (s *source) Acknowledge(ctx context.Context, host string, at spec.Cursor) error {
 	s.note(func() { s.acked = at })
-	return s.Store.Acknowledge(ctx, host, at)
+	store, _, err := s.now()
+	if err != nil {
+		return err
+	}
+	return store.Acknowledge(ctx, host, at)
+}
+
+// Attach asks the store that it is now.
+func (s *source) Attach(ctx context.Context, req api.AttachRequest) (api.AttachResponse, error) {
+	store, _, _ := s.now()
+	return store.Attach(ctx, req)
 }
 
 func (s *source) note(what func()) {
@@ -120,16 +196,21 @@ type hostRig struct {
 
 func newHostRig(t *testing.T, state spec.State) *hostRig {
 	t.Helper()
+	return newHostRigWith(t, testDaemon(), state)
+}
+
+func newHostRigWith(t *testing.T, daemon config.Daemon, state spec.State) *hostRig {
+	t.Helper()
 	store, err := control.NewStore(control.StoreConfig{State: state, Region: "iad1"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &hostRig{t: t, src: &source{Store: store, said: make(chan struct{}, 1)}, log: &lockedBuffer{}, ended: make(chan error, 1)}
+	r := &hostRig{t: t, src: newSource(store), log: &lockedBuffer{}, ended: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	r.end = cancel
 	t.Cleanup(cancel)
 	r.host, err = OpenHost(ctx, HostConfig{
-		Daemon: testDaemon(),
+		Daemon: daemon,
 		Secret: bytes.Repeat([]byte{7}, 32), Source: r.src, Clock: NewMonotonicClock(),
 		Log: slog.New(slog.NewTextHandler(r.log, nil)),
 	})
@@ -348,7 +429,7 @@ func (s *sandbox) checkEcho(to netip.AddrPort, text string) {
 
 func (r *hostRig) replace(state spec.State) {
 	r.t.Helper()
-	if err := r.src.Replace(state); err != nil {
+	if err := r.src.store.Replace(state); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -380,7 +461,7 @@ func TestHostFollows(t *testing.T) {
 	})
 
 	gone := r.find("net_b")
-	if err := r.src.Detach(second.Attachment.ID); err != nil {
+	if err := r.src.store.Detach(second.Attachment.ID); err != nil {
 		t.Fatal(err)
 	}
 	r.await("the peer and its session are gone", func(report spec.HostReport, _ spec.Cursor) bool {
