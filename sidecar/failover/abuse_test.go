@@ -69,12 +69,13 @@ func TestPathIDs(t *testing.T) {
 		c.m.RemovePath(p, 0)
 	}
 	c.m.Events(nil)
-	for {
-		p := c.m.AddPath(0)
-		if p == old {
-			break
-		}
+	others := 0
+	for p := c.m.AddPath(0); p != old; p = c.m.AddPath(0) {
 		c.m.RemovePath(p, 0)
+		others++
+	}
+	if others < 100 {
+		t.Errorf("the id is given again after %d others", others)
 	}
 	again, _ := c.m.Poll(nil, 0)
 	if last := again[len(again)-1]; last.Path != old || last.Sequence <= sent[1].Sequence {
@@ -84,6 +85,27 @@ func TestPathIDs(t *testing.T) {
 		t.Error("an answer to the path that had the id before is taken")
 	}
 }
+
+// However short the intervals are, no probe is forgotten before it is judged.
+func TestWindowIsNotOverrun(t *testing.T) {
+	m, err := New(Config{InUse: ms1, Standby: ms1, Suspect: ms1}, 1, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := m.AddPath(0)
+	m.SetGroup(7, []PathID{p}, 0)
+	for now := Instant(0); now <= 1005*ms; {
+		_, now = m.Poll(nil, now)
+		if s := m.Path(p); s.Asked-s.Misses > window {
+			t.Fatalf("%+v", s)
+		}
+	}
+	if s := m.Path(p); s.State != PathDead {
+		t.Errorf("%+v", s)
+	}
+}
+
+const ms1 = time.Millisecond
 
 func TestPathLimit(t *testing.T) {
 	m, _ := New(Config{}, 1, 0)
@@ -165,11 +187,13 @@ func TestTime(t *testing.T) {
 	}
 	p := m.AddPath(math.MinInt64)
 	m.SetGroup(7, []PathID{p}, math.MinInt64)
+	latest := Instant(math.MinInt64)
 	for _, now := range []Instant{math.MinInt64, 0, 5, -5, math.MaxInt64, 0, math.MinInt64, math.MaxInt64} {
 		sent, next := m.Poll(nil, now)
-		if next <= m.now {
+		if next <= m.now || next < latest {
 			t.Errorf("at %d the next poll is due at %d", now, next)
 		}
+		latest = next
 		for _, s := range sent {
 			m.Answer(p, s.Sequence, 0, now)
 		}

@@ -91,7 +91,9 @@ func (m *Monitor) AddPath(now Instant) PathID {
 	m.byID[id] = p
 	m.paths = append(m.paths, p)
 	slices.SortFunc(m.paths, func(a, b *path) int { return cmp.Compare(a.id, b.id) })
-	m.due = min(m.due, now)
+	if len(m.paths) == 1 {
+		m.due = now // there was nothing to poll for
+	}
 	return id
 }
 
@@ -133,7 +135,6 @@ func (m *Monitor) SetGroup(id GroupID, order []PathID, now Instant) {
 			g.order = append(g.order, p)
 		}
 	}
-	m.due = min(m.due, now)
 	switch {
 	case g.choice == nil:
 		if g.choice = g.first(true); g.choice != nil {
@@ -209,12 +210,8 @@ func (m *Monitor) pace(g *group) {
 		faster(g.choice, m.cfg.InUse)
 	}
 	for _, l := range g.linger {
-		switch {
-		case l.path.state == PathDead:
-		case l.path.run > 0:
+		if faster(l.path, m.cfg.InUse); l.path.run > 0 {
 			faster(l.path, m.cfg.Suspect)
-		default:
-			faster(l.path, m.cfg.InUse)
 		}
 	}
 	if !g.alarmed {

@@ -91,7 +91,9 @@ func (c *checked) add(now Instant) PathID {
 		c.fail("path %d is not free", p)
 	}
 	c.paths[p] = &oraclePath{lastSent: c.last[p]}
-	c.due = min(c.due, now)
+	if len(c.paths) == 1 {
+		c.due = now
+	}
 	c.check(0)
 	return p
 }
@@ -123,7 +125,6 @@ func (c *checked) set(now Instant, g GroupID, order ...PathID) {
 			o.order = append(o.order, p)
 		}
 	}
-	c.due = min(c.due, now)
 	if o.choice == 0 && len(o.order) > 0 {
 		o.choice = c.beginWith(o)
 		delete(o.linger, o.choice)

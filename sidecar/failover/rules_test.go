@@ -188,28 +188,43 @@ func TestRhythm(t *testing.T) {
 	w.setGroup(8, p[0])
 	w.run(w.now + 2000*ms)
 	expect("another group is stranded", [3]uint64{200, 100, 100})
+
+	w, p = rules(t, Config{})
+	w.links[p[0]].health = HealthDraining
+	w.cut(p[1])
+	w.cut(p[2])
+	w.run(w.now + 2000*ms)
+	w.wantGroup(GroupStranded, p[0])
+	expect("stranded on a path that drains", [3]uint64{200, 200, 200})
+	w.links[p[0]].health = HealthFull
+	w.run(w.now + 2000*ms)
+	expect("stranded on a path that is full", [3]uint64{100, 10, 10})
 }
 
-// The first miss asks all paths of the group at once, and only those.
+// The first miss asks all paths of the group at once, even one that was asked
+// just before, and no others.
 func TestAlarmAsksAtOnce(t *testing.T) {
 	w, p := rules(t, Config{})
 	other := w.addPath(steady)
-	w.run(w.now + 10*ms)
-	w.cut(p[0])
-	for w.m.Path(p[0]).Run == 0 {
-		sent, next := w.poll(w.now)
-		if w.m.Path(p[0]).Run == 1 {
-			if len(sent) != 3 || sent[0].Path != p[0] || sent[1].Path != p[1] || sent[2].Path != p[2] {
-				t.Errorf("the first miss asks %v", sent)
-			}
-			if next != w.now+50*ms {
-				t.Errorf("the next are due after %v", time.Duration(next-w.now))
-			}
+	w.run(3030 * ms)
+	late := w.addPath(steady) // is asked at 4030
+	w.setGroup(7, p[0], p[1], p[2], late)
+	w.run(3950 * ms)
+	w.cut(p[0]) // so that the probe of 4000 is missed at 4050
+	w.run(4050*ms - 1)
+	asked := func() (n []uint64) {
+		for _, q := range []PathID{p[0], p[1], p[2], late, other} {
+			n = append(n, w.m.Path(q).Asked)
 		}
-		if slices.ContainsFunc(sent, func(s Probe) bool { return s.Path == other }) {
-			t.Errorf("path %d is asked", other)
+		return n
+	}
+	before := asked()
+	w.run(4050 * ms)
+	w.wantGroup(GroupAlarmed, p[0])
+	for i, n := range asked() {
+		if more := n - before[i]; more != 1 && i < 4 || more != 0 && i == 4 {
+			t.Errorf("path number %d is asked %d times at the first miss", i, more)
 		}
-		w.now = next
 	}
 }
 
@@ -306,6 +321,51 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// A path that answered long ago is no refuge; it must answer again.
+func TestRefugeIsRecent(t *testing.T) {
+	w, p := rules(t, Config{})
+	w.run(3010 * ms)
+	last := w.m.Path(p[0]).Asked
+	w.stall(10 * time.Second)
+	w.now = 13_000 * ms
+	w.answer(w.now, p[0], last-30, HealthUplinkLost) // answered already
+	sent, _ := w.poll(w.now)
+	w.answer(w.now+ms, sent[0].Path, sent[0].Sequence, HealthUplinkLost)
+	w.wantGroup(GroupStranded, p[0])
+	w.answer(w.now+ms, sent[2].Path, sent[2].Sequence, 0)
+	w.wantGroup(GroupAway, p[2])
+}
+
+// A choice without uplink is left at once, even for a path that drains, while a
+// better one has just missed a probe.
+func TestUnhealthyDoesNotWait(t *testing.T) {
+	w, p := rules(t, Config{})
+	w.links[p[2]].health = HealthDraining
+	w.run(4010 * ms)
+	w.cut(p[1])
+	w.run(5060 * ms)
+	w.links[p[0]].health = HealthUplinkLost
+	w.run(5110 * ms)
+	w.wantGroup(GroupStranded, p[2])
+	w.mend(p[1])
+	w.run(6100 * ms)
+	w.wantGroup(GroupAway, p[1])
+}
+
+// It is the latest packet that counts, in whatever order they are told.
+func TestHeardOutOfOrder(t *testing.T) {
+	w, p := rules(t, Config{})
+	w.run(3010 * ms)
+	w.cut(p[0])
+	w.run(3160 * ms)
+	w.heard(3155*ms, p[0])
+	w.heard(3100*ms, p[0])
+	w.run(4000 * ms)
+	if len(w.events) != 1 || w.events[0].At != 3350*ms {
+		t.Errorf("%+v", w.events)
+	}
+}
+
 // A path that drained and ended takes the flows that had stayed with it.
 func TestLingeringFlowsAreLost(t *testing.T) {
 	w, p := rules(t, Config{})
@@ -316,6 +376,22 @@ func TestLingeringFlowsAreLost(t *testing.T) {
 	w.cut(p[0])
 	w.run(9000 * ms)
 	w.expect(Event{At: 3750 * ms, Group: 7, From: p[0], To: p[1], Reason: ReasonDead, Detection: 150 * time.Millisecond, Lost: true})
+
+	// While the choice is as dead, nothing is gained by telling.
+	w, p = rules(t, Config{})
+	w.links[p[0]].health = HealthDraining
+	w.run(4000 * ms)
+	w.events = nil
+	for _, q := range p {
+		w.cut(q)
+	}
+	w.run(6000 * ms)
+	w.expect()
+	w.mend(p[1])
+	w.run(6100 * ms)
+	if len(w.events) != 1 || w.events[0].From != p[0] || w.events[0].Switched || !w.events[0].Lost {
+		t.Errorf("%+v", w.events)
+	}
 
 	// After Linger nobody asks any more.
 	w, p = rules(t, Config{Linger: 5 * time.Second})

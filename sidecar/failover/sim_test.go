@@ -238,11 +238,11 @@ func TestDetection(t *testing.T) {
 			4 * time.Millisecond, all, 2, 420 * time.Millisecond, 560 * time.Millisecond},
 		{"uplink lost", sound, 0,
 			func(w *world, p [3]PathID) { w.links[p[0]].health = HealthUplinkLost },
-			1, 60 * time.Millisecond, 110 * time.Millisecond},
+			1, 70 * time.Millisecond, 110 * time.Millisecond},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var took []time.Duration
-			for seed := range uint64(histories() / 5) {
+			for seed := range uint64(300) {
 				w := newWorld(newChecked(t, Config{}, seed, 0), seed)
 				w.lateness = time.Millisecond
 				l := tt.link
