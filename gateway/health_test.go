@@ -43,6 +43,9 @@ func (u *farSide) Check(ctx context.Context, _ netip.Addr, to netip.AddrPort) er
 	return nil
 }
 
+// elapse lets the time of a synctest bubble go on.
+func elapse(d time.Duration) { <-time.After(d) }
+
 var healthTargets = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.80:443"), netip.MustParseAddrPort("198.51.100.80:443")}
 
 // watched is a network that holds the first address of its pair, and is being checked.
@@ -71,7 +74,7 @@ func TestUplinkLostAndBack(t *testing.T) {
 				n := watched(testChecks(time.Second), up)
 				ended := make(chan error, 1)
 				go func() { ended <- n.watch(ctx, 0) }()
-				time.Sleep(10 * time.Second)
+				elapse(10 * time.Second)
 				synctest.Wait()
 				if n.health.Health() != 0 {
 					t.Errorf("health is %b while one target answers", n.health.Health())
@@ -82,7 +85,7 @@ func TestUplinkLostAndBack(t *testing.T) {
 				began := time.Now()
 				lose(up).Store(true)
 				for !n.health.uplinkLost() {
-					time.Sleep(time.Millisecond)
+					elapse(time.Millisecond)
 				}
 				// Up to the interval until the next check, and half of it for each.
 				if took := time.Since(began); took < 500*time.Millisecond || took > 2*time.Second+10*time.Millisecond {
@@ -92,12 +95,12 @@ func TestUplinkLostAndBack(t *testing.T) {
 					t.Errorf("health is %b", n.health.Health())
 				}
 				before := up.asked.Load()
-				time.Sleep(10 * time.Second)
+				elapse(10 * time.Second)
 				if got := up.asked.Load() - before; got > 2*11 {
 					t.Errorf("%d checks in 10 s of a lost uplink, want one of each target per second", got)
 				}
 				lose(up).Store(false)
-				time.Sleep(1100 * time.Millisecond)
+				elapse(1100 * time.Millisecond)
 				synctest.Wait()
 				if n.health.Health() != 0 {
 					t.Errorf("health is %b after an answer", n.health.Health())
@@ -126,7 +129,7 @@ func TestChecksAreBounded(t *testing.T) {
 			all = append(all, n)
 			go func() { ended <- n.watch(ctx, 0) }()
 		}
-		time.Sleep(3 * time.Second)
+		elapse(3 * time.Second)
 		synctest.Wait()
 		if most := up.most.Load(); most != int64(maxChecks*len(healthTargets)) {
 			t.Errorf("%d targets were asked at a time, want %d", most, maxChecks*len(healthTargets))
