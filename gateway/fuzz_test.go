@@ -11,8 +11,9 @@ import (
 // world is what FuzzForwarder plays with: a rig, and what has passed so far, to
 // be answered, quoted and damaged.
 type world struct {
-	*rig
+	*peeredRig
 	sent, got [][]byte // the last of each kind
+	across    [][]byte // the last that the site tunnel sent
 	looked    int      // of r.up.sent
 }
 
@@ -28,12 +29,17 @@ const (
 	stepLocal            // bytes with a sound header from the services
 	stepRevoke
 	stepTime
+	stepSite       // bytes with a sound IP header from the site tunnel, of either end
+	stepSiteAnswer // the answer to what the site tunnel sent last, with the bytes laid over it
+	stepSiteError  // an ICMP error about it, the same
+	stepPeering    // the peering ends, or begins again
 	steps
 )
 
-// FuzzForwarder lets both sides send anything. Nothing panics, nothing leaves with
-// a source outside the pair or with an inner address in any of its headers, and
-// nothing reaches the tunnel that is not for the network.
+// FuzzForwarder lets all sides send anything. Nothing panics, nothing leaves with
+// a source outside the pair or with an inner address in any of its headers, nothing
+// goes to a peered network that is not from a sandbox or the gateway, and nothing
+// reaches the tunnel that is not for the network.
 func FuzzForwarder(f *testing.F) {
 	query := []byte{0, 53, 0, 53, 0, 8, 0, 0}
 	datagram := []byte{0x13, 0x88, 1, 187, 0, 12, 0, 0, 'd', 'a', 't', 'a'}
@@ -44,9 +50,12 @@ func FuzzForwarder(f *testing.F) {
 	f.Add(append(step(stepOut, 2, 17, query), step(stepLocal, 0, 17, query)...))
 	f.Add(append(step(stepOut, 0, 17, datagram), step(stepRevoke, 0, 0, nil)...))
 	f.Add(append(step(stepRawOut, 0, 0, []byte("nonsense")), step(stepRawBack, 0, 0, []byte{0x45})...))
+	across := step(stepOut, 36, 17, datagram)
+	f.Add(append(append(across, step(stepSiteAnswer, 0, 17, nil)...), step(stepSiteError, 0, 3, nil)...))
+	f.Add(append(append(step(stepSite, 36, 17, datagram), step(stepSiteAnswer, 0, 17, nil)...), step(stepPeering, 0, 0, nil)...))
 	bufs := readBuffers()
 	f.Fuzz(func(t *testing.T, script []byte) {
-		w := &world{rig: newRig(t)}
+		w := &world{peeredRig: newPeeredRig(t, holdsSite)}
 		w.bufs = bufs
 		for len(script) >= 4 {
 			kind, choice, proto, n := script[0]%steps, script[1], script[2], min(int(script[3]), len(script)-4)
@@ -72,7 +81,7 @@ func tcpSYN() []byte {
 
 func (w *world) step(kind, choice, proto byte, b []byte) {
 	inner := []netip.Addr{alice, bob, worker, stranger, gw, pair[0]}[choice%6]
-	to := []netip.Addr{origin.Addr(), gw, resolver.Addr(), forbidden.Addr(), pair[1], bob}[choice/6%6]
+	to := []netip.Addr{origin.Addr(), gw, resolver.Addr(), forbidden.Addr(), pair[1], bob, database.Addr()}[choice/6%7]
 	switch kind {
 	case stepRawOut:
 		w.write(b)
@@ -83,7 +92,7 @@ func (w *world) step(kind, choice, proto byte, b []byte) {
 	case stepBack:
 		w.up.queue = append(w.up.queue, header(proto, to, pair[choice%2], choice, b))
 	case stepAnswer:
-		w.answer(b)
+		w.answer(w.sent, &w.up.queue, b)
 	case stepError:
 		w.complain(w.sent, &w.up.queue, to, proto, b)
 	case stepComplaint:
@@ -97,6 +106,26 @@ func (w *world) step(kind, choice, proto byte, b []byte) {
 	case stepTime:
 		w.clock.now += packet.Instant(choice) * 1e9
 		w.f.expireFragments(w.clock.now)
+	case stepSite:
+		if choice%2 == 0 {
+			inner, to = to, inner
+		}
+		w.arrive(header(proto, to, inner, choice, b))
+	case stepSiteAnswer:
+		var in [][]byte
+		w.answer(w.across, &in, b)
+		w.arrive(in...)
+	case stepSiteError:
+		var in [][]byte
+		w.complain(w.across, &in, database.Addr(), proto, b)
+		w.arrive(in...)
+	case stepPeering:
+		if w.f.peered.Load() == w.way {
+			w.unpeer()
+			return
+		}
+		w.f.setPeered(w.way)
+		w.rules(peeredRange)
 	}
 }
 
@@ -117,12 +146,12 @@ func header(proto byte, src, dst netip.Addr, choice byte, b []byte) []byte {
 	return p
 }
 
-// answer swaps the ends of what left last and lays b over what follows the header.
-func (w *world) answer(b []byte) {
-	if len(w.sent) == 0 {
+// answer swaps the ends of what was sent last and lays b over what follows the header.
+func (w *world) answer(sent [][]byte, to *[][]byte, b []byte) {
+	if len(sent) == 0 {
 		return
 	}
-	p := append([]byte(nil), w.sent[len(w.sent)-1]...)
+	p := append([]byte(nil), sent[len(sent)-1]...)
 	for i := range 4 {
 		p[12+i], p[16+i] = p[16+i], p[12+i]
 	}
@@ -134,7 +163,7 @@ func (w *world) answer(b []byte) {
 		l4[0], l4[1], l4[2], l4[3] = l4[2], l4[3], l4[0], l4[1]
 	}
 	copy(l4[4:], b)
-	w.up.queue = append(w.up.queue, p)
+	*to = append(*to, p)
 }
 
 // complain makes an ICMP error about the last of what was seen, as whom says, and
@@ -176,6 +205,7 @@ func (w *world) check() {
 		w.sent = append(w.sent, b)
 	}
 	w.looked = len(w.up.sent)
+	w.checkSite()
 	for more := true; more; more = len(w.up.queue) > 0 {
 		for _, p := range w.read() {
 			if !network16.Contains(p.Dst) || p.Dst == gw {
@@ -192,5 +222,20 @@ func (w *world) check() {
 	if n := w.f.counters.Drops(Egress, packet.WrongSource) + w.f.counters.Drops(Egress, packet.Unspecified) +
 		w.f.counters.Drops(Ingress, packet.Unspecified); n != 0 {
 		w.t.Fatalf("unexplained drops: %v", w.counts())
+	}
+}
+
+// checkSite looks at what the site tunnel sent.
+func (w *world) checkSite() {
+	for _, p := range w.tunneled() {
+		told := p.Kind == packet.KindICMPError || p.Kind == packet.KindTCP && p.Flags&packet.RST != 0
+		out := peeredRange.Contains(p.Dst) && network16.Contains(p.Src) && (p.Src != gw || told)
+		relayed := network16.Contains(p.Dst) && p.Dst != gw && (peeredRange.Contains(p.Src) || told)
+		if !out && !relayed || len(p.B) > 1420 {
+			w.t.Fatalf("%v -> %v, kind %d, %d bytes went by the site tunnel", p.Src, p.Dst, p.Kind, len(p.B))
+		}
+		if p.Kind != packet.KindFragment {
+			w.across = append(w.across, p.B)
+		}
 	}
 }

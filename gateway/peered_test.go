@@ -23,6 +23,7 @@ type peeredRig struct {
 	*rig
 	way   *peered
 	count *peeringCounters
+	small [][]byte // of tunneled
 }
 
 // newPeeredRig makes the Forwarder of the host with the site, or of the other one.
@@ -81,7 +82,12 @@ func (r *peeredRig) arrive(packets ...[]byte) {
 // tunneled returns what the site tunnel would send.
 func (r *peeredRig) tunneled() (got []packet.Packet) {
 	r.t.Helper()
-	bufs, sizes := readBuffers(), make([]int, batchSize)
+	if r.small == nil {
+		for range batchSize {
+			r.small = append(r.small, make([]byte, headroom+frameSize))
+		}
+	}
+	bufs, sizes := r.small, make([]int, batchSize)
 	for n := r.way.device.queue.take(bufs, sizes, headroom); n > 0; n = r.way.device.queue.take(bufs, sizes, headroom) {
 		for i := range n {
 			got = append(got, parsed(r.t, bytes.Clone(bufs[i][headroom:headroom+sizes[i]])))
