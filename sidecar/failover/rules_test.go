@@ -533,6 +533,17 @@ func TestStall(t *testing.T) {
 	}
 }
 
+// Who has no path has nothing to poll for.
+func TestIdleIsNoStall(t *testing.T) {
+	c := newChecked(t, Config{}, 1, 0)
+	c.poll(0)
+	c.add(60_000 * ms)
+	c.poll(60_001 * ms)
+	if n := c.m.Stats().Stalls; n != 0 {
+		t.Errorf("%d stalls", n)
+	}
+}
+
 // A caller that is always late notices a death nevertheless.
 func TestSlowCaller(t *testing.T) {
 	c := newChecked(t, Config{}, 1, 0)
