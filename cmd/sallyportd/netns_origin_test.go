@@ -41,7 +41,7 @@ const stall = 300 * time.Millisecond
 
 // origin is the far side, with servers in this process.
 type origin struct {
-	w         *world
+	w         *ground
 	http      *http.Server
 	listeners []net.Listener
 	packets   []net.PacketConn
@@ -77,7 +77,7 @@ type query struct {
 }
 
 // newOrigin starts the servers.
-func newOrigin(w *world) *origin {
+func newOrigin(w *ground) *origin {
 	w.t.Helper()
 	o := &origin{w: w, takes: make(chan taken, 64), stalls: make(chan int64, 64), read: make(chan struct{}), conns: make(map[net.Conn]struct{})}
 	o.http = &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
@@ -331,7 +331,7 @@ func (a *asked) of(name string) (out []query) {
 }
 
 // bait is a listener by TCP and UDP on which nothing may ever arrive.
-func (w *world) bait(n interface {
+func (w *ground) bait(n interface {
 	Listen(network, address string) (net.Listener, error)
 	ListenPacket(network, address string) (net.PacketConn, error)
 }, address string) {

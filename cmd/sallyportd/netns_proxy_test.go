@@ -22,7 +22,7 @@ const withoutNamespaces = "SALLYPORT_TEST_WITHOUT_NAMESPACES"
 
 // confined runs `sallyport-sidecar exec` on the worker, in a process that may not
 // make user namespaces, and returns its exit code and what both streams hold.
-func (w *world) confined(t *testing.T, flags []string, command ...string) (code int, stdout, stderr string) {
+func (w *ground) confined(t *testing.T, flags []string, command ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	args := append([]string{filepath.Join(w.bin, "sallyport-sidecar"), "exec", "--socket", w.socket,
 		"--project", acmeFunction.project, "--environment", acmeFunction.environment, "--runtime", acmeFunction.runtime}, flags...)

@@ -61,7 +61,7 @@ type answer struct {
 
 // sandbox is a command that runs in a sandbox.
 type sandbox struct {
-	w      *world
+	w      *ground
 	inner  netip.Addr // 0 before address was asked for
 	cmd    *exec.Cmd
 	in     io.WriteCloser
@@ -76,7 +76,7 @@ type sandbox struct {
 }
 
 // start starts a command as a sandbox on the worker. It may fail; ask tells.
-func (w *world) start(who subject) (*sandbox, error) {
+func (w *ground) start(who subject) (*sandbox, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -104,7 +104,7 @@ func (w *world) start(who subject) (*sandbox, error) {
 }
 
 // sandbox starts one that must succeed, and ends it with the test.
-func (w *world) sandbox(t *testing.T, who subject) *sandbox {
+func (w *ground) sandbox(t *testing.T, who subject) *sandbox {
 	t.Helper()
 	b, err := w.start(who)
 	if err != nil {

@@ -41,7 +41,7 @@ func newStockPeer(t *testing.T, w *world) *stockPeer {
 		t.Fatal(err)
 	}
 	p := &stockPeer{w: w, t: t, device: fmt.Sprintf("spwg%d", os.Getpid()), attach: resp}
-	daemon := w.run(w.laptop, "wireguard-go", "-f", p.device)
+	daemon := w.run(w.laptop, "wireguard-go", "wireguard-go", "-f", p.device)
 	t.Cleanup(func() { daemon.end(t, syscall.SIGTERM) })
 	control := filepath.Join("/var/run/wireguard", p.device+".sock")
 	eventually(t, 5*time.Second, "wireguard-go is ready", func() error {
