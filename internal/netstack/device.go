@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -136,12 +137,20 @@ type Device struct {
 
 var _ tun.Device = (*Device)(nil)
 
+// quiet takes what gVisor would write to standard error: packets that it can do
+// nothing with. Whoever sends us packets could fill a log with that.
+type quiet struct{}
+
+// Emit implements log.Emitter.
+func (quiet) Emit(int, log.Level, time.Time, string, ...any) {}
+
 // New returns a running stack. It must be closed.
 func New(c Config) (*Device, error) {
 	c = c.withDefaults()
 	if err := c.validate(); err != nil {
 		return nil, fmt.Errorf("netstack: %w", err)
 	}
+	log.SetTarget(quiet{})
 	d := &Device{config: c, queue: newQueue(c.Queue, c.Queue/4), events: make(chan tun.Event, 1)}
 	d.link = &link{mtu: c.MTU, queue: d.queue, counters: &d.counters}
 	d.done, d.end = context.WithCancel(context.Background())
