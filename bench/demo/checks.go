@@ -328,5 +328,9 @@ func (s *stage) wrongSources(ctx context.Context, i int) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return metricSum(string(text), dropsMetric, `reason="wrong_source"`)
+	sum, series, err := metricSum(string(text), dropsMetric, `reason="wrong_source"`)
+	if err == nil && series == 0 {
+		err = fmt.Errorf("%s exports no %sreason=\"wrong_source\"}", s.gateways[i].name, dropsMetric)
+	}
+	return sum, err
 }

@@ -105,17 +105,18 @@ func TestMetricSum(t *testing.T) {
 		text   string
 		labels []string
 		want   float64
+		series int
 		bad    bool
 	}{
-		{"# HELP x\n" + series + "0\n" + series + "0\n", []string{`reason="wrong_source"`}, 0, false},
-		{series + "1\n" + series + "3\n", []string{`reason="wrong_source"`, `network="a"`}, 4, false},
-		{series + "3\n", []string{`reason="wrong_source"`, `network="b"`}, 0, true},
-		{"sallyport_drops_total{reason=\"policy\"} 3\n", []string{`reason="wrong_source"`}, 0, true},
-		{series + "many\n", []string{`reason="wrong_source"`}, 0, true},
+		{"# HELP x\n" + series + "0\n" + series + "0\n", []string{`reason="wrong_source"`}, 0, 2, false},
+		{series + "1\n" + series + "3\n", []string{`reason="wrong_source"`, `network="a"`}, 4, 2, false},
+		{series + "3\n", []string{`reason="wrong_source"`, `network="b"`}, 0, 0, false},
+		{"sallyport_drops_total{reason=\"policy\"} 3\n", []string{`reason="wrong_source"`}, 0, 0, false},
+		{series + "many\n", []string{`reason="wrong_source"`}, 0, 0, true},
 	} {
-		got, err := metricSum(c.text, dropsMetric, c.labels...)
-		if got != c.want || (err != nil) != c.bad {
-			t.Errorf("%q, %v: got %v and %v, want %v", c.text, c.labels, got, err, c.want)
+		sum, n, err := metricSum(c.text, dropsMetric, c.labels...)
+		if sum != c.want || n != c.series || (err != nil) != c.bad {
+			t.Errorf("%q, %v: got %v of %d and %v, want %v of %d", c.text, c.labels, sum, n, err, c.want, c.series)
 		}
 	}
 }

@@ -24,6 +24,7 @@ type failover struct {
 	// failback must not.
 	held, stays int
 	opened      int           // connections so far
+	broken      error         // why there is nothing to look at any more
 	killed      time.Duration // by monotonic
 }
 
@@ -43,17 +44,70 @@ func failoverExpectations(p *plan) []check {
 	}
 }
 
-// lookWarm waits until the sidecar says that the tunnel to the passive region lives.
+// sidecarPaths is what is of interest in the sidecar's status.
+type sidecarPaths struct {
+	Networks []struct {
+		Paths []struct {
+			Gateway   spec.Gateway `json:"gateway"`
+			Alive     bool         `json:"alive"`
+			RTTMicros int64        `json:"rttMicros"`
+		} `json:"paths"`
+	} `json:"networks"`
+}
+
+// sidecarSandboxes is what is of interest in its list of sandboxes.
+type sidecarSandboxes struct {
+	Sandboxes []struct {
+		ID      string `json:"id"`
+		Passive struct {
+			State  string `json:"state"`
+			Reason string `json:"reason"`
+		} `json:"passive"`
+	} `json:"sandboxes"`
+}
+
+// ask gets a document of the sidecar's own API.
+func (s *stage) ask(ctx context.Context, path string, into any) error {
+	b, err := get(ctx, s.local(), "http://sidecar"+path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return &finalError{fmt.Errorf("decode the sidecar's answer to %s: %w", path, err)}
+	}
+	return nil
+}
+
+// lookWarm chooses the function that the next checks are about and waits until it
+// is attached in the passive region, too, and the sidecar says that the tunnel there lives.
 func lookWarm(ctx context.Context, s *stage) (o outcome, err error) {
-	client := s.local()
-	err = until(ctx, "the sidecar says that "+hostC+" answers", func(ctx context.Context) error {
-		b, err := get(ctx, client, "http://sidecar/v1/status")
-		if err != nil {
+	f := &s.failover
+	if f.who, err = s.activeOn(ctx, atA); err != nil {
+		return outcome{}, err
+	}
+	err = until(ctx, "the function is attached in "+regionPassive, func(ctx context.Context) error {
+		var list sidecarSandboxes
+		if err := s.ask(ctx, "/v1/sandboxes", &list); err != nil {
 			return err
 		}
-		var status pathsOf
-		if err := json.Unmarshal(b, &status); err != nil {
-			return &finalError{fmt.Errorf("decode the sidecar's status: %w", err)}
+		for _, b := range list.Sandboxes {
+			switch {
+			case b.ID != f.who.attachment.ID:
+			case b.Passive.State == "ready":
+				return nil
+			default:
+				return fmt.Errorf("%s: %s", b.Passive.State, b.Passive.Reason)
+			}
+		}
+		return &finalError{errors.New("the sidecar does not know it")}
+	})
+	if err != nil {
+		return outcome{}, err
+	}
+	err = until(ctx, "the sidecar says that "+hostC+" answers", func(ctx context.Context) error {
+		var status sidecarPaths
+		if err := s.ask(ctx, "/v1/status", &status); err != nil {
+			return err
 		}
 		for _, n := range status.Networks {
 			for _, p := range n.Paths {
@@ -66,6 +120,20 @@ func lookWarm(ctx context.Context, s *stage) (o outcome, err error) {
 		return errors.New("no such path is alive")
 	})
 	return o, err
+}
+
+// give notes that it is of no use to look further, and why.
+func (f *failover) give(err error) error {
+	f.broken = err
+	return err
+}
+
+// usable says whether what a check needs came about.
+func (f *failover) usable() error {
+	if f.broken != nil {
+		return errors.New("nothing to look at, as what came before failed")
+	}
+	return nil
 }
 
 // open opens a connection that stays, and says where from.
@@ -92,16 +160,16 @@ func (f *failover) first(since time.Duration, sources ...netip.Addr) (netip.Addr
 // lookHostKilled puts a function under load and kills its active host.
 func lookHostKilled(ctx context.Context, s *stage) (outcome, error) {
 	f := &s.failover
-	var err error
-	if f.who, err = s.activeOn(ctx, atA); err != nil {
-		return outcome{}, err
+	if f.who == nil {
+		return outcome{}, f.give(errors.New("no function is attached in both regions"))
 	}
 	if _, err := addresses(f.who.do(task{Do: doLoad, Target: s.plan.web.String()})); err != nil {
-		return outcome{}, err
+		return outcome{}, f.give(err)
 	}
 	var from netip.AddrPort
+	var err error
 	if f.held, from, err = f.open(s.plan); err != nil {
-		return outcome{}, err
+		return outcome{}, f.give(err)
 	}
 	if from.Addr() != s.plan.acme[0] {
 		return outcome{fmt.Sprintf("%v before, not %v", from.Addr(), s.plan.acme[0]), false}, nil
@@ -128,7 +196,7 @@ func (s *stage) killAndWait(ctx context.Context, sources []netip.Addr, all ...*d
 	}
 	source, took, err := f.first(f.killed, sources...)
 	if err != nil {
-		return outcome{}, err
+		return outcome{}, f.give(err)
 	}
 	return outcome{fmt.Sprintf("%v after %s", source, milliseconds(took)), took <= switchPatience}, nil
 }
@@ -136,8 +204,8 @@ func (s *stage) killAndWait(ctx context.Context, sources []netip.Addr, all ...*d
 // lookReset looks at the connection that was open when the path died.
 func lookReset(_ context.Context, s *stage) (outcome, error) {
 	f := &s.failover
-	if f.opened == 0 {
-		return outcome{}, errors.New("there was none")
+	if err := f.usable(); err != nil {
+		return outcome{}, err
 	}
 	a, err := f.who.do(task{Do: doLost, Count: f.held})
 	if err != nil {
@@ -160,8 +228,8 @@ func lookHostBack(ctx context.Context, s *stage) (outcome, error) {
 // some sources. A connection of the time between must not notice.
 func (s *stage) backAndWait(ctx context.Context, sources []netip.Addr, all ...*daemon) (outcome, error) {
 	f := &s.failover
-	if f.who == nil {
-		return outcome{}, errors.New("no function is under load")
+	if err := f.usable(); err != nil {
+		return outcome{}, errors.Join(err, s.startAll(ctx, all...))
 	}
 	var from netip.AddrPort
 	var err error
@@ -174,7 +242,7 @@ func (s *stage) backAndWait(ctx context.Context, sources []netip.Addr, all ...*d
 	}
 	source, took, err := f.first(began, sources...)
 	if err != nil {
-		return outcome{}, err
+		return outcome{}, f.give(err)
 	}
 	o := outcome{fmt.Sprintf("%v %s after its start; a connection from %v stayed", source, seconds(took), from.Addr()), took >= holdHere}
 	if _, err := addresses(f.who.do(task{Do: doTalk, Count: f.stays})); err != nil {
@@ -186,8 +254,9 @@ func (s *stage) backAndWait(ctx context.Context, sources []netip.Addr, all ...*d
 // lookRegionKilled kills all that iad1 has.
 func lookRegionKilled(ctx context.Context, s *stage) (outcome, error) {
 	f := &s.failover
-	if f.who == nil {
-		return outcome{}, errors.New("no function is under load")
+	if err := f.usable(); err != nil {
+		_, killed := kill(s.control, s.gateways[atA], s.gateways[atB])
+		return outcome{}, errors.Join(err, killed)
 	}
 	var err error
 	if f.held, _, err = f.open(s.plan); err != nil {
@@ -205,7 +274,7 @@ func lookRegionBack(ctx context.Context, s *stage) (outcome, error) {
 func lookAnswers(_ context.Context, s *stage) (outcome, error) {
 	f := &s.failover
 	if f.who == nil {
-		return outcome{}, errors.New("no function was under load")
+		return outcome{}, f.usable()
 	}
 	a, err := f.who.do(task{Do: doCease})
 	seen, err := addresses(a, err)

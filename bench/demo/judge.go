@@ -76,7 +76,8 @@ func refusal(a answer, sent int, what string) outcome {
 
 // lastWords is what the kernel said, without who asked for what.
 func lastWords(failure string) string {
-	return failure[strings.LastIndex(": "+failure, ": "):]
+	words := failure[strings.LastIndex(": "+failure, ": "):]
+	return strings.TrimPrefix(words, "unknown error ") // of a proxy, which is known
 }
 
 // packetsTo counts packets to a destination that came in by a link.
@@ -124,7 +125,7 @@ func ofGateway(p *plan, i int) func(netlab.Packet) string {
 			return byPair
 		case from != g.Endpoint || !others:
 			return ""
-		case x.Proto == protocolUDP && g.Tunnels.has(x.Src.Port()) && to == p.worker:
+		case x.Proto == protocolUDP && g.Tunnels.has(x.Src.Port()) && x.Src.Port() != p.site && to == p.worker:
 			return byTunnel
 		case x.Proto == protocolUDP && i == atA && x.Src.Port() == p.site,
 			x.Proto == protocolUDP && i == atB && to == home && x.Dst.Port() == p.site:
@@ -194,9 +195,9 @@ func onlyAllowed(packets []netlab.Packet, lost uint64, why func(netlab.Packet) s
 // dropsMetric counts dropped packets by reason.
 const dropsMetric = "sallyport_drops_total{"
 
-// metricSum adds the series of a metric, in the text format, that have all of some labels.
-func metricSum(text, name string, labels ...string) (float64, error) {
-	sum, series := 0.0, 0
+// metricSum adds the series of a metric, in the text format, that have all of some
+// labels, and counts them.
+func metricSum(text, name string, labels ...string) (sum float64, series int, err error) {
 	for line := range strings.Lines(text) {
 		other := func(label string) bool { return !strings.Contains(line, label) }
 		if !strings.HasPrefix(line, name) || slices.ContainsFunc(labels, other) {
@@ -205,13 +206,10 @@ func metricSum(text, name string, labels ...string) (float64, error) {
 		f := strings.Fields(line)
 		v, err := strconv.ParseFloat(f[len(f)-1], 64)
 		if err != nil {
-			return 0, fmt.Errorf("read the metric %q: %w", line, err)
+			return 0, 0, fmt.Errorf("read the metric %q: %w", line, err)
 		}
 		sum += v
 		series++
 	}
-	if series == 0 {
-		return 0, fmt.Errorf("the daemon exports no %s%s}", name, strings.Join(labels, ","))
-	}
-	return sum, nil
+	return sum, series, nil
 }

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/sallyport-net/sallyport/control/api"
-	"github.com/sallyport-net/sallyport/control/spec"
 )
 
 // peeringExpectations are about the private network that acme is peered with.
@@ -159,23 +158,11 @@ func (s *stage) strangers(ctx context.Context) (float64, error) {
 	}
 	sum := 0.0
 	for _, reason := range []string{"no_mapping", "no_session", "filtered"} {
-		n, err := metricSum(string(text), dropsMetric, `direction="ingress"`, `network="`+networkAcme+`"`, `reason="`+reason+`"`)
+		n, _, err := metricSum(string(text), dropsMetric, `direction="ingress"`, `network="`+networkAcme+`"`, `reason="`+reason+`"`)
 		if err != nil {
 			return 0, err
 		}
 		sum += n
 	}
 	return sum, nil
-}
-
-// pathsOf is what the sidecar says of the tunnels to a host.
-type pathsOf struct {
-	Networks []struct {
-		ID    string `json:"id"`
-		Paths []struct {
-			Gateway   spec.Gateway `json:"gateway"`
-			Alive     bool         `json:"alive"`
-			RTTMicros int64        `json:"rttMicros"`
-		} `json:"paths"`
-	} `json:"networks"`
 }

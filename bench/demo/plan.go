@@ -68,7 +68,7 @@ type plan struct {
 	inner, standbyInner netip.Prefix
 	gateways            [3]gatewayPlan // by index of hosts
 	control             netip.AddrPort // the admin address of iad1's control plane
-	site                uint16         // UDP port of acme's site tunnel, which is on gw-a
+	site                uint16         // UDP port of acme's site tunnel, which is on gw-a and one of its Tunnels
 
 	web, echo, hold netip.AddrPort // of the internet's origin
 	refused         netip.AddrPort // answers, but acme's policy refuses it
@@ -129,7 +129,7 @@ func namespacePlan() *plan {
 		{Name: hostB, Region: regionActive, Endpoint: ip("198.51.100.34"), hub: ip("198.51.100.33"), Tunnels: tunnels, Admin: admin},
 		{Name: hostC, Region: regionPassive, Endpoint: ip("198.51.100.50"), hub: ip("198.51.100.49"), Tunnels: tunnels, Admin: admin},
 	}
-	p.control, p.site = admin, 51900
+	p.control, p.site = admin, tunnels.Last
 	p.web, p.echo = netip.MustParseAddrPort("192.0.2.80:80"), netip.MustParseAddrPort("192.0.2.80:7")
 	p.hold, p.refused = netip.MustParseAddrPort("192.0.2.80:9000"), netip.MustParseAddrPort("192.0.2.66:80")
 	p.nameServer = netip.MustParseAddrPort("192.0.2.53:53")
@@ -176,21 +176,21 @@ func drawLoopback() *plan {
 	p.acme, p.globex, p.standby = pair{ip(113, 10), ip(113, 11)}, pair{ip(113, 12), ip(113, 13)}, pair{ip(113, 20), ip(113, 21)}
 	// WireGuard listens on all addresses: each has a port of its own.
 	p.gateways = [3]gatewayPlan{
-		{Name: hostA, Region: regionActive, Endpoint: ip(100, 18), Tunnels: ports{first, first + 1}, Admin: port(ip(100, 18), 8)},
-		{Name: hostB, Region: regionActive, Endpoint: ip(100, 34), Tunnels: ports{first + 2, first + 3}, Admin: port(ip(100, 34), 8)},
-		{Name: hostC, Region: regionPassive, Endpoint: ip(100, 50), Tunnels: ports{first + 4, first + 5}, Admin: port(ip(100, 50), 8)},
+		{Name: hostA, Region: regionActive, Endpoint: ip(100, 18), Tunnels: ports{first, first + 3}, Admin: port(ip(100, 18), 10)},
+		{Name: hostB, Region: regionActive, Endpoint: ip(100, 34), Tunnels: ports{first + 4, first + 6}, Admin: port(ip(100, 34), 10)},
+		{Name: hostC, Region: regionPassive, Endpoint: ip(100, 50), Tunnels: ports{first + 7, first + 8}, Admin: port(ip(100, 50), 10)},
 	}
-	p.site, p.office = first+6, ip(100, 66)
-	p.control = port(ip(100, 1), 8)
-	p.web, p.echo, p.hold = port(ip(2, 80), 9), port(ip(2, 80), 9), port(ip(2, 80), 10)
-	p.refused, p.nameServer = port(ip(2, 66), 9), port(ip(2, 53), 11)
+	p.site, p.office = first+3, ip(100, 66)
+	p.control = port(ip(100, 1), 10)
+	p.web, p.echo, p.hold = port(ip(2, 80), 11), port(ip(2, 80), 11), port(ip(2, 80), 12)
+	p.refused, p.nameServer = port(ip(2, 66), 11), port(ip(2, 53), 13)
 	p.shareOut()
 	return &p
 }
 
 // free says whether every port that the plan names can be had.
 func (p *plan) free() error {
-	for port := p.gateways[atA].Tunnels.First; port <= p.site; port++ {
+	for port := p.gateways[atA].Tunnels.First; port <= p.gateways[atC].Tunnels.Last; port++ {
 		if err := freeUDP(netip.AddrPortFrom(netip.IPv4Unspecified(), port)); err != nil {
 			return err
 		}

@@ -128,10 +128,13 @@ func (s *stage) startDaemons(ctx context.Context) (err error) {
 	if err := s.startAll(ctx, s.control, s.gateways[atC]); err != nil {
 		return err
 	}
-	if err := s.startAll(ctx, s.gateways[atA], s.gateways[atB]); err != nil {
-		return err
+	// The host with the site tunnel first: the other one greets it when it starts.
+	for _, d := range []*daemon{s.gateways[atA], s.gateways[atB], s.sidecar} {
+		if err := s.startAll(ctx, d); err != nil {
+			return err
+		}
 	}
-	return s.startAll(ctx, s.sidecar)
+	return nil
 }
 
 // apiSocket is the path of a region's control API.

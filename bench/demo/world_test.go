@@ -50,8 +50,8 @@ func TestLinks(t *testing.T) {
 		{"gateway's own address", gateway, []netlab.Packet{sent(protocolTCP, "198.51.100.18:4000", "192.0.2.80:80")}, 0, false},
 		{"gateway, UDP that is no tunnel", gateway, []netlab.Packet{sent(protocolUDP, "198.51.100.18:4000", "192.0.2.53:53")}, 0, false},
 		{"gateway, its sibling's address", gateway, []netlab.Packet{sent(protocolTCP, "203.0.113.11:4000", "192.0.2.80:80")}, 0, false},
-		{"gateway, site tunnel", gateway, []netlab.Packet{sent(protocolUDP, "198.51.100.18:51900", "198.51.100.66:4000")}, 0, true},
-		{"gateway, site tunnel to anybody", gateway, []netlab.Packet{sent(protocolUDP, "198.51.100.18:51900", "192.0.2.80:4000")}, 0, false},
+		{"gateway, site tunnel", gateway, []netlab.Packet{sent(protocolUDP, "198.51.100.18:51899", "198.51.100.66:4000")}, 0, true},
+		{"gateway, site tunnel to anybody", gateway, []netlab.Packet{sent(protocolUDP, "198.51.100.18:51899", "192.0.2.80:4000")}, 0, false},
 		{"gateway, a tunnel to the office", gateway, []netlab.Packet{sent(protocolUDP, "198.51.100.18:51820", "198.51.100.66:4000")}, 0, false},
 		{"gateway, port closed", gateway, []netlab.Packet{closed}, 0, true},
 		{"gateway, something else forbidden", gateway, []netlab.Packet{filtered}, 0, false},
@@ -76,7 +76,7 @@ func TestLinks(t *testing.T) {
 }
 
 func TestRelayedLink(t *testing.T) {
-	relay := sent(protocolUDP, "198.51.100.34:4000", "198.51.100.18:51900")
+	relay := sent(protocolUDP, "198.51.100.34:4000", "198.51.100.18:51899")
 	for _, c := range []struct {
 		at   int
 		p    netlab.Packet
@@ -85,8 +85,8 @@ func TestRelayedLink(t *testing.T) {
 		{atB, relay, bySite},
 		{atA, relay, ""},
 		{atC, relay, ""},
-		{atB, sent(protocolUDP, "198.51.100.34:4000", "198.51.100.18:51901"), ""},
-		{atB, sent(protocolUDP, "198.51.100.34:51900", "198.51.100.66:4000"), ""},
+		{atB, sent(protocolUDP, "198.51.100.34:4000", "198.51.100.18:51898"), ""},
+		{atB, sent(protocolUDP, "198.51.100.34:51899", "198.51.100.66:4000"), ""},
 		{atC, sent(protocolTCP, "203.0.113.21:4000", "192.0.2.80:80"), byPair},
 		{atC, sent(protocolTCP, "203.0.113.10:4000", "192.0.2.80:80"), ""},
 	} {
