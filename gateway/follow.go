@@ -280,7 +280,7 @@ func (h *Host) bringUp(n spec.Network) (opened bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	fresh.members.greet = h.keeper.contacts(n.ID)
+	fresh.former = h.keeper.contacts(n.ID)
 	h.mu.Lock()
 	h.networks[n.ID] = fresh
 	h.mu.Unlock()

@@ -184,6 +184,8 @@ func testDaemon() config.Daemon {
 	}
 }
 
+func regionSecret() []byte { return bytes.Repeat([]byte{8}, 32) }
+
 // hostRig is a Host that follows a store, in this process.
 type hostRig struct {
 	t     *testing.T
@@ -210,7 +212,7 @@ func newHostRigWith(t *testing.T, daemon config.Daemon, state spec.State) *hostR
 	r.end = cancel
 	t.Cleanup(cancel)
 	r.host, err = OpenHost(ctx, HostConfig{
-		Daemon: daemon,
+		Daemon: daemon, RegionSecret: regionSecret(),
 		Secret: bytes.Repeat([]byte{7}, 32), Source: r.src, Clock: NewMonotonicClock(),
 		Log: slog.New(slog.NewTextHandler(r.log, nil)),
 	})

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/tunnel"
 )
 
 const (
@@ -24,6 +25,20 @@ const (
 	// that a large file does not keep the disk busy.
 	writeShare = 20
 )
+
+// greetInterval is the keepalive of peers that are called: WireGuard's own advice.
+// It calls again where the first handshake is lost.
+const greetInterval = 25 * time.Second
+
+// greeted adds to a peer where it was in the network's former life, of whose end it
+// does not know: WireGuard calls it there at once.
+func (n *network) greeted(p tunnel.Peer) tunnel.Peer {
+	if at, ok := n.former[p.PublicKey]; ok && !p.Endpoint.IsValid() {
+		p.Endpoint, p.Keepalive = at, greetInterval
+		delete(n.former, p.PublicKey) // once
+	}
+	return p
+}
 
 // keeper is what the state file needs besides what the follower knows.
 type keeper struct {
@@ -59,7 +74,7 @@ func (k *keeper) contacts(network string) contacts {
 	return maps.Clone(k.peers[network])
 }
 
-// note asks a network's tunnel where its peers are, and reports whether any of
+// note asks a network's tunnels where their peers are, and reports whether any of
 // them is somewhere else than it was. Of a tunnel that ended all stays as it was.
 func (k *keeper) note(n *network) bool {
 	stats, err := n.tun.Peers()
@@ -70,7 +85,7 @@ func (k *keeper) note(n *network) bool {
 	before := k.peers[n.id]
 	k.mu.Unlock()
 	now := make(contacts, len(stats))
-	for _, p := range stats {
+	for _, p := range append(stats, n.siteStats()...) {
 		if at := p.Endpoint; at.IsValid() {
 			now[p.PublicKey] = at
 		} else if at, ok := before[p.PublicKey]; ok {
@@ -84,6 +99,16 @@ func (k *keeper) note(n *network) bool {
 	defer k.mu.Unlock()
 	k.peers[n.id] = now
 	return true
+}
+
+// siteStats is what the network's site or relay tunnel knows of its peers.
+func (n *network) siteStats() []tunnel.PeerStats {
+	n.siteMu.Lock()
+	defer n.siteMu.Unlock()
+	if n.site == nil {
+		return nil
+	}
+	return slices.Collect(maps.Values(n.sitePeers()))
 }
 
 // keep forgets the peers of networks that are not served here any more.

@@ -3,7 +3,6 @@ package gateway
 import (
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/policy"
@@ -17,14 +16,7 @@ type members struct {
 	attached map[string]spec.Attachment // by id
 	peers    map[tunnel.Key]*peer
 	changed  map[tunnel.Key]struct{} // peers that WireGuard does not know as they are
-	// greet are peers of a former life of the network, which do not know of its end:
-	// they are called where they were, and then not again.
-	greet contacts
 }
-
-// greetInterval is the keepalive of peers that are called: WireGuard's own advice.
-// It calls again where the first handshake is lost.
-const greetInterval = 25 * time.Second
 
 // peer is one WireGuard peer: a sidecar, or a stock client.
 type peer struct {
@@ -166,7 +158,7 @@ func (n *network) apply(full bool, attached []spec.Attachment, detached []string
 		n.enforce(nil, added)
 		n.applyPeers(nil)
 	}
-	n.members.greet = nil
+	n.former = nil
 }
 
 // enforce puts in force who has gone and come, and which addresses are sidecars'.
@@ -217,7 +209,7 @@ func (n *network) applyPeers(come []spec.Attachment) {
 		p := m.peers[key]
 		var err error
 		if _, stays := back[key.String()]; len(p.inner) > 0 || stays {
-			err = n.tun.SetPeer(m.wireGuard(key, p))
+			err = n.tun.SetPeer(n.greeted(p.wireGuard(key)))
 		} else {
 			delete(m.peers, key)
 			err = n.tun.RemovePeer(key)
@@ -231,14 +223,10 @@ func (n *network) applyPeers(come []spec.Attachment) {
 }
 
 // wireGuard is a peer in WireGuard's words. Nothing passes of one that has no sandbox.
-func (m *members) wireGuard(key tunnel.Key, p *peer) tunnel.Peer {
+func (p *peer) wireGuard(key tunnel.Key) tunnel.Peer {
 	w := tunnel.Peer{PublicKey: key}
 	if len(p.inner) > 0 {
 		w.AllowedIPs = p.allowed()
-	}
-	if at, ok := m.greet[key]; ok {
-		w.Endpoint, w.Keepalive = at, greetInterval
-		delete(m.greet, key)
 	}
 	return w
 }

@@ -68,6 +68,8 @@ type network struct {
 
 	siteFailure string // what the log was told of the site last; the follower's
 
+	former contacts // of the network's former life, until its members are set; the follower's
+
 	started bool         // its tasks run; the supervisor's
 	members members      // the follower's
 	peers   atomic.Int64 // how many WireGuard peers there are

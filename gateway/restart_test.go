@@ -19,6 +19,7 @@ import (
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/packet"
+	"github.com/sallyport-net/sallyport/tunnel"
 )
 
 // silentSource is a control plane that hangs.
@@ -131,6 +132,60 @@ func TestRestartCallsPeers(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRestartCallsPeerings: the other side of a peering, which is known from its own
+// call only, is called as well.
+func TestRestartCallsPeerings(t *testing.T) {
+	checkLeaks(t)
+	daemon := testDaemon()
+	daemon.StateFile = filepath.Join(t.TempDir(), "state.json")
+	n, key := testNetwork("net_a", 1), tunnel.NewKey()
+	n.Site = &spec.Site{Host: "gw-a", Port: 23829}
+	state := testState(n)
+	state.Peerings = []spec.Peering{{
+		ID: "peer_a", Network: n.ID, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16")},
+		PublicKey: key.Public().String(), State: spec.PeeringActive,
+	}}
+	r := newHostRigWith(t, daemon, state)
+	site, err := tunnel.DeriveSiteKey(regionSecret(), n.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := &sandbox{t: t, dev: newMemTUN()}
+	if other.tunnel, err = tunnel.New(tunnel.Config{PrivateKey: key, Device: other.dev}); err != nil {
+		t.Fatal(err)
+	}
+	defer other.tunnel.Close()
+	if err := other.tunnel.SetPeer(tunnel.Peer{
+		PublicKey: site.Public(), Endpoint: netip.MustParseAddrPort("127.0.0.1:23829"),
+		AllowedIPs: []netip.Prefix{network16}, Keepalive: time.Hour,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.await("a handshake", func(spec.HostReport, spec.Cursor) bool { return !other.handshake().IsZero() })
+	r.close()
+
+	before := other.handshake()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	h, err := OpenHost(ctx, HostConfig{
+		Daemon: daemon, Secret: bytes.Repeat([]byte{7}, 32), RegionSecret: regionSecret(), Source: silentSource{},
+		Clock: NewMonotonicClock(), Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	late, again := time.After(5*time.Second), time.NewTicker(10*time.Millisecond)
+	defer again.Stop()
+	for !other.handshake().After(before) {
+		select {
+		case <-again.C:
+		case <-late:
+			t.Fatal("the other side was not called within 5 s")
+		}
 	}
 }
 

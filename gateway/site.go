@@ -159,7 +159,7 @@ func (n *network) changeSite(plan sitePlan) {
 		if old.PublicKey == p.PublicKey && old.Endpoint == p.Endpoint {
 			p.Endpoint = netip.AddrPort{} // where it has moved to meanwhile counts
 		}
-		n.siteTrouble(id, s.tun.SetPeer(p))
+		n.siteTrouble(id, s.tun.SetPeer(n.greeted(p)))
 	}
 	s.peers = plan.peers
 }

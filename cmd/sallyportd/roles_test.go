@@ -234,7 +234,7 @@ func TestGatewayAlone(t *testing.T) {
 // TestRegionSecret: it is read like the host's, never made, and wanted where a
 // network has a site.
 func TestRegionSecret(t *testing.T) {
-	site := []string{"pair: [127.77.0.1, 127.77.0.2]", "pair: [127.77.0.1, 127.77.0.2]\n    site: {host: gw-a, port: 22850}"}
+	site := []string{"pair: [127.77.0.1, 127.77.0.2]", "pair: [127.77.0.1, 127.77.0.2]\n    site: {host: gw-a, port: 22819}"}
 	dir := files(t, site...)
 	if _, err := load(filepath.Join(dir, "d.yaml")); err == nil || !strings.Contains(err.Error(), "region_secret_file") || !strings.Contains(err.Error(), "net_a") {
 		t.Errorf("a site without a secret: %v", err)
