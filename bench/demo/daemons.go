@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -126,12 +127,22 @@ func kill(all ...*daemon) (at time.Duration, err error) {
 	return at, err
 }
 
+// stopAll asks daemons to end, all at once, and waits.
+func stopAll(all []*daemon) error {
+	errs := make([]error, len(all))
+	var stopping sync.WaitGroup
+	for i, d := range all {
+		if d != nil && d.run != nil {
+			stopping.Go(func() { errs[i] = d.stop() })
+		}
+	}
+	stopping.Wait()
+	return errors.Join(errs...)
+}
+
 // stop asks it to end and waits.
 func (d *daemon) stop() error {
 	r := d.run
-	if r == nil {
-		return nil
-	}
 	select {
 	case <-r.ended:
 		return fmt.Errorf("%s had ended before it was asked to: %s", d.name, r.cmd.ProcessState)
@@ -177,10 +188,14 @@ func until(ctx context.Context, what string, probe func(context.Context) error) 
 	defer cancel()
 	ticker := time.NewTicker(probeEvery)
 	defer ticker.Stop()
+	var said error // by the last probe that was not cut off
 	for {
 		err := probe(ctx)
 		if err == nil {
 			return nil
+		}
+		if said == nil || ctx.Err() == nil {
+			said = err
 		}
 		var final *finalError
 		if errors.As(err, &final) {
@@ -189,7 +204,7 @@ func until(ctx context.Context, what string, probe func(context.Context) error) 
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return fmt.Errorf("waited %v until %s: %w (%w)", time.Since(began).Round(time.Millisecond), what, err, context.Cause(ctx))
+			return fmt.Errorf("waited %v until %s: %w (%w)", time.Since(began).Round(time.Millisecond), what, said, context.Cause(ctx))
 		}
 	}
 }

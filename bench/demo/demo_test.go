@@ -3,11 +3,8 @@ package demo
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
-	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -243,44 +240,5 @@ func TestJudge(t *testing.T) {
 		if got := (check{name: "n", expected: "e", look: look}).judge(t.Context(), nil); got != (result{"n", "e", "x", c.want}) {
 			t.Errorf("%v and %v: got %v, want %v", c.o, c.err, got, c.want)
 		}
-	}
-}
-
-func TestFunction(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(tellSource))
-	defer server.Close()
-	var in, out bytes.Buffer
-	tasks := []task{
-		{Do: doHTTP, Target: server.Listener.Addr().String(), Count: 3},
-		{Do: doHTTP, Target: "127.0.0.1:1"},
-		{Do: "dance"},
-	}
-	for _, x := range tasks {
-		if err := json.NewEncoder(&in).Encode(x); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := Function(t.Context(), &in, &out); err != nil {
-		t.Fatal(err)
-	}
-	var answers []answer
-	for d := json.NewDecoder(&out); d.More(); {
-		var a answer
-		if err := d.Decode(&a); err != nil {
-			t.Fatal(err)
-		}
-		answers = append(answers, a)
-	}
-	if len(answers) != len(tasks) {
-		t.Fatalf("%d answers to %d tasks: %v", len(answers), len(tasks), answers)
-	}
-	if a := answers[0]; a.Failure != "" || len(a.Addresses) != 3 || len(distinct(a.Addresses)) != 1 {
-		t.Errorf("three requests: %+v", a)
-	}
-	if answers[1].Failure == "" || answers[2].Failure == "" {
-		t.Errorf("no failure in %+v", answers[1:])
-	}
-	if err := Function(t.Context(), strings.NewReader("nonsense"), &out); err == nil {
-		t.Error("nonsense is taken for a task")
 	}
 }

@@ -178,8 +178,9 @@ func (s *stage) close() error {
 	for _, b := range s.residents {
 		errs = append(errs, b.end())
 	}
-	for i := len(s.daemons) - 1; i >= 0; i-- {
-		errs = append(errs, s.daemons[i].stop())
+	// The gateways at once: each says for a while that it ends.
+	for _, group := range [][]*daemon{{s.sidecar}, s.gateways[:], {s.control}} {
+		errs = append(errs, stopAll(group))
 	}
 	errs = append(errs, s.office.close())
 	if s.api != nil {

@@ -136,3 +136,74 @@ func TestWorld(t *testing.T) {
 		t.Errorf("%d connections to where nobody may ask, not 1", n)
 	}
 }
+
+// TestLoopbackPlan draws addresses and looks for what must differ.
+func TestLoopbackPlan(t *testing.T) {
+	for range 100 {
+		p := drawLoopback()
+		udp := make(map[uint16]string)
+		for _, g := range p.gateways {
+			for port := g.Tunnels.First; port <= g.Tunnels.Last; port++ {
+				if udp[port] != "" {
+					t.Fatalf("port %d is that of %s and %s", port, udp[port], g.Name)
+				}
+				udp[port] = g.Name
+			}
+			for _, a := range g.Dedicated {
+				if !p.pool.Contains(a) && !p.standbyPool.Contains(a) {
+					t.Fatalf("%v is in neither %v nor %v", a, p.pool, p.standbyPool)
+				}
+			}
+		}
+		if udp[p.site] != hostA {
+			t.Fatalf("the site's port %d is that of %q", p.site, udp[p.site])
+		}
+		others := make(map[netip.AddrPort]bool)
+		all := []netip.AddrPort{p.web, p.hold, p.refused, p.nameServer, p.control}
+		for _, g := range p.gateways {
+			all = append(all, g.Admin)
+		}
+		for _, a := range all {
+			if others[a] || udp[a.Port()] != "" || !a.Addr().IsLoopback() {
+				t.Fatalf("%v is used twice, or no loopback", a)
+			}
+			others[a] = true
+		}
+	}
+	if p, err := loopbackPlan(); err != nil || !p.loopback() {
+		t.Errorf("no plan for this machine: %v", err)
+	}
+}
+
+func TestArrivals(t *testing.T) {
+	datagram := []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 20, 0, 2, 10, 30, 0, 5, 0x12, 0x34, 0x15, 0x38, 0, 8, 0, 0}
+	want := arrival{netip.MustParseAddrPort("10.20.0.2:4660"), netip.MustParseAddrPort("10.30.0.5:5432"), protocolUDP}
+	if a, ok := parseArrival(datagram); !ok || a != want {
+		t.Errorf("got %v, want %v", a, want)
+	}
+	for n := range 24 {
+		if _, ok := parseArrival(datagram[:n]); ok {
+			t.Errorf("%d bytes are taken for a datagram", n)
+		}
+	}
+	asked := []caller{{"gw-a", want.from.Addr(), sources("10.20.0.2:4660")}}
+	stranger := arrival{netip.MustParseAddrPort("203.0.113.10:1"), want.to, protocolTCP}
+	for _, c := range []struct {
+		name     string
+		asked    []caller
+		arrivals []arrival
+		lost     int
+		held     bool
+	}{
+		{"as it should be", asked, []arrival{want, want}, 0, true},
+		{"nothing came", asked, nil, 0, false},
+		{"some not seen", asked, []arrival{want}, 1, false},
+		{"another came, too", asked, []arrival{want, stranger}, 0, false},
+		{"translated", []caller{{"gw-a", want.from.Addr(), sources("203.0.113.10:1")}}, []arrival{want}, 0, false},
+		{"one did not come", append([]caller{{"gw-b", stranger.from.Addr(), sources("203.0.113.10:1")}}, asked...), []arrival{want}, 0, false},
+	} {
+		if o := untranslated(c.asked, c.arrivals, c.lost); o.held != c.held {
+			t.Errorf("%s: %v", c.name, o)
+		}
+	}
+}
