@@ -114,18 +114,17 @@ func OpenHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 func (h *Host) first(ctx context.Context) (spec.Update, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for {
+	for told := false; ; told = true {
 		u, err := h.cfg.Source.Next(ctx, spec.Cursor{})
 		if err == nil {
 			return u, h.expected(u)
 		}
-		if ctx.Err() == nil {
-			h.lost(err)
-			if pause(ctx, retryInterval) == nil {
-				continue
-			}
+		if !told && ctx.Err() == nil {
+			h.cfg.Log.Warn("waiting for the control plane; nothing is known that could be served without it", "for", startTimeout, "error", err)
 		}
-		return u, fmt.Errorf("wait for the desired state: %w", err)
+		if pause(ctx, retryInterval) != nil {
+			return u, fmt.Errorf("wait for the desired state: %w", err)
+		}
 	}
 }
 

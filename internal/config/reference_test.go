@@ -107,8 +107,9 @@ func TestReferenceFilesAreValid(t *testing.T) {
 		d.API.Network != "unix" || "unix://"+d.API.Address != std.API.Listen {
 		t.Errorf("%s: a value is not the default that its comment says: %+v", name, d)
 	}
-	if d.SecretFile != filepath.Join(deploy, "secret") || d.RegionSecretFile != filepath.Join(deploy, "region-secret") || d.StateFile != filepath.Join(deploy, stateFileName) || d.DesiredState != filepath.Join(deploy, "desired-state.yaml") {
-		t.Errorf("relative paths became %q and %q", d.SecretFile, d.DesiredState)
+	// What is written is where the unit lets the daemon write; the rest is beside the file.
+	if filepath.Dir(d.SecretFile) != "/var/lib/sallyport" || d.StateFile != filepath.Join("/var/lib/sallyport", stateFileName) || d.API.TokenFile != filepath.Join(deploy, "api-token") || d.DesiredState != filepath.Join(deploy, "desired-state.yaml") {
+		t.Errorf("the paths are %q, %q, %q and %q", d.SecretFile, d.StateFile, d.API.TokenFile, d.DesiredState)
 	}
 	if d.Timers.TCPEstablished != 7440*time.Second || len(d.DNS.Upstreams) != 2 || d.DNS.Upstreams[0].Port() != 53 || d.DNS.Upstreams[1].Port() != 5353 {
 		t.Errorf("got %+v", d)
