@@ -43,8 +43,9 @@ type running struct {
 	giveUp context.CancelCauseFunc
 }
 
-// newDaemon describes a daemon. Its log is named after it.
+// newDaemon describes a daemon. Its log is named after it, and empty.
 func (s *stage) newDaemon(at machine, name, program string, ready func(context.Context) error) *daemon {
+	_ = os.Remove(filepath.Join(s.logs, name+".log")) // of another demo, if there is one
 	d := &daemon{
 		name: name, log: filepath.Join(s.logs, name+".log"), at: at, program: s.program(program),
 		args: []string{"run", "--config", filepath.Join(s.dir, name+".yaml")}, ready: ready,

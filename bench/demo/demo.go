@@ -20,6 +20,7 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,7 +72,7 @@ func Run(ctx context.Context, cfg Config) (int, error) {
 	r := report{World: worldNamespaces}
 	p, err := namespacePlan(), usable()
 	if err != nil {
-		r.World, r.Why = worldLoopback, oneLine(errors.Join(forbidden, err))
+		r.World, r.Why = worldLoopback, oneLine(cmp.Or(forbidden, err))
 		p, err = loopbackPlan()
 	}
 	out := newPrinter(cfg, p)

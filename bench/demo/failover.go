@@ -31,16 +31,16 @@ type failover struct {
 // failoverExpectations are about hosts and regions that die and come back.
 func failoverExpectations(p *plan) []check {
 	soon := fmt.Sprintf("within %v", switchPatience)
-	back := fmt.Sprintf("after a hold of %v (usually %v)", holdHere, holdUsually)
+	back := fmt.Sprintf("hold %.0f s, usually %.0f s", holdHere.Seconds(), holdUsually.Seconds())
 	return []check{
 		{"the passive region is warm", hostC + " answers through a tunnel", lookWarm},
 		{"SIGKILL of the active host under load", fmt.Sprintf("%v %s", p.acme[1], soon), lookHostKilled},
 		{"the program's open connection", "reset " + soon, lookReset},
-		{"the host is back", fmt.Sprintf("%v %s", p.acme[0], back), lookHostBack},
+		{"the host is back", fmt.Sprintf("%v again, %s", p.acme[0], back), lookHostBack},
 		{"SIGKILL of the whole region under load", fmt.Sprintf("%s %s", p.standby.either(), soon), lookRegionKilled},
 		{"the program's open connection, again", "reset " + soon, lookReset},
-		{"the region is back", fmt.Sprintf("%s %s", p.acme.either(), back), lookRegionBack},
-		{"all answers meanwhile", "from the two pairs only", lookAnswers},
+		{"the region is back", "either of the pair again, " + back, lookRegionBack},
+		{"all answers meanwhile", "none from elsewhere", lookAnswers},
 	}
 }
 
