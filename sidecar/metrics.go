@@ -61,7 +61,8 @@ func (a *adminServer) run(ctx context.Context) error {
 // sidecarDescs are the names of what a sidecar counts. Labels carry ids of
 // networks, names of hosts and reasons of closed sets, never addresses.
 type sidecarDescs struct {
-	drops, sandboxes, bypassed, bypassedTotal, packets, bytes, rtt, alive, probes, answers, control *prometheus.Desc
+	drops, sandboxes, bypassed, bypassedTotal, packets, bytes, rtt, alive, probes, answers, falseAnswers *prometheus.Desc
+	passive, control                                                                                     *prometheus.Desc
 }
 
 func descs() sidecarDescs {
@@ -79,7 +80,9 @@ func descs() sidecarDescs {
 		alive:         d("path_alive", "1 while the gateway answers probes.", "network", "gateway"),
 		probes:        d("path_probes_total", "Probes sent.", "network", "gateway"),
 		answers:       d("path_answers_total", "Probes answered.", "network", "gateway"),
-		control:       d("control_reachable", "1 while the control plane answers."),
+		falseAnswers:  d("path_false_answers_total", "What looked like an answer to a probe and was none: forged, repeated, or far too late.", "network", "gateway"),
+		passive:       d("passive_attachments", "Sandboxes by the state of their attachment to their passive network.", "state"),
+		control:       d("control_reachable", "1 while the control plane answers.", "region"),
 	}
 }
 
@@ -87,9 +90,13 @@ func descs() sidecarDescs {
 func (s *Sidecar) Describe(ch chan<- *prometheus.Desc) {
 	d := descs()
 	for _, one := range []*prometheus.Desc{
-		d.drops, d.sandboxes, d.bypassed, d.bypassedTotal, d.packets, d.bytes, d.rtt, d.alive, d.probes, d.answers, d.control,
+		d.drops, d.sandboxes, d.bypassed, d.bypassedTotal, d.packets, d.bytes, d.rtt, d.alive, d.probes, d.answers, d.falseAnswers,
+		d.passive, d.control,
 	} {
 		ch <- one
+	}
+	for _, c := range s.switches.collectors() {
+		c.Describe(ch)
 	}
 }
 
@@ -101,12 +108,6 @@ func (s *Sidecar) Collect(ch chan<- prometheus.Metric) {
 	}
 	counter := func(desc *prometheus.Desc, v uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), labels...)
-	}
-	one := func(b bool) float64 {
-		if b {
-			return 1
-		}
-		return 0
 	}
 	list := s.listing()
 	gauge(d.sandboxes, float64(list.Attached))
@@ -122,18 +123,59 @@ func (s *Sidecar) Collect(ch chan<- prometheus.Metric) {
 			counter(d.drops, n, direction, why)
 		}
 	}
-	gauge(d.control, one(status.Control.Reachable))
-	for _, n := range status.Networks {
-		for _, p := range n.Paths {
-			host := p.Gateway.Host
-			counter(d.packets, p.Egress.Packets, n.ID, host, "egress")
-			counter(d.packets, p.Ingress.Packets, n.ID, host, "ingress")
-			counter(d.bytes, p.Egress.Bytes, n.ID, host, "egress")
-			counter(d.bytes, p.Ingress.Bytes, n.ID, host, "ingress")
-			gauge(d.rtt, float64(p.RTTMicros)/1e6, n.ID, host)
-			gauge(d.alive, one(p.Alive), n.ID, host)
-			counter(d.probes, p.Probes, n.ID, host)
-			counter(d.answers, p.Answers, n.ID, host)
+	gauge(d.control, oneIf(status.Control.Reachable), s.cfg.Region)
+	for region, c := range status.Regions {
+		gauge(d.control, oneIf(c.Reachable), region)
+	}
+	states := make(map[string]int)
+	for _, box := range list.Sandboxes {
+		if box.Passive.State != "" {
+			states[box.Passive.State]++
 		}
 	}
+	for state, n := range states {
+		gauge(d.passive, float64(n), state)
+	}
+	s.collectPaths(status, gauge, counter)
+	for _, c := range s.switches.collectors() {
+		c.Collect(ch)
+	}
+}
+
+// collectPaths reports tunnels and what they are used for. A passive network may be that of
+// several networks here; its tunnels, which they share, are reported as its own, as
+// the first of them sees them.
+func (s *Sidecar) collectPaths(
+	status sidecarStatus,
+	gauge func(*prometheus.Desc, float64, ...string),
+	counter func(*prometheus.Desc, uint64, ...string),
+) {
+	d := descs()
+	seen := make(map[[2]string]bool)
+	for _, n := range status.Networks {
+		for _, p := range n.Paths {
+			network, host := p.Network, p.Gateway.Host
+			if seen[[2]string{network, host}] {
+				continue
+			}
+			seen[[2]string{network, host}] = true
+			counter(d.packets, p.Egress.Packets, network, host, "egress")
+			counter(d.packets, p.Ingress.Packets, network, host, "ingress")
+			counter(d.bytes, p.Egress.Bytes, network, host, "egress")
+			counter(d.bytes, p.Ingress.Bytes, network, host, "ingress")
+			gauge(d.rtt, float64(p.RTTMicros)/1e6, network, host)
+			gauge(d.alive, oneIf(p.Alive), network, host)
+			counter(d.probes, p.Probes, network, host)
+			counter(d.answers, p.Answers, network, host)
+			counter(d.falseAnswers, p.FalseAnswers, network, host)
+		}
+	}
+}
+
+// oneIf is a condition as a metric.
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

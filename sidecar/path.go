@@ -2,7 +2,6 @@ package sidecar
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"net/netip"
 	"os"
@@ -20,33 +19,47 @@ type clock struct{ base time.Time }
 
 func (c clock) now() packet.Instant { return packet.Instant(time.Since(c.base)) }
 
+// resident is a sandbox in a network.
+type resident struct {
+	sandbox *sandbox
+	// there is how its addresses in that network differ from its own; nil: not at all.
+	there *packet.Renumbering
+}
+
 // directory finds the sandbox of an inner address of one network.
 type directory struct {
 	mu sync.RWMutex
-	by map[[4]byte]*sandbox
+	by map[[4]byte]resident
 }
 
-func newDirectory() *directory { return &directory{by: make(map[[4]byte]*sandbox)} }
+func newDirectory() *directory { return &directory{by: make(map[[4]byte]resident)} }
 
-func (d *directory) add(s *sandbox) {
+func (d *directory) add(inner [4]byte, r resident) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.by[s.inner] = s
+	d.by[inner] = r
 }
 
 // remove takes a sandbox out, unless its address belongs to another one by now.
-func (d *directory) remove(s *sandbox) {
+func (d *directory) remove(inner [4]byte, s *sandbox) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.by[s.inner] == s {
-		delete(d.by, s.inner)
+	if d.by[inner].sandbox == s {
+		delete(d.by, inner)
 	}
 }
 
-func (d *directory) find(inner [4]byte) *sandbox {
+func (d *directory) find(inner [4]byte) resident {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return d.by[inner]
+}
+
+// asker is who sends probes and takes the answers to them.
+type asker interface {
+	// answered takes a reply with the asker's nonce that came by the path. False
+	// means that it answers nothing that was asked.
+	answered(m packet.Probe, now packet.Instant) bool
 }
 
 // pathConfig is what a path is made of.
@@ -54,7 +67,7 @@ type pathConfig struct {
 	gateway   netip.Addr // the network's first address
 	mtu       int
 	sandboxes *directory
-	pool      *bufferPool
+	pool      *bufferPool // of the sidecar's own packets
 	clock     clock
 	count     *counters
 }
@@ -68,39 +81,38 @@ type path struct {
 	queue  *queue
 	taken  []*buffer // belongs to the goroutine that reads
 	events chan tun.Event
-	kick   chan struct{} // a probe is wanted now
 	once   sync.Once
 	ended  chan struct{} // closed with the path
 
 	worker atomic.Uint32 // the sidecar's own address in the network, as a number
+	// heard is when a packet came that was no probe's answer; a [packet.Instant], 0
+	// for never.
+	heard atomic.Int64
+	// falseAnswers counts answers to probes that nobody sent, or that were answered.
+	falseAnswers atomic.Uint64
 
 	toGateway, toSandbox traffic
 
 	probing sync.Mutex // guards what follows
-	prober  prober
-	waiters map[chan struct{}]uint64 // who waits for the answer to this probe or a later one
+	askers  map[uint64]asker
+	proof   proof
 }
 
 var _ tun.Device = (*path)(nil)
 
-// newPath makes a path that probes from the worker's own address. It ends with
-// Close, which the tunnel calls that it is given to.
+// newPath makes a path whose probes come from the worker's own address. It ends
+// with Close, which the tunnel calls that it is given to.
 func newPath(cfg pathConfig, worker netip.Addr) *path {
 	p := &path{
 		pathConfig: cfg,
 		queue:      newQueue(),
 		taken:      make([]*buffer, pathBatch),
 		events:     make(chan tun.Event),
-		kick:       make(chan struct{}, 1),
 		ended:      make(chan struct{}),
-		waiters:    make(map[chan struct{}]uint64),
+		askers:     make(map[uint64]asker),
 	}
-	var nonce [8]byte
-	_, _ = rand.Read(nonce[:]) // never fails: it ends the program instead
-	p.prober.nonce = binary.BigEndian.Uint64(nonce[:])
-	p.prober.answered = cfg.clock.now()
+	p.proof.nonce = newNonce()
 	p.setWorker(worker)
-	go p.probe()
 	return p
 }
 
@@ -152,7 +164,7 @@ func (p *path) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for i, b := range taken[:n] {
 		sizes[i] = copy(bufs[i][offset:], b.b[:b.n])
 		bytes += sizes[i]
-		p.pool.put(b)
+		b.free()
 		taken[i] = nil
 	}
 	p.toGateway.add(n, bytes)
@@ -195,8 +207,9 @@ func destination(b []byte, offset int) ([4]byte, bool) {
 
 // deliver hands packets to one destination.
 func (p *path) deliver(dst [4]byte, bufs [][]byte, offset int) {
-	if s := p.sandboxes.find(dst); s != nil {
-		s.deliver(bufs, offset)
+	if r := p.sandboxes.find(dst); r.sandbox != nil {
+		p.heard.Store(max(int64(p.clock.now()), 1))
+		r.sandbox.deliver(p, r.there, bufs, offset)
 		return
 	}
 	if binary.BigEndian.Uint32(dst[:]) != p.worker.Load() {
@@ -210,32 +223,22 @@ func (p *path) deliver(dst [4]byte, bufs [][]byte, offset int) {
 	}
 }
 
-// probe sends probes in the rhythm that is wanted until the path is closed.
-func (p *path) probe() {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-p.ended:
-			return
-		case <-p.kick:
-		case <-timer.C:
-		}
-		timer.Reset(time.Duration(p.sendProbe()))
-	}
+// listen lets an asker have the answers with its nonce.
+func (p *path) listen(nonce uint64, a asker) {
+	p.probing.Lock()
+	defer p.probing.Unlock()
+	p.askers[nonce] = a
 }
 
-// sendProbe queues one probe and says when the next is due. One that the queue
-// does not take is lost like any other.
-func (p *path) sendProbe() packet.Instant {
+// ignore ends it. An answer may still be on its way to the asker.
+func (p *path) ignore(nonce uint64) {
 	p.probing.Lock()
-	m := p.prober.ask(p.clock.now())
-	due := probeSlow
-	if len(p.waiters) > 0 {
-		due = probeFast
-	}
-	p.probing.Unlock()
+	defer p.probing.Unlock()
+	delete(p.askers, nonce)
+}
 
+// send queues a probe. One that the queue does not take is lost like any other.
+func (p *path) send(m packet.Probe) {
 	var payload [packet.ProbeSize]byte
 	m.Put(payload[:])
 	b := p.pool.get()
@@ -245,88 +248,71 @@ func (p *path) sendProbe() packet.Instant {
 	to := netip.AddrPortFrom(p.gateway, packet.ProbePort)
 	b.n = packet.BuildUDP(b.b, from, to, payload[:], probeTTL, 0)
 	if b.n == 0 || !p.queue.putUrgent(b) {
-		p.pool.put(b)
+		b.free()
 	}
-	return due
 }
 
 // probeTTL lets a probe reach the gateway and no host behind it.
 const probeTTL = 2
 
 // probed takes a packet that is addressed to the worker and says whether it is
-// the answer to a probe.
+// the answer to a probe: from the gateway, by the tunnel through which it was
+// asked, with the asker's nonce, and the first one. Anything else that looks like
+// a probe is counted and has no effect.
 func (p *path) probed(b []byte) bool {
 	var v packet.Packet
-	if packet.Parse(&v, b) != packet.Pass || v.Kind != packet.KindUDP ||
-		v.Src != p.gateway || v.SrcPort != packet.ProbePort || v.DstPort != packet.ProbePort {
+	if packet.Parse(&v, b) != packet.Pass || v.Kind != packet.KindUDP || v.DstPort != packet.ProbePort {
 		return false
 	}
-	payload := v.B[v.L4+udpHeader:]
-	m, ok := packet.ParseProbe(payload[:min(v.Payload, len(payload))])
+	m, ok := packet.ParseProbe(v.Data())
 	if !ok {
 		return false
 	}
-	p.probing.Lock()
-	defer p.probing.Unlock()
-	if !p.prober.answer(m, p.clock.now()) {
-		return false
+	if m.Type == packet.ProbeReply && v.Src == p.gateway && v.SrcPort == packet.ProbePort && v.ChecksumOK() && p.hand(m) {
+		return true
 	}
-	for w, wanted := range p.waiters {
-		if m.Sequence >= wanted {
-			close(w)
-			delete(p.waiters, w)
-		}
-	}
-	return true
+	p.falseAnswers.Add(1)
+	return false
 }
 
-// udpHeader is the length of a UDP header (RFC 768).
-const udpHeader = 8
+// hand gives an answer to who asked.
+func (p *path) hand(m packet.Probe) bool {
+	p.probing.Lock()
+	if m.Nonce == p.proof.nonce {
+		defer p.probing.Unlock()
+		return p.proof.answer(m.Sequence)
+	}
+	a := p.askers[m.Nonce]
+	p.probing.Unlock()
+	return a != nil && a.answered(m, p.clock.now())
+}
 
-// prove waits until the gateway has answered a probe that is sent from now on.
+// prove returns when the gateway has answered a probe that was sent from now on.
 func (p *path) prove(ctx context.Context) error {
+	again := time.NewTicker(proofInterval)
+	defer again.Stop()
 	answered := make(chan struct{})
 	p.probing.Lock()
-	p.waiters[answered] = p.prober.next + 1
+	p.proof.wait(answered)
 	p.probing.Unlock()
-	select {
-	case p.kick <- struct{}{}:
-	default: // one is due already
-	}
-	select {
-	case <-answered:
-		return nil
-	case <-p.ended:
-		return os.ErrClosed
-	case <-ctx.Done():
+	defer func() {
 		p.probing.Lock()
-		delete(p.waiters, answered)
+		defer p.probing.Unlock()
+		delete(p.proof.waiters, answered)
+	}()
+	for {
+		p.probing.Lock()
+		m := p.proof.ask()
 		p.probing.Unlock()
-		return ctx.Err()
-	}
-}
-
-// pathHealth is what a path's probes say.
-type pathHealth struct {
-	Alive   bool
-	RTT     time.Duration // smoothed; 0 before the first answer
-	Silence time.Duration // since the last answer, or since the path was made
-	Health  packet.Health // of the last answer
-	Asked   uint64
-	Answers uint64
-}
-
-// healthNow reads the state of the probes.
-func (p *path) healthNow() pathHealth {
-	now := p.clock.now()
-	p.probing.Lock()
-	defer p.probing.Unlock()
-	return pathHealth{
-		Alive:   p.prober.alive(now),
-		RTT:     time.Duration(p.prober.rtt),
-		Silence: time.Duration(now - p.prober.answered),
-		Health:  p.prober.health,
-		Asked:   p.prober.next,
-		Answers: p.prober.answers,
+		p.send(m)
+		select {
+		case <-answered:
+			return nil
+		case <-p.ended:
+			return os.ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-again.C:
+		}
 	}
 }

@@ -17,6 +17,7 @@ type buffer struct {
 	b     []byte // as long as the MTU
 	n     int    // bytes of packet in b
 	share *share // whose packet it is; nil for the sidecar's own
+	home  *bufferPool
 }
 
 // bufferPool hands out buffers of one size.
@@ -24,15 +25,16 @@ type bufferPool struct{ pool sync.Pool }
 
 func newBufferPool(mtu int) *bufferPool {
 	p := &bufferPool{}
-	p.pool.New = func() any { return &buffer{b: make([]byte, mtu)} }
+	p.pool.New = func() any { return &buffer{b: make([]byte, mtu), home: p} }
 	return p
 }
 
 func (p *bufferPool) get() *buffer { return p.pool.Get().(*buffer) }
 
-func (p *bufferPool) put(b *buffer) {
+// free gives the buffer back to its pool.
+func (b *buffer) free() {
 	b.n, b.share = 0, nil
-	p.pool.Put(b)
+	b.home.pool.Put(b)
 }
 
 // share is one sandbox's part of one queue. It is guarded by the queue's lock.

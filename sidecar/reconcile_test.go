@@ -20,8 +20,8 @@ func TestResumeAfterRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := s.attachments()
-	if err := s.compare(t.Context(), map[string]time.Time{}); err != nil || len(p.resumed) != 0 {
+	before, _ := s.attachments(s.home)
+	if err := s.compare(t.Context(), s.home); err != nil || len(p.resumed) != 0 {
 		t.Fatalf("nothing differs: %v, resumed %v", err, p.resumed)
 	}
 
@@ -29,7 +29,7 @@ func TestResumeAfterRestart(t *testing.T) {
 	fresh := newGateway(t, tunnel.NewKey())
 	old.end()
 	p.with(func() { clear(p.list); p.gateways["net_a"] = fresh })
-	if err := s.compare(t.Context(), map[string]time.Time{}); err != nil {
+	if err := s.compare(t.Context(), s.home); err != nil {
 		t.Fatal(err)
 	}
 	if len(p.resumed) != 2 || p.count() != 2 {
@@ -59,7 +59,7 @@ func TestGatewayMoves(t *testing.T) {
 	old.end()
 	fresh := newGateway(t, old.key)
 	p.with(func() { clear(p.list); p.gateways["net_a"] = fresh })
-	if err := s.compare(t.Context(), map[string]time.Time{}); err != nil {
+	if err := s.compare(t.Context(), s.home); err != nil {
 		t.Fatal(err)
 	}
 	a.send("192.0.2.1:53", 5)
@@ -79,11 +79,11 @@ func TestSilentGatewayIsGreeted(t *testing.T) {
 	p.gateways["net_a"].end()
 	p.with(func() { p.gateways["net_a"] = fresh })
 	s.mu.Lock()
-	l := s.networks["net_a"].links["gw1"]
+	l := s.network("net_a").links["gw1"]
 	l.silent(time.Now(), 0) // what came up to now does not count
 	l.heard = time.Now().Add(-silentLimit)
 	s.mu.Unlock()
-	if err := s.compare(t.Context(), map[string]time.Time{}); err != nil {
+	if err := s.compare(t.Context(), s.home); err != nil {
 		t.Fatal(err)
 	}
 	a.send("192.0.2.1:53", 5)
@@ -100,7 +100,8 @@ func TestConflictEndsTheSandbox(t *testing.T) {
 	a := open(t, s, "p")
 	p.with(func() { delete(p.list, a.id) })
 	conflict := &api.Error{Status: http.StatusConflict, Code: api.CodeConflict, Message: "the address is another's"}
-	s.notResumed(t.Context(), s.attachments()[a.id], conflict)
+	here, _ := s.attachments(s.home)
+	s.notResumed(t.Context(), s.home, here[a.id], conflict)
 	if len(s.entries) != 0 {
 		t.Error("the sandbox is still attached")
 	}
@@ -120,8 +121,7 @@ func TestControlPlaneAway(t *testing.T) {
 	away := &api.Error{Status: http.StatusServiceUnavailable, Code: "away", Message: "not now"}
 	p.with(func() { p.refuse = away })
 
-	orphans := map[string]time.Time{}
-	if err := s.compare(t.Context(), orphans); err == nil {
+	if err := s.compare(t.Context(), s.home); err == nil {
 		t.Error("no error")
 	}
 	if c := s.status().Control; c.Reachable || c.Error == "" || c.Since.IsZero() {
@@ -135,11 +135,11 @@ func TestControlPlaneAway(t *testing.T) {
 	s.detach(t.Context(), b.id, "test")
 
 	p.with(func() { p.refuse = nil })
-	if err := s.compare(t.Context(), orphans); err != nil {
+	if err := s.compare(t.Context(), s.home); err != nil {
 		t.Fatal(err)
 	}
-	if p.count() != 1 || len(s.owed) != 0 {
-		t.Errorf("%d attachments, owed %v; want one and none", p.count(), s.owed)
+	if p.count() != 1 || len(s.home.owed) != 0 {
+		t.Errorf("%d attachments, owed %v; want one and none", p.count(), s.home.owed)
 	}
 	if c := s.status().Control; !c.Reachable {
 		t.Errorf("status %+v", c)
@@ -154,21 +154,20 @@ func TestOrphansAreGivenBack(t *testing.T) {
 	mine := spec.Attachment{ID: "att_mine", PublicKey: s.key.Public().String(), Network: "net_a"}
 	other := spec.Attachment{ID: "att_other", PublicKey: tunnel.NewKey().Public().String(), Network: "net_a"}
 	p.with(func() { p.list[mine.ID], p.list[other.ID] = mine, other })
-	orphans := map[string]time.Time{}
 	for range 2 {
-		if err := s.compare(t.Context(), orphans); err != nil || p.count() != 2 {
+		if err := s.compare(t.Context(), s.home); err != nil || p.count() != 2 {
 			t.Fatalf("%v, %d attachments; too early", err, p.count())
 		}
 	}
-	orphans[mine.ID] = time.Now().Add(-orphanLimit)
-	if err := s.compare(t.Context(), orphans); err != nil {
+	s.home.orphans[mine.ID] = time.Now().Add(-orphanLimit)
+	if err := s.compare(t.Context(), s.home); err != nil {
 		t.Fatal(err)
 	}
 	if _, there := p.list[mine.ID]; there || p.count() != 1 {
 		t.Errorf("left %v", p.list)
 	}
-	if err := s.compare(t.Context(), orphans); err != nil || len(orphans) != 0 {
-		t.Errorf("%v, orphans %v", err, orphans)
+	if err := s.compare(t.Context(), s.home); err != nil || len(s.home.orphans) != 0 {
+		t.Errorf("%v, orphans %v", err, s.home.orphans)
 	}
 }
 
@@ -181,17 +180,17 @@ func TestWorkerAddressChanges(t *testing.T) {
 	s.mu.Lock()
 	moved := e.attachment
 	moved.Worker = moved.Inner.Next()
-	n := s.networks["net_a"]
+	n := e.network
 	s.mu.Unlock()
 	p.with(func() {
 		p.list[a.id] = moved
 		p.admit(p.gateways["net_a"], "net_a")
 	})
-	known, err := s.renew(api.AttachResponse{Attachment: moved, Network: n.info, Gateways: []spec.Gateway{p.gateways["net_a"].describe("net_a")}})
+	known, err := s.renew(t.Context(), s.home, api.AttachResponse{Attachment: moved, Network: n.info, Gateways: []spec.Gateway{p.gateways["net_a"].describe("net_a")}})
 	if !known || err != nil {
 		t.Fatalf("renew = %v, %v", known, err)
 	}
-	if err := e.link.path.prove(short(t, patience)); err != nil {
+	if err := n.links["gw1"].path.prove(short(t, patience)); err != nil {
 		t.Errorf("no probe is answered from the new address: %v", err)
 	}
 }

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
@@ -36,8 +39,11 @@ type entry struct {
 	id         string
 	attachment spec.Attachment // guarded by the sidecar's lock, as all below
 	network    *network        // nil: it bypasses
-	link       *link
-	timer      *time.Timer // ends a waiting one
+	host       string          // the gateway host that it prefers
+	listed     string          // the one that the control plane named first
+	group      *group          // of those that prefer the same
+	passive    *passive        // nil: it has no passive network
+	timer      *time.Timer     // ends a waiting one
 	claimed    bool
 	sw         *sandbox
 	proxied    *proxied      // its device, where it asked for proxies
@@ -45,7 +51,7 @@ type entry struct {
 	gone       chan struct{} // closed by detach
 }
 
-// attach asks the control plane to attach a sandbox and makes its tunnel. An
+// attach asks the control plane to attach a sandbox and makes its tunnels. An
 // error that is no [*api.Error] is a failure here.
 func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
@@ -60,16 +66,20 @@ func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer
 	a := resp.Attachment
 	e, err := s.admit(resp)
 	if err != nil {
-		s.tellDetached(context.WithoutCancel(ctx), a.ID)
+		s.tellDetached(context.WithoutCancel(ctx), s.home, a.ID)
 		return sandboxAnswer{}, err
 	}
 	if a.Bypass != "" {
 		return sandboxAnswer{ID: a.ID, Bypass: a.Bypass}, nil
 	}
+	s.startPassive(e)
+	s.mu.Lock()
+	second := e.passive.status()
+	s.mu.Unlock()
 	dns := resp.Network.DNS[:min(len(resp.Network.DNS), maxNameServers)]
 	out := sandboxAnswer{
-		ID: a.ID, Network: a.Network, Inner: a.Inner, DNS: dns, MTU: e.network.info.MTU, Hide: s.cfg.Hide,
-		Passive: passiveStatus{State: passiveNone},
+		ID: a.ID, Network: a.Network, Inner: a.Inner, DNS: dns, MTU: e.network.info.MTU, Hide: s.hidden(resp.Passive),
+		Passive: second,
 	}
 	if !req.Proxy {
 		return out, nil
@@ -79,6 +89,19 @@ func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer
 		return sandboxAnswer{}, err
 	}
 	return out, nil
+}
+
+// hidden lists what a sandbox must not find: a passive region's control plane may be
+// at a socket of this machine, too.
+func (s *Sidecar) hidden(passive *api.PassiveRegion) []string {
+	if passive == nil {
+		return s.cfg.Hide
+	}
+	socket, ok := strings.CutPrefix(passive.API, "unix://")
+	if !ok || !filepath.IsAbs(socket) || slices.Contains(s.cfg.Hide, socket) {
+		return s.cfg.Hide
+	}
+	return append(slices.Clone(s.cfg.Hide), socket)
 }
 
 // controlError makes what the control plane, or the way there, answered an
@@ -107,14 +130,20 @@ func (s *Sidecar) admit(resp api.AttachResponse) (*entry, error) {
 		if !a.Inner.Is4() {
 			return nil, fmt.Errorf("the control plane gave the inner address %v, which is not IPv4", a.Inner)
 		}
-		var err error
-		if e.network, e.link, err = s.join(resp); err != nil {
+		n, err := s.join(s.home, resp)
+		if err != nil {
 			return nil, err
+		}
+		e.network = n
+		e.host, e.listed = preferred(resp.Gateways)
+		s.regroup(e)
+		if resp.Passive != nil {
+			s.wantPassive(e, *resp.Passive)
 		}
 	} else {
 		s.bypassTotal[a.Bypass]++
 	}
-	delete(s.owed, a.ID)
+	delete(s.home.owed, a.ID)
 	s.entries[a.ID] = e
 	e.timer = time.AfterFunc(deviceTimeout, func() {
 		s.detach(context.Background(), e.id, "its device did not come in time")
@@ -151,43 +180,125 @@ func (s *Sidecar) connectDevice(ctx context.Context, e *entry, dev tun.Device) e
 	default:
 	}
 	e.sw = newSandbox(sandboxConfig{
-		inner: e.attachment.Inner.As4(), dev: dev, paths: []*path{e.link.path},
+		inner: e.attachment.Inner.As4(), dev: dev,
 		clock: s.clock, pool: e.network.pool, count: &s.count, log: s.cfg.Log.With("sandbox", e.attachment.ID),
 	})
+	s.settle(e)
 	e.sw.start()
-	l, gw := e.link, e.link.gateway
 	s.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(ctx, proofTimeout)
 	defer cancel()
-	if err := s.prove(ctx, l); err != nil {
-		return fmt.Errorf("no answer through the tunnel to gateway host %s (%v) within %v; check that UDP reaches that address and that the gateway runs: %w",
-			gw.Host, gw.Endpoint, proofTimeout, err)
+	if gateways, err := s.prove(ctx, e); err != nil {
+		return fmt.Errorf("no answer through the tunnels to gateway hosts %s within %v; check that UDP reaches these addresses and that a gateway runs: %w",
+			strings.Join(gateways, ", "), proofTimeout, err)
 	}
 	return nil
 }
 
-// prove waits until a probe through the tunnel was answered. WireGuard itself
-// repeats a handshake that was lost only after 5 s; a gateway also ignores one
-// that follows the last within 20 ms, as when a worker's last sandbox of a
-// network ends and the next begins.
-func (s *Sidecar) prove(ctx context.Context, l *link) error {
+// settle gives a sandbox its routes and makes it known in its networks. The caller
+// holds the lock.
+func (s *Sidecar) settle(e *entry) {
+	s.reroute(e, e.network.watch.followed())
+	e.network.watch.join(e.group, e.sw)
+	e.network.sandboxes.add(e.sw.inner, resident{sandbox: e.sw})
+	if p := e.passive; p != nil && p.joined != nil {
+		p.joined.sandboxes.add(p.attachment.Inner.As4(), resident{sandbox: e.sw, there: &p.there})
+	}
+}
+
+// unsettle is the opposite: no packet finds the sandbox any more. The caller holds
+// the lock.
+func (s *Sidecar) unsettle(e *entry) {
+	e.network.watch.leave(e.group, e.sw)
+	if e.sw == nil {
+		return
+	}
+	e.network.sandboxes.remove(e.sw.inner, e.sw)
+	if p := e.passive; p != nil && p.joined != nil {
+		p.joined.sandboxes.remove(p.attachment.Inner.As4(), e.sw)
+	}
+}
+
+// prove waits until a probe through any of a sandbox's tunnels was answered: a
+// gateway that is dead keeps no sandbox from running as long as another lives. It
+// returns who was asked. WireGuard itself repeats a handshake that was lost only
+// after 5 s; a gateway also ignores one that follows the last within 20 ms, as
+// when a worker's last sandbox of a network ends and the next begins.
+func (s *Sidecar) prove(ctx context.Context, e *entry) ([]string, error) {
 	for {
+		s.mu.Lock()
+		links, names := s.linksOf(e)
+		s.mu.Unlock()
 		attempt, cancel := context.WithTimeout(ctx, greetInterval)
-		err := l.path.prove(attempt)
+		err := proveAny(attempt, links)
 		cancel()
 		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
-			return err
+			return names, err
 		}
-		s.mu.Lock()
-		if l.silent(time.Now(), greetInterval) {
-			err = l.greet()
-		}
-		s.mu.Unlock()
-		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
-			return err
+		if err := s.greetAll(links); err != nil {
+			return names, err
 		}
 	}
+}
+
+// greetAll shakes hands anew through tunnels that are silent. Its error is that this
+// cannot be done for any.
+func (s *Sidecar) greetAll(links []*link) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, l := range links {
+		if l.silent(time.Now(), greetInterval) {
+			if err := l.greet(); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	if len(errs) < len(links) {
+		return nil
+	}
+	return errors.Join(errs...)
+}
+
+// linksOf lists a sandbox's tunnels and says where they lead. The caller holds the lock.
+func (s *Sidecar) linksOf(e *entry) (links []*link, names []string) {
+	networks := []*network{e.network}
+	if p := e.passive; p != nil && p.joined != nil {
+		networks = append(networks, p.joined)
+	}
+	for _, n := range networks {
+		for _, l := range n.links {
+			links = append(links, l)
+			names = append(names, fmt.Sprintf("%s (%v)", l.gateway.Host, l.gateway.Endpoint))
+		}
+	}
+	slices.Sort(names)
+	return links, names
+}
+
+// proveAny waits until one of some tunnels has proven that it works.
+func proveAny(ctx context.Context, links []*link) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	results := make(chan error, len(links))
+	for _, l := range links {
+		go func() { results <- l.path.prove(ctx) }()
+	}
+	proven := false
+	errs := make([]error, 0, len(links))
+	for range links {
+		err := <-results
+		if err == nil {
+			proven = true
+			cancel() // nobody asks any longer when this returns
+		}
+		errs = append(errs, err)
+	}
+	if proven {
+		return nil
+	}
+	return errors.Join(errs...)
 }
 
 // detach ends a sandbox: packets first, then the control plane is told. It says
@@ -216,6 +327,9 @@ func (s *Sidecar) detach(ctx context.Context, id, why string) bool {
 	if sw != nil {
 		s.retire(sw)
 	}
+	if e.network != nil {
+		s.unsettle(e)
+	}
 	s.mu.Unlock()
 
 	s.cfg.Log.Debug("detach", "sandbox", id, "why", why)
@@ -224,15 +338,11 @@ func (s *Sidecar) detach(ctx context.Context, id, why string) bool {
 	} else if proxied != nil {
 		_ = proxied.Close()
 	}
-	if e.network != nil {
-		s.mu.Lock()
-		last := s.part(e)
-		s.mu.Unlock()
-		if last != nil {
-			last.Close()
-		}
+	second := s.partEntry(e)
+	s.tellDetached(ctx, s.home, id)
+	if second.id != "" {
+		s.tellDetached(ctx, second.plane, second.id)
 	}
-	s.tellDetached(ctx, id)
 	s.mu.Lock()
 	delete(s.leaving, id)
 	s.mu.Unlock()
@@ -240,25 +350,23 @@ func (s *Sidecar) detach(ctx context.Context, id, why string) bool {
 	return true
 }
 
-// tellDetached tells the control plane. What it does not hear now it is told
-// again by reconcile.
-func (s *Sidecar) tellDetached(ctx context.Context, id string) {
-	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
-	defer cancel()
-	if err := s.forget(ctx, id); err != nil {
-		s.cfg.Log.Debug("the control plane was not told of a detached sandbox; it will be", "sandbox", id, "error", err)
-		s.mu.Lock()
-		s.owed[id] = struct{}{}
-		s.mu.Unlock()
+// partEntry takes a sandbox that has ended out of its networks and ends their
+// tunnels if it was the last. It returns its attachment in a passive region.
+func (s *Sidecar) partEntry(e *entry) owedID {
+	if e.network == nil {
+		return owedID{}
 	}
-}
-
-// forget ends an attachment at the control plane. One that it does not know is no error.
-func (s *Sidecar) forget(ctx context.Context, id string) error {
-	err := s.cfg.Control.Detach(ctx, id)
-	var said *api.Error
-	if errors.As(err, &said) && said.Code == api.CodeNotFound {
-		return nil
+	var second owedID
+	s.mu.Lock()
+	if p := e.passive; p != nil && p.joined != nil {
+		second = owedID{plane: p.plane, id: p.attachment.ID}
 	}
-	return err
+	gone := s.partPassive(e)
+	own := s.part(e.network)
+	s.mu.Unlock()
+	if own != nil {
+		e.network.watch.end()
+	}
+	closeLinks(append(gone, own...))
+	return second
 }

@@ -373,7 +373,7 @@ func TestMetrics(t *testing.T) {
 		`sallyport_sidecar_bypassed_total{reason="edge runtime"} 1`,
 		`sallyport_sidecar_path_alive{gateway="gw1",network="net_a"} 1`,
 		`sallyport_sidecar_path_rtt_seconds{gateway="gw1",network="net_a"}`,
-		`sallyport_sidecar_control_reachable 0`, // not asked yet
+		`sallyport_sidecar_control_reachable{region="iad1"} 0`, // not asked yet
 	} {
 		if !strings.Contains(string(body), line) {
 			t.Errorf("metrics lack %s", line)

@@ -5,17 +5,29 @@
 //
 // A sandbox has one interface, whose far end is a descriptor here. One goroutine
 // per sandbox reads it in batches (sandbox.go): the source must be exactly the
-// sandbox's inner address, the flow's path is looked up or chosen (flow.go), and
-// the packets are queued to that path (queue.go). A path is the packet device of
-// one WireGuard tunnel (path.go), which takes them from the queue, encrypts and
+// sandbox's inner address (inspect.go), the flow's route is looked up or chosen
+// (flow.go), and the packets are queued to that route's path (queue.go), with the
+// addresses that the sandbox has in the path's network. A path is the packet device
+// of one WireGuard tunnel (path.go), which takes them from the queue, encrypts and
 // sends. Back: WireGuard hands a batch to the path, which writes each run of one
 // destination to the sandbox that has this address, and to no other.
 //
-// There is one tunnel per network and gateway host, made with the first
+// # Gateways
+//
+// There is one tunnel per network and gateway host (network.go), made with the first
 // attachment and closed with the last; its key is made at the start of the
-// process and never stored. From an address of the worker's own in the network a
-// path sends probes to the gateway (prober.go): a sandbox runs only after one was
-// answered, and later they tell whether the path lives.
+// process and never stored. A sandbox runs only after a probe through one of its
+// tunnels was answered (proof.go). Where its environment has a passive network, in
+// another region, it is attached there too (passive.go).
+//
+// One watch per network (watch.go) probes all gateways that its sandboxes may use,
+// from an address of the worker's own, and decides with package failover which one
+// new flows take. A flow stays where it began. When its gateway is lost, the
+// sandbox is told at once (sweep.go): connections are reset, and those that are
+// still opening are opened by way of another gateway.
+//
+// Control planes are told what is attached and asked what has changed by reconcile
+// (reconcile.go); none of them is needed for packets to flow, or to switch.
 //
 // # The local API
 //
@@ -54,6 +66,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/sidecar/failover"
 	"github.com/sallyport-net/sallyport/tunnel"
 )
 
@@ -80,14 +93,39 @@ type Config struct {
 	Hide []string
 	// Admin is where metrics are served over HTTP; not valid: nowhere.
 	Admin netip.AddrPort
+	// Regions finds the control planes of other regions. Nil: no sandbox has a
+	// passive network.
+	Regions Regions
+	// Failover is when sandboxes leave a gateway for another. Its Linger is that below.
+	Failover failover.Config
+	// Linger is how long flows may stay with a gateway that new ones do not take any
+	// more; 0 is 10 minutes.
+	Linger time.Duration
 	// Log is where the sidecar says what it does. Nil is silence.
 	Log *slog.Logger
 }
+
+// Regions finds the control planes of other regions, where passive networks are.
+type Regions interface {
+	// Control returns that of a region, without calling it. Address is where the
+	// desired state says that it is; it may be empty.
+	Control(region, address string) (Control, error)
+}
+
+// defaultLinger is the Linger of a Config without.
+const defaultLinger = 10 * time.Minute
 
 // validate fills defaults in and says what is wrong.
 func (c *Config) validate() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Linger == 0 {
+		c.Linger = defaultLinger
+	}
+	c.Failover.Linger = c.Linger
+	if err := c.Failover.Validate(); err != nil {
+		return fmt.Errorf("failover: %w", err)
 	}
 	switch {
 	case c.Control == nil:
@@ -102,27 +140,24 @@ func (c *Config) validate() error {
 
 // Sidecar attaches sandboxes and switches their packets.
 type Sidecar struct {
-	cfg   Config
-	key   tunnel.Key
-	clock clock
-	count counters
+	cfg      Config
+	key      tunnel.Key
+	clock    clock
+	count    counters
+	switches *switchMetrics
+	home     *controlPlane  // the control plane of the worker's own region
+	tasks    sync.WaitGroup // first tries in passive regions
+	// background ends when nothing is tried any more.
+	background context.Context
+	giveUp     context.CancelFunc
 
 	mu          sync.Mutex // guards what follows
 	entries     map[string]*entry
 	leaving     map[string]chan struct{} // being detached; closed when done
-	networks    map[string]*network
-	owed        map[string]struct{} // detached here, and the control plane has not heard it
-	bypassTotal map[string]uint64   // by reason, since the start
-	control     controlState
-	round       uint64 // number of the comparison with the control plane
+	networks    map[networkKey]*network
+	planes      map[string]*controlPlane // of other regions
+	bypassTotal map[string]uint64        // by reason, since the start
 	closing     bool
-}
-
-// controlState is how the control plane answered last.
-type controlState struct {
-	asked       bool // at least once
-	unreachable string
-	since       time.Time // of the present state
 }
 
 // New makes a sidecar with a fresh key. It does nothing until Run.
@@ -130,14 +165,19 @@ func New(cfg Config) (*Sidecar, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("make a sidecar: %w", err)
 	}
+	background, giveUp := context.WithCancel(context.Background())
 	return &Sidecar{
 		cfg:         cfg,
 		key:         tunnel.NewKey(),
 		clock:       clock{base: time.Now()},
+		switches:    newSwitchMetrics(),
+		home:        newControlPlane(cfg.Region, cfg.Control),
+		background:  background,
+		giveUp:      giveUp,
 		entries:     make(map[string]*entry),
 		leaving:     make(map[string]chan struct{}),
-		networks:    make(map[string]*network),
-		owed:        make(map[string]struct{}),
+		networks:    make(map[networkKey]*network),
+		planes:      make(map[string]*controlPlane),
 		bypassTotal: make(map[string]uint64),
 	}, nil
 }
@@ -196,4 +236,8 @@ func (s *Sidecar) close() {
 		})
 	}
 	_ = group.Wait() // nothing that it runs returns an error
+	stop := context.AfterFunc(ctx, s.giveUp)
+	defer stop()
+	s.tasks.Wait()
+	s.giveUp()
 }

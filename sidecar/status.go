@@ -1,7 +1,6 @@
 package sidecar
 
 import (
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +29,8 @@ type sandboxStatus struct {
 	Egress  spec.Traffic      `json:"egress"`
 	Ingress spec.Traffic      `json:"ingress"`
 	Drops   map[string]uint64 `json:"drops,omitempty"` // both directions, by reason
+	// Passive is the sandbox's attachment to its passive network.
+	Passive passiveStatus `json:"passive,omitzero"`
 	// Proxied says that the sandbox has proxies only, which its command may pass by.
 	Proxied bool         `json:"proxied,omitempty"`
 	Proxy   *proxy.Stats `json:"proxy,omitempty"`
@@ -51,6 +52,9 @@ func (s *Sidecar) listing() listing {
 			e.sw.dropped[0].into(v.Drops)
 			e.sw.dropped[1].into(v.Drops)
 			e.sw.addDeviceDrops(v.Drops, v.Drops)
+		}
+		if e.network != nil {
+			v.Passive = e.passive.status()
 		}
 		if e.proxied != nil {
 			stats := e.proxied.server.Stats()
@@ -129,50 +133,34 @@ func (s *sandbox) addDeviceDrops(egress, ingress map[string]uint64) {
 
 // sidecarStatus is the answer to GET /v1/status.
 type sidecarStatus struct {
-	Region    string          `json:"region"`
-	PublicKey string          `json:"publicKey"`
-	Control   controlStatus   `json:"control"`
-	Networks  []networkStatus `json:"networks"`
+	Region    string        `json:"region"`
+	PublicKey string        `json:"publicKey"`
+	Control   controlStatus `json:"control"`
+	// Regions are the control planes of passive regions, by region.
+	Regions  map[string]controlStatus `json:"regions,omitempty"`
+	Networks []networkStatus          `json:"networks"`
 	// Drops are all drops of the sidecar, by direction and reason.
 	Egress  map[string]uint64 `json:"egressDrops"`
 	Ingress map[string]uint64 `json:"ingressDrops"`
 }
 
-// controlStatus says whether the control plane answers.
+// controlStatus says whether a control plane answers.
 type controlStatus struct {
 	Reachable bool      `json:"reachable"`
 	Error     string    `json:"error,omitempty"`
 	Since     time.Time `json:"since,omitzero"`
 }
 
-// networkStatus is a network in which the worker has sandboxes.
-type networkStatus struct {
-	ID        string       `json:"id"`
-	Worker    netip.Addr   `json:"worker"`
-	Sandboxes int          `json:"sandboxes"`
-	Paths     []pathStatus `json:"paths"`
-}
-
-// pathStatus is one tunnel.
-type pathStatus struct {
-	Gateway spec.Gateway `json:"gateway"`
-	// Alive says whether a probe was answered within the last three seconds.
-	Alive         bool         `json:"alive"`
-	RTTMicros     int64        `json:"rttMicros"`     // smoothed; 0 before the first answer
-	SilenceMillis int64        `json:"silenceMillis"` // since the last answer
-	Health        uint8        `json:"health"`        // bits that the gateway reported; 0 is healthy
-	Probes        uint64       `json:"probes"`
-	Answers       uint64       `json:"answers"`
-	Egress        spec.Traffic `json:"egress"`
-	Ingress       spec.Traffic `json:"ingress"`
-	Handshake     time.Time    `json:"handshake,omitzero"`
+// status says how the control plane answered last. The caller holds the lock.
+func (p *controlPlane) status() controlStatus {
+	return controlStatus{Reachable: p.state.asked && p.state.unreachable == "", Error: p.state.unreachable, Since: p.state.since}
 }
 
 // status reads everything that is known.
 func (s *Sidecar) status() sidecarStatus {
 	out := sidecarStatus{
 		Region: s.cfg.Region, PublicKey: s.key.Public().String(), Networks: []networkStatus{},
-		Egress: map[string]uint64{}, Ingress: map[string]uint64{},
+		Regions: map[string]controlStatus{}, Egress: map[string]uint64{}, Ingress: map[string]uint64{},
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -183,29 +171,15 @@ func (s *Sidecar) status() sidecarStatus {
 			e.sw.addDeviceDrops(out.Egress, out.Ingress)
 		}
 	}
-	out.Control = controlStatus{Reachable: s.control.asked && s.control.unreachable == "", Error: s.control.unreachable, Since: s.control.since}
+	out.Control = s.home.status()
+	for region, p := range s.planes {
+		out.Regions[region] = p.status()
+	}
 	for _, n := range s.networks {
-		v := networkStatus{ID: n.info.ID, Worker: n.worker, Sandboxes: n.attached}
-		for _, l := range n.links {
-			v.Paths = append(v.Paths, l.status())
+		if n.watch != nil {
+			out.Networks = append(out.Networks, n.status(s.clock.now()))
 		}
-		slices.SortFunc(v.Paths, func(a, b pathStatus) int { return strings.Compare(a.Gateway.Host, b.Gateway.Host) })
-		out.Networks = append(out.Networks, v)
 	}
 	slices.SortFunc(out.Networks, func(a, b networkStatus) int { return strings.Compare(a.ID, b.ID) })
 	return out
-}
-
-// status reads one tunnel.
-func (l *link) status() pathStatus {
-	h := l.path.healthNow()
-	v := pathStatus{
-		Gateway: l.gateway, Alive: h.Alive, RTTMicros: h.RTT.Microseconds(), SilenceMillis: h.Silence.Milliseconds(),
-		Health: uint8(h.Health), Probes: h.Asked, Answers: h.Answers,
-		Egress: l.path.toGateway.read(), Ingress: l.path.toSandbox.read(),
-	}
-	if peers, err := l.tunnel.Peers(); err == nil && len(peers) == 1 {
-		v.Handshake = peers[0].LastHandshake
-	}
-	return v
 }

@@ -157,7 +157,7 @@ func TestNetworkSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if mtu, _ := s.entries[got.ID].link.path.MTU(); got.MTU != 1280 || mtu != 1280 || !slices.Equal(got.DNS, p.dns[:3]) {
+	if mtu, _ := s.network("net_a").links["gw1"].path.MTU(); got.MTU != 1280 || mtu != 1280 || !slices.Equal(got.DNS, p.dns[:3]) {
 		t.Errorf("the sandbox gets %+v, the tunnel an MTU of %d", got, mtu)
 	}
 	// Buffers have the size that the network began with.
@@ -192,7 +192,7 @@ func TestTunnelsComeAndGo(t *testing.T) {
 	p := newPlane(t)
 	s := newTestSidecar(t, p)
 	a, b := open(t, s, "p"), open(t, s, "p")
-	l := s.networks["net_a"].links["gw1"]
+	l := s.network("net_a").links["gw1"]
 	s.detach(t.Context(), a.id, "test")
 	b.send("192.0.2.1:53", 1)
 	b.next(t)
@@ -339,8 +339,12 @@ func bench(t testing.TB) (*sandbox, *path) {
 	}, netip.MustParseAddr("10.0.0.2"))
 	t.Cleanup(func() { _ = p.Close() })
 	dev := &loop{memDevice: newMemDevice(), packet: udp("10.0.0.5:1000", "192.0.2.1:53", 1300)}
-	s := newSandbox(sandboxConfig{inner: testInner.As4(), dev: dev, paths: []*path{p}, clock: clk, pool: pool, count: count})
-	p.sandboxes.add(s)
+	s := newSandbox(sandboxConfig{inner: testInner.As4(), dev: dev, clock: clk, pool: pool, count: count})
+	s.setRoutes([]route{{id: 1, path: p}})
+	g := &group{}
+	g.choice.Store(1)
+	s.group.Store(g)
+	p.sandboxes.add(s.inner, resident{sandbox: s})
 	return s, p
 }
 
@@ -361,9 +365,10 @@ func TestSwitchingAllocatesNothing(t *testing.T) {
 	bufs, sizes := readBuffers()
 	step := func() {
 		n, err := s.dev.Read(s.views[:s.window], s.sizes[:s.window], 0)
-		if err != nil || !s.forward(n) {
+		if err != nil {
 			t.Fatal(err)
 		}
+		s.forward(n)
 		if _, err := p.Read(bufs, sizes, 16); err != nil {
 			t.Fatal(err)
 		}

@@ -370,6 +370,9 @@ func newTestSidecar(t *testing.T, p *plane) *Sidecar {
 	return s
 }
 
+// network finds a network of the worker's own region.
+func (s *Sidecar) network(id string) *network { return s.networks[networkKey{s.home, id}] }
+
 func request(project string) sandboxRequest {
 	return sandboxRequest{Project: project, Environment: "production", Kind: spec.KindFunction, Runtime: spec.RuntimeGo}
 }

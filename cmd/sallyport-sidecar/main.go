@@ -9,8 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -121,8 +119,14 @@ func run(file string) error {
 		return err
 	}
 	defer client.Close()
+	others, err := newRegions(c, token)
+	if err != nil {
+		return err
+	}
+	defer others.close()
 	s, err := sidecar.New(sidecar.Config{
-		Control: client, Region: c.Region, Socket: c.Socket, Hide: secrets(c), Admin: c.Admin.Listen, Log: logger(c.Log),
+		Control: client, Region: c.Region, Socket: c.Socket, Hide: secrets(c), Admin: c.Admin.Listen,
+		Regions: others, Failover: failoverSettings(c.Failover), Linger: c.Failover.Linger, Log: logger(c.Log),
 	})
 	if err != nil {
 		return err
@@ -130,20 +134,6 @@ func run(file string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	return s.Run(ctx)
-}
-
-// secrets are the paths that lead to the control plane.
-func secrets(c config.Sidecar) []string {
-	paths := []string{c.TokenFile}
-	if socket, ok := strings.CutPrefix(c.API, "unix://"); ok {
-		paths = append(paths, socket)
-	}
-	for i, p := range paths {
-		if absolute, err := filepath.Abs(p); err == nil {
-			paths[i] = absolute
-		}
-	}
-	return paths
 }
 
 func logger(c config.Log) *slog.Logger {
