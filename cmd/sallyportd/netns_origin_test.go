@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
 // What the origin serves. Each TCP service first does what its name says.
@@ -39,9 +41,11 @@ const (
 // stall is how long a writer waits before it says that it cannot write on.
 const stall = 300 * time.Millisecond
 
-// origin is the far side, with servers in this process.
+// origin is a far side, with servers in this process.
 type origin struct {
-	w         *ground
+	t         *testing.T
+	on        *netlab.Namespace
+	addr      netip.Addr
 	http      *http.Server
 	listeners []net.Listener
 	packets   []net.PacketConn
@@ -76,10 +80,21 @@ type query struct {
 	from          netip.AddrPort
 }
 
-// newOrigin starts the servers.
-func newOrigin(w *ground) *origin {
-	w.t.Helper()
-	o := &origin{w: w, takes: make(chan taken, 64), stalls: make(chan int64, 64), read: make(chan struct{}), conns: make(map[net.Conn]struct{})}
+// newOrigin starts the origin's servers, the name server among them.
+func newOrigin(g *ground) *origin {
+	g.t.Helper()
+	o := newFarSide(g.t, g.home, originAddr)
+	o.serveNames()
+	return o
+}
+
+// newFarSide starts servers on a machine. Close them.
+func newFarSide(t *testing.T, on *netlab.Namespace, addr netip.Addr) *origin {
+	t.Helper()
+	o := &origin{
+		t: t, on: on, addr: addr,
+		takes: make(chan taken, 64), stalls: make(chan int64, 64), read: make(chan struct{}), conns: make(map[net.Conn]struct{}),
+	}
 	o.http = &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		o.requests.Add(1)
 		_, _ = io.WriteString(rw, r.RemoteAddr)
@@ -92,21 +107,20 @@ func newOrigin(w *ground) *origin {
 	} {
 		o.serve(o.listen(port), serve)
 	}
-	udp, err := w.home.ListenPacket("udp4", netip.AddrPortFrom(originAddr, portUDP).String())
+	udp, err := on.ListenPacket("udp4", at(addr, portUDP))
 	if err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
 	o.packets = append(o.packets, udp)
 	o.tasks.Go(func() { o.tellSources(udp) })
-	o.serveNames()
 	return o
 }
 
 func (o *origin) listen(port uint16) net.Listener {
-	o.w.t.Helper()
-	l, err := o.w.home.Listen("tcp4", netip.AddrPortFrom(originAddr, port).String())
+	o.t.Helper()
+	l, err := o.on.Listen("tcp4", at(o.addr, port))
 	if err != nil {
-		o.w.t.Fatal(err)
+		o.t.Fatal(err)
 	}
 	o.listeners = append(o.listeners, l)
 	return l
@@ -269,14 +283,14 @@ func noiseSum(n int64) string {
 
 // serveNames serves the zone "origin.example." by UDP and TCP.
 func (o *origin) serveNames() {
-	at := netip.AddrPortFrom(nameServer, 53).String()
-	udp, err := o.w.home.ListenPacket("udp4", at)
+	where := at(nameServer, 53)
+	udp, err := o.on.ListenPacket("udp4", where)
 	if err != nil {
-		o.w.t.Fatal(err)
+		o.t.Fatal(err)
 	}
-	tcp, err := o.w.home.Listen("tcp4", at)
+	tcp, err := o.on.Listen("tcp4", where)
 	if err != nil {
-		o.w.t.Fatal(err)
+		o.t.Fatal(err)
 	}
 	for _, s := range []*dns.Server{{PacketConn: udp}, {Listener: tcp}} {
 		// Shutting a server down works only once it runs.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -65,7 +66,7 @@ type sandbox struct {
 	inner  netip.Addr // 0 before address was asked for
 	cmd    *exec.Cmd
 	in     io.WriteCloser
-	stderr bytes.Buffer  // complete when done is closed
+	stderr messages      // complete when done is closed
 	err    error         // of the command's end; likewise
 	done   chan struct{} // closed when the command has ended
 
@@ -73,6 +74,24 @@ type sandbox struct {
 	tasks   *json.Encoder
 	waiting map[int]chan answer
 	last    int
+}
+
+// messages is what a command wrote, which may be read while it goes on.
+type messages struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (m *messages) Write(p []byte) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.b.Write(p)
+}
+
+func (m *messages) String() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.b.String()
 }
 
 // start starts a command as a sandbox on the worker. It may fail; ask tells.
@@ -168,7 +187,7 @@ func (b *sandbox) ask(t task) (answer, error) {
 
 // ended says how the command ended.
 func (b *sandbox) ended() error {
-	return fmt.Errorf("the sandbox ended (%w): %s", errors.Join(errors.New("no answer"), b.err), bytes.TrimSpace(b.stderr.Bytes()))
+	return fmt.Errorf("the sandbox ended (%w): %s", errors.Join(errors.New("no answer"), b.err), strings.TrimSpace(b.stderr.String()))
 }
 
 // must is ask for what must succeed.

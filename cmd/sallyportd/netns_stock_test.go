@@ -3,14 +3,12 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -41,23 +39,8 @@ func newStockPeer(t *testing.T, w *world) *stockPeer {
 		t.Fatal(err)
 	}
 	p := &stockPeer{w: w, t: t, device: fmt.Sprintf("spwg%d", os.Getpid()), attach: resp}
-	daemon := w.run(w.laptop, "wireguard-go", "wireguard-go", "-f", p.device)
-	t.Cleanup(func() { daemon.end(t, syscall.SIGTERM) })
-	control := filepath.Join("/var/run/wireguard", p.device+".sock")
-	eventually(t, 5*time.Second, "wireguard-go is ready", func() error {
-		if err := daemon.running(); err != nil {
-			return err
-		}
-		c, err := net.Dial("unix", control)
-		if err == nil {
-			err = c.Close()
-		}
-		return err
-	})
-	keyFile := filepath.Join(w.dir, "laptop.key")
-	if err := os.WriteFile(keyFile, []byte(key), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	w.wireguardGo(w.laptop, p.device)
+	keyFile := w.write("laptop.key", key)
 	g := resp.Gateways[0]
 	p.run("wg", "set", p.device, "private-key", keyFile, "peer", g.PublicKey, "endpoint", g.Endpoint.String(), "allowed-ips", "0.0.0.0/0")
 	p.run("ip", "address", "add", netip.PrefixFrom(resp.Attachment.Inner, 32).String(), "dev", p.device)
@@ -97,11 +80,11 @@ func (p *stockPeer) run(name string, args ...string) string {
 	return out
 }
 
-// TestStockWireGuard: whoever speaks WireGuard is a client. WireGuard's own
-// programs, attached by the API, carry curl, ping, dig and iperf3.
-func TestStockWireGuard(t *testing.T) {
+// requireStock skips the test where WireGuard's own programs cannot run.
+func requireStock(t *testing.T, others ...string) {
+	t.Helper()
 	netlab.Require(t)
-	for _, name := range []string{"wg", "wireguard-go", "ip", "curl", "ping", "dig", "iperf3"} {
+	for _, name := range append([]string{"wg", "wg-quick", "wireguard-go", "ip", "curl", "ping", "dig"}, others...) {
 		netlab.Program(t, name)
 	}
 	if f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
@@ -112,6 +95,20 @@ func TestStockWireGuard(t *testing.T) {
 	if err := os.MkdirAll("/var/run/wireguard", 0o755); err != nil {
 		netlab.NotRun(t, fmt.Sprintf("wg wants its sockets there: %v", err))
 	}
+}
+
+// wireguardGo makes a device on a machine. Its name must be of this process alone:
+// all machines have one file system.
+func (g *ground) wireguardGo(n *netlab.Namespace, device string) {
+	g.t.Helper()
+	d := g.run(n, device, "wireguard-go", "-f", device)
+	g.awaitSocket(d, filepath.Join("/var/run/wireguard", device+".sock"))
+}
+
+// TestStockWireGuard: whoever speaks WireGuard is a client. WireGuard's own
+// programs, attached by the API, carry curl, ping, dig and iperf3.
+func TestStockWireGuard(t *testing.T) {
+	requireStock(t, "iperf3")
 	w := newWorld(t)
 	w.startGateway()
 	w.awaitGateway()
