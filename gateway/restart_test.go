@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-net/sallyport/control"
@@ -242,6 +243,7 @@ func TestStateFileKept(t *testing.T) {
 		return strings.Contains(r.log.String(), "state file not written") && r.host.keeper.errors.Load() > 0
 	})
 	s.checkEcho(origin, "one")
+	r.wantMetrics(map[string]float64{"sallyport_state_file_writes_total": 0})
 	if err := os.Remove(filepath.Dir(daemon.StateFile)); err != nil {
 		t.Fatal(err)
 	}
@@ -347,6 +349,7 @@ func TestHostDrains(t *testing.T) {
 	if told := time.Since(began); told > 500*time.Millisecond {
 		t.Errorf("the control plane heard of it after %v", told)
 	}
+	r.wantMetrics(map[string]float64{"sallyport_draining": 1, "sallyport_ready": 0})
 	if n.health.Health() != packet.HealthDraining || r.host.Ready() {
 		t.Errorf("health is %b, ready %v", n.health.Health(), r.host.Ready())
 	}
@@ -370,6 +373,27 @@ func TestUnknownHost(t *testing.T) {
 		})
 		if err == nil || !strings.Contains(err.Error(), c[2]) {
 			t.Errorf("%v: %v", c, err)
+		}
+	}
+}
+
+// wantMetrics compares metrics of a host with one network.
+func (r *hostRig) wantMetrics(want map[string]float64) {
+	r.t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(r.host)
+	families, err := registry.Gather()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		m := f.GetMetric()[0]
+		got[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+	}
+	for name, v := range want {
+		if g, there := got[name]; !there || g != v {
+			r.t.Errorf("%s is %v (there: %v), want %v", name, g, there, v)
 		}
 	}
 }
@@ -413,6 +437,7 @@ func TestHostReportsLostUplink(t *testing.T) {
 	if h := r.find("net_a").health.Health(); h != packet.HealthUplinkLost {
 		t.Errorf("health is %b", h)
 	}
+	r.wantMetrics(map[string]float64{"sallyport_uplink_lost": 1, "sallyport_full": 0, "sallyport_ready": 1, "sallyport_draining": 0})
 	refuse()
 	r.await("the uplink is back", func(report spec.HostReport, _ spec.Cursor) bool {
 		return len(report.Networks) == 1 && !report.Networks[0].UplinkLost
