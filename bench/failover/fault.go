@@ -132,7 +132,7 @@ func (s *stage) settle(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return st.settled(s.active.name, len(s.world.hosts))
+		return st.settled(len(s.world.hosts))
 	}); err != nil {
 		return err
 	}
