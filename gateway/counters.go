@@ -43,8 +43,9 @@ func (c *Counters) forwarded(d Direction, packets, bytes int) {
 	c.bytes[d].Add(uint64(bytes))
 }
 
-// Packets returns how many packets were forwarded in direction d: to the uplink,
-// or back from it, those of the gateway's own services included.
+// Packets returns how many packets were forwarded in direction d: to the uplink or a
+// peered network, or back from it, those of the gateway's own services included. One
+// that goes by way of both hosts of a network counts on each.
 func (c *Counters) Packets(d Direction) uint64 { return c.packets[d].Load() }
 
 // Bytes returns how many bytes of IP packets were forwarded in direction d.

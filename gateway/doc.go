@@ -11,7 +11,8 @@
 //     clock is read once.
 //  2. Each packet is parsed in place; fragments wait in the network's bounded
 //     reassembler until their datagram is whole.
-//  3. The policy snapshot decides: forward, a local service, reject, drop.
+//  3. The policy snapshot decides: forward, a peered network, a local service,
+//     reject, drop.
 //  4. The inner address names one dedicated IP of the pair; under that table's
 //     lock the packet is translated, for the whole batch at once. Where the policy
 //     has changed since step 3 it is asked again there, so that an address
@@ -23,6 +24,10 @@
 // names the table, the table restores the inner destination or drops, and
 // [Forwarder.Read] returns the same buffers to wireguard-go, which encrypts.
 //
+// Packets to peered networks go by a table that tracks and does not translate, and by a
+// site tunnel instead of the uplink (peered.go, peered_egress.go, peered_ingress.go).
+// The tunnel is on one of the network's hosts; the other relays to it.
+//
 // What the gateway says itself (ICMP errors, resets, answers of its services)
 // waits in a bounded queue; Read takes from it and from the uplink alike.
 //
@@ -30,7 +35,8 @@
 //
 // The Forwarder owns its tables, the reply queue and the counters. The uplink,
 // the services and the tunnel are owned by the network's tasks (network.go),
-// which start and end them in order; a [Host] owns the networks, follows the
+// which start and end them in order; the site tunnel comes, changes and goes with the
+// desired state while the network is open (site.go); a [Host] owns the networks, follows the
 // desired state (follow.go), and opens again what failed. Networks share nothing
 // but the host's descriptors, and fail alone.
 package gateway

@@ -61,6 +61,8 @@ func (h *Host) Describe(ch chan<- *prometheus.Desc) {
 // and reasons of the closed set, never addresses of customers' flows.
 type metricDescs struct {
 	packets, bytes, drops, local, replies, lost, sessions, mappings, peers, sockets, pending, uplink, full, ready, draining, stateWrites, stateErrors *prometheus.Desc
+
+	site siteDescs
 }
 
 func descs() metricDescs {
@@ -85,13 +87,14 @@ func descs() metricDescs {
 		draining:    d("draining", "1 while the host tells sidecars to go elsewhere, before it ends."),
 		stateWrites: d("state_file_writes_total", "State files written."),
 		stateErrors: d("state_file_errors_total", "State files that could not be written, or were refused at the start."),
+		site:        newSiteDescs(d),
 	}
 }
 
 func metrics() []*prometheus.Desc {
 	d := descs()
 	return []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.lost, d.sessions, d.mappings, d.peers, d.sockets, d.pending,
-		d.uplink, d.full, d.ready, d.draining, d.stateWrites, d.stateErrors}
+		d.uplink, d.full, d.ready, d.draining, d.stateWrites, d.stateErrors, d.site.packets, d.site.bytes, d.site.foreign, d.site.sessions}
 }
 
 // Collect implements prometheus.Collector.
@@ -141,6 +144,7 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 		gauge(d.pending, float64(up.Pending), id)
 		gauge(d.uplink, truth(n.health.uplinkLost()), id)
 		gauge(d.full, truth(n.health.full.Load()), id)
+		d.site.collect(n, counter, gauge)
 	}
 }
 

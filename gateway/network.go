@@ -34,6 +34,8 @@ const (
 	sweepBudget = 4096
 	// sweepRound is within how many ticks all records of a table are looked at.
 	sweepRound = 40
+	// insistInterval is the pause between attempts to reach the host with the site.
+	insistInterval = time.Second
 	// fragmentMemory bounds the fragments of one network, in bytes.
 	fragmentMemory = 4 << 20
 )
@@ -230,10 +232,13 @@ func (n *network) pumpLocal() error {
 	}
 }
 
-// keep sweeps the tables and carries events between tables and uplink.
+// keep sweeps the tables, carries events between tables and uplink, and sees to it
+// that the site is reached.
 func (n *network) keep(ctx context.Context) error {
 	timer := time.NewTicker(tick)
 	defer timer.Stop()
+	relay := time.NewTicker(insistInterval)
+	defer relay.Stop()
 	events := make([]nat.Event, 512)
 	for {
 		select {
@@ -244,6 +249,8 @@ func (n *network) keep(ctx context.Context) error {
 				return nil
 			}
 			n.uplinkEvent(e)
+		case <-relay.C:
+			n.insist()
 		case <-timer.C:
 			n.sweep(events)
 			n.noteFull()

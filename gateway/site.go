@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -48,6 +49,8 @@ type site struct {
 	device *siteDevice
 	tun    *tunnel.Tunnel
 	table  *peeredTable // nil where it relays
+	// reached says that a relay has shaken hands with the host that has the site.
+	reached bool
 }
 
 // peeringState is what is counted of a peering connection as long as it is active.
@@ -84,6 +87,7 @@ func (n *network) setSite(plan sitePlan) error {
 	if s := n.site; s != nil {
 		table, before = s.table, s.ranges
 		if s.role != plan.role || s.port != plan.port || s.key != plan.key {
+			n.rememberPeers()
 			n.closeSite()
 		}
 	}
@@ -183,6 +187,37 @@ func (n *network) closeSite() {
 	n.site = nil
 	s.tun.Close()
 	n.log.Info("site tunnel closed", "relay", s.role == relaysToSite)
+}
+
+// rememberPeers takes note of where the tunnel's peers are, so that the next one
+// calls them: they do not notice by themselves that it is another.
+func (n *network) rememberPeers() {
+	for key, p := range n.sitePeers() {
+		if p.Endpoint.IsValid() {
+			if n.former == nil {
+				n.former = contacts{}
+			}
+			n.former[key] = p.Endpoint
+		}
+	}
+}
+
+// insist makes a relay shake hands again that has not been answered yet: when a site
+// moves, the other host may begin to listen a moment later, and WireGuard would ask
+// only every 5 s.
+func (n *network) insist() {
+	n.siteMu.Lock()
+	defer n.siteMu.Unlock()
+	s := n.site
+	if s == nil || s.role != relaysToSite || s.reached {
+		return
+	}
+	stats := n.sitePeers()
+	for id, p := range s.peers {
+		if s.reached = !stats[p.PublicKey].LastHandshake.IsZero(); !s.reached {
+			n.siteTrouble(id, errors.Join(s.tun.RemovePeer(p.PublicKey), s.tun.SetPeer(p)))
+		}
+	}
 }
 
 // keepForeign takes note of what the tunnel has counted of peers that are about to go.
