@@ -42,10 +42,10 @@ func (w *world) attachment(t *testing.T, inner netip.Addr) spec.Attachment {
 	return spec.Attachment{}
 }
 
-// startLoad starts a sandbox's load and waits until all parts of it have been answered.
-func (w *world) startLoad(t *testing.T, b *sandbox) {
+// startLoad starts a sandbox's load towards a far side and waits until all parts of it have been answered.
+func (g *ground) startLoad(t *testing.T, b *sandbox, to netip.Addr) {
 	t.Helper()
-	b.must(t, task{Do: "load", Targets: []string{at(originAddr, portHTTP), at(originAddr, portUDP), at(originAddr, portEcho)}})
+	b.must(t, task{Do: "load", Targets: []string{at(to, portHTTP), at(to, portUDP), at(to, portEcho)}})
 	eventually(t, 5*time.Second, "the load is answered", func() error {
 		if r := b.load(t); r.Answered == 0 || r.AnsweredUDP == 0 || !r.Held.IsValid() {
 			return fmt.Errorf("%+v", r)
@@ -61,7 +61,7 @@ func TestKillGateway(t *testing.T) {
 	w.up()
 	boxes := []*sandbox{w.sandbox(t, acmeFunction), w.sandbox(t, acmeFunction), w.sandbox(t, acmeFunction), w.sandbox(t, globexFunction)}
 	for _, b := range boxes {
-		w.startLoad(t, b)
+		w.startLoad(t, b, originAddr)
 	}
 	before, err := w.api.Attachments(t.Context())
 	if err != nil {
@@ -128,7 +128,7 @@ func TestKillSidecar(t *testing.T) {
 	w.up()
 	boxes := []*sandbox{w.sandbox(t, acmeFunction), w.sandbox(t, acmeFunction), w.sandbox(t, globexFunction)}
 	for _, b := range boxes {
-		w.startLoad(t, b)
+		w.startLoad(t, b, originAddr)
 	}
 	w.sidecar.end(t, syscall.SIGKILL)
 	failed := make([]uint64, len(boxes))
