@@ -152,6 +152,7 @@ func (h *Host) remember(ctx context.Context) error {
 		}
 		if pause(ctx, settleTime) == nil {
 			began := time.Now()
+			h.sample() // those who came meanwhile have called since
 			h.write()
 			_ = pause(ctx, writeShare*time.Since(began)) // the loop looks at ctx
 		}
