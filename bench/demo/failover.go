@@ -1,11 +1,14 @@
 package demo
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -163,6 +166,9 @@ func lookHostKilled(ctx context.Context, s *stage) (outcome, error) {
 	if f.who == nil {
 		return outcome{}, f.give(errors.New("no function is attached in both regions"))
 	}
+	if err := s.remembered(ctx); err != nil {
+		return outcome{}, f.give(err)
+	}
 	if _, err := addresses(f.who.do(task{Do: doLoad, Target: s.plan.web.String()})); err != nil {
 		return outcome{}, f.give(err)
 	}
@@ -175,6 +181,19 @@ func lookHostKilled(ctx context.Context, s *stage) (outcome, error) {
 		return outcome{fmt.Sprintf("%v before, not %v", from.Addr(), s.plan.acme[0]), false}, nil
 	}
 	return s.killAndWait(ctx, []netip.Addr{s.plan.acme[1]}, s.gateways[atA])
+}
+
+// remembered waits until gw-a's state file says where the worker is. After a restart
+// without that, gw-a would have to wait for the worker to call, which WireGuard does
+// every 5 s.
+func (s *stage) remembered(ctx context.Context) error {
+	return until(ctx, hostA+"'s state file names the worker", func(context.Context) error {
+		b, err := os.ReadFile(filepath.Join(s.dir, hostA+"-state.json"))
+		if err == nil && !bytes.Contains(b, []byte(s.plan.worker.String()+":")) {
+			err = errors.New("it does not")
+		}
+		return err
+	})
 }
 
 // killAndWait kills daemons and waits for the first answer from one of some sources.
