@@ -136,8 +136,9 @@ func measureAll(ctx context.Context, cfg Config) (r *report, err error) {
 		p.out = io.Discard
 	}
 	p.line("starting the daemons")
-	began, cpu, err := time.Now(), cpuTime{}, error(nil)
-	if cpu, err = readCPU(); err != nil {
+	began, busy := time.Now(), loadAverage()
+	cpu, err := readCPU()
+	if err != nil {
 		return nil, err
 	}
 	s, err := newStage(ctx, cfg, giveUp)
@@ -154,6 +155,7 @@ func measureAll(ctx context.Context, cfg Config) (r *report, err error) {
 		s.showLogs(p)
 		return nil, errors.Join(err, s.removeFiles())
 	}
+	r.Load1 = busy
 	r.Date, r.Took = began.UTC().Format(time.DateOnly), time.Since(began)
 	end, err := readCPU()
 	if err != nil {
@@ -194,6 +196,9 @@ func (s *stage) measure(ctx context.Context, p *printer) (*report, error) {
 // showLogs prints the ends of the daemons' logs.
 func (s *stage) showLogs(p *printer) {
 	for _, d := range s.processes {
+		if d.cmd == nil {
+			continue // it was never started
+		}
 		p.line("\nthe end of %s's log:\n%s", d.name, d.tail())
 	}
 }

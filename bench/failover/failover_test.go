@@ -256,7 +256,7 @@ func TestFilesAreValid(t *testing.T) {
 func sample() *report {
 	r := &report{
 		Date: "2026-01-02", Version: "v1.2.3", Command: "sallyport-bench failover --runs 1 --load 2m0s", RunsEach: 1,
-		Machine: machineFacts{CPU: "Some CPU", Cores: 2, Memory: 4096, Kernel: "6.1.0", Go: "go1.26"}, Took: 95 * time.Second, Stolen: 0.012,
+		Machine: machineFacts{CPU: "Some CPU", Cores: 2, Memory: 4096, Kernel: "6.1.0", Go: "go1.26"}, Took: 95 * time.Second, Load1: 0.25, Stolen: 0.012,
 		Load: &loadPhase{Seconds: 120, Streams: 8, Sent: 15e9, Received: 7.5e9, Busy: 0.994, Stolen: 0.01,
 			Connections: tally{Answered: 2400, Longest: 45 * ms}, Probes: 5000, Missed: 3},
 		Wire: wire{Packets: 123456},

@@ -48,6 +48,20 @@ func cpuName(text string) string {
 	return ""
 }
 
+// loadAverage is that of the last minute; 0 if it cannot be read.
+func loadAverage() float64 {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	v, err := strconv.ParseFloat(first, 64)
+	if err != nil {
+		return 0
+	}
+	return v
+}
+
 // cpuTime is a reading of /proc/stat, in ticks of all cores.
 type cpuTime struct{ total, idle, stolen uint64 }
 

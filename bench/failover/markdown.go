@@ -13,8 +13,9 @@ func (r *report) markdown() string {
 	put("# Failover, measured\n\n")
 	put("Written by `make failover-report` on %s; changes here are lost. Version %s.\n\n", r.Date, r.Version)
 	put("- Command: `%s`\n", r.Command)
-	put("- Machine: %s, %d cores, %d MiB, Linux %s, %s. Of the cores' time %.1f %% was stolen by the hypervisor. It took %v.\n\n",
-		r.Machine.CPU, r.Machine.Cores, r.Machine.Memory, r.Machine.Kernel, r.Machine.Go, 100*r.Stolen, r.Took.Round(time.Second))
+	put("- Machine: %s, %d cores, %d MiB, Linux %s, %s. The load average was %.1f when it began; of the cores' time\n"+
+		"  %.1f %% was stolen by the hypervisor. It took %v.\n\n",
+		r.Machine.CPU, r.Machine.Cores, r.Machine.Memory, r.Machine.Kernel, r.Machine.Go, r.Load1, 100*r.Stolen, r.Took.Round(time.Second))
 	put("## Result\n\n")
 	r.writeResult(&b)
 	put("\n%s", methodText())
@@ -35,7 +36,9 @@ func (r *report) markdown() string {
 // writeResult writes the figures, for the document and for the terminal.
 func (r *report) writeResult(b *strings.Builder) {
 	put := func(format string, args ...any) { fmt.Fprintf(b, format, args...) }
-	rows := [][]string{{"fault", "runs", "new connection answered, p50", "max", "open connection reset, p50", "max", "UDP answered, p50", "max", "back, p50"}}
+	put("Times from the cut until a new connection is answered, the idle open connection is reset, and the UDP flow is answered\n"+
+		"again; and from the repair until a new connection goes by the active host again (hold %v, usually 60s).\n\n", holdTime)
+	rows := [][]string{{"fault", "runs", "answered p50", "max", "reset p50", "max", "UDP p50", "max", "back p50", "max"}}
 	for _, f := range append(append([]summary(nil), r.Faults...), r.All) {
 		name := f.Fault
 		if name == "" {
@@ -43,7 +46,7 @@ func (r *report) writeResult(b *strings.Builder) {
 		}
 		rows = append(rows, []string{
 			name, fmt.Sprint(f.Runs), millis(f.First.P50), millis(f.First.Max), millis(f.Reset.P50), millis(f.Reset.Max),
-			millis(f.UDP.P50), millis(f.UDP.Max), millis(f.Back.P50),
+			millis(f.UDP.P50), millis(f.UDP.Max), millis(f.Back.P50), millis(f.Back.Max),
 		})
 	}
 	writeTable(b, rows)

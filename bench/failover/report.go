@@ -12,13 +12,12 @@ import (
 
 // report is the whole outcome, as JSON has it. Times are nanoseconds.
 type report struct {
-	// NotRun says why nothing was measured; then the rest does not count.
-	NotRun   string        `json:"notRun,omitempty"`
 	Date     string        `json:"date"` // UTC
 	Version  string        `json:"version"`
 	Command  string        `json:"command"`
 	Machine  machineFacts  `json:"machine"`
 	Took     time.Duration `json:"took"`
+	Load1    float64       `json:"load1"`  // the machine's load average of a minute when it began
 	Stolen   float64       `json:"stolen"` // part of the cores' time that the hypervisor gave to others
 	RunsEach int           `json:"runsEach"`
 	Runs     []run         `json:"runs"`
@@ -71,7 +70,7 @@ func (r *report) write(cfg Config) error {
 		}
 	}
 	if cfg.JSON {
-		return r.writeJSON(cfg.Out)
+		return writeJSON(cfg.Out, r)
 	}
 	var b strings.Builder
 	r.writeResult(&b)
@@ -79,10 +78,10 @@ func (r *report) write(cfg Config) error {
 	return err
 }
 
-func (r *report) writeJSON(out io.Writer) error {
+func writeJSON(out io.Writer, document any) error {
 	e := json.NewEncoder(out)
 	e.SetIndent("", "  ")
-	if err := e.Encode(r); err != nil {
+	if err := e.Encode(document); err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	return nil
@@ -114,7 +113,9 @@ func replaceFile(path, text string) error {
 // notRun says that nothing can be measured here.
 func notRun(cfg Config, why error) error {
 	if cfg.JSON {
-		return (&report{NotRun: why.Error(), Problems: []string{}}).writeJSON(cfg.Out)
+		return writeJSON(cfg.Out, struct {
+			NotRun string `json:"notRun"`
+		}{why.Error()})
 	}
 	_, err := fmt.Fprintf(cfg.Out, "NOT RUN: failover: %s\n", strings.ReplaceAll(why.Error(), "\n", "; "))
 	return err
