@@ -130,8 +130,17 @@ bench: ## run the benchmarks
 demo: build ## show the gateway at work on this machine
 	bin/sallyport-bench demo
 
+.PHONY: failover
+failover: build ## make hosts and regions fail, shortly, and see that others take over
+	@report=$$(mktemp -d); trap 'rm -rf "$$report"' EXIT; \
+	bin/sallyport-bench failover --runs 2 --load 10s --out "$$report/failover.md"
+
+.PHONY: failover-report
+failover-report: build ## measure failover and write docs/failover.md
+	bin/sallyport-bench failover --runs 20 --load 2m --out docs/failover.md
+
 .PHONY: check
-check: ## what CI runs: lint, the tests, the tests with the race detector, the demo
+check: ## what CI runs: lint, the tests, the tests with the race detector, the demo, failover
 	$(call stage,lint)
 	@$(MAKE) lint units
 	$(call stage,test)
@@ -140,8 +149,10 @@ check: ## what CI runs: lint, the tests, the tests with the race detector, the d
 	@$(MAKE) race TESTFLAGS=-count=1
 	$(call stage,demo)
 	@$(MAKE) demo
+	$(call stage,failover)
+	@$(MAKE) failover
 	$(call stage,all is well)
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
