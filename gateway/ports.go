@@ -39,6 +39,10 @@ func (h *Host) assign(wanted map[string]spec.Network) error {
 	ids := slices.Collect(maps.Keys(wanted))
 	ports, err := assignPorts(ids, r, h.ports, kept)
 	if err != nil {
+		h.relays = nil
+		ports, err = assignPorts(ids, r, h.ports, sites)
+	}
+	if err != nil {
 		return err
 	}
 	h.ports = ports

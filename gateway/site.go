@@ -99,7 +99,7 @@ func (n *network) setSite(plan sitePlan) error {
 	if n.site == nil {
 		return nil
 	}
-	n.changeSite(plan)
+	err := n.changeSite(plan)
 	for id, ranges := range before {
 		for _, r := range ranges {
 			if !slices.Contains(plan.ranges[id], r) {
@@ -107,7 +107,7 @@ func (n *network) setSite(plan sitePlan) error {
 			}
 		}
 	}
-	return nil
+	return err
 }
 
 // openSite opens the tunnel of a plan, with no peers yet.
@@ -134,7 +134,8 @@ func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
 }
 
 // changeSite gives the Forwarder the ranges of a plan, and the open tunnel its peers.
-func (n *network) changeSite(plan sitePlan) {
+// The error is about those that the tunnel did not take.
+func (n *network) changeSite(plan sitePlan) error {
 	s := n.site
 	ranges := new(bart.Fast[*peeringCounters])
 	for id, list := range plan.ranges {
@@ -150,11 +151,13 @@ func (n *network) changeSite(plan sitePlan) {
 		wanted[p.PublicKey] = struct{}{}
 	}
 	n.keepForeign(func(id string) bool { return plan.peers[id].PublicKey != s.peers[id].PublicKey })
-	for id, p := range s.peers {
+	var failed []error
+	for _, p := range s.peers {
 		if _, stays := wanted[p.PublicKey]; !stays {
-			n.siteTrouble(id, s.tun.RemovePeer(p.PublicKey))
+			failed = append(failed, s.tun.RemovePeer(p.PublicKey))
 		}
 	}
+	now := maps.Clone(plan.peers)
 	for id, p := range plan.peers {
 		old := s.peers[id]
 		if old.PublicKey == p.PublicKey && old.Endpoint == p.Endpoint && old.Keepalive == p.Keepalive && slices.Equal(old.AllowedIPs, p.AllowedIPs) {
@@ -163,16 +166,13 @@ func (n *network) changeSite(plan sitePlan) {
 		if old.PublicKey == p.PublicKey && old.Endpoint == p.Endpoint {
 			p.Endpoint = netip.AddrPort{} // where it has moved to meanwhile counts
 		}
-		n.siteTrouble(id, s.tun.SetPeer(n.greeted(p)))
+		if err := s.tun.SetPeer(n.greeted(p)); err != nil {
+			failed = append(failed, fmt.Errorf("peer %s: %w", id, err))
+			delete(now, id) // to be tried again
+		}
 	}
-	s.peers = plan.peers
-}
-
-// siteTrouble tells the log of a peer that the tunnel did not take.
-func (n *network) siteTrouble(peer string, err error) {
-	if err != nil {
-		n.log.Error("peer of the site tunnel not changed", "peer", peer, "error", err)
-	}
+	s.peers = now
+	return errors.Join(failed...)
 }
 
 // closeSite ends the tunnel, if there is one. Its flows go with the table, unless the
@@ -215,7 +215,9 @@ func (n *network) insist() {
 	stats := n.sitePeers()
 	for id, p := range s.peers {
 		if s.reached = !stats[p.PublicKey].LastHandshake.IsZero(); !s.reached {
-			n.siteTrouble(id, errors.Join(s.tun.RemovePeer(p.PublicKey), s.tun.SetPeer(p)))
+			if err := errors.Join(s.tun.RemovePeer(p.PublicKey), s.tun.SetPeer(p)); err != nil {
+				n.log.Error("host with the site not called", "host", id, "error", err)
+			}
 		}
 	}
 }
