@@ -250,11 +250,21 @@ func TestInsist(t *testing.T) {
 	if err := other.SetPeer(tunnel.Peer{PublicKey: r.plan.key.Public(), AllowedIPs: []netip.Prefix{network16}}); err != nil {
 		t.Fatal(err)
 	}
+	// By itself it would call again after 5 s.
+	late, again := time.After(4*time.Second), time.NewTicker(100*time.Millisecond)
+	defer again.Stop()
+	for !r.n.site.reached {
+		select {
+		case <-again.C:
+			r.n.insist()
+		case <-late:
+			t.Fatal("the relay has not been answered within 4 s")
+		}
+	}
+	before := r.n.sitePeers()[other.PublicKey()]
 	r.n.insist()
-	r.awaitEndpoint(other)
-	r.n.insist()
-	if !r.n.site.reached {
-		t.Error("the relay has been answered and does not know")
+	if after := r.n.sitePeers()[other.PublicKey()]; !after.LastHandshake.Equal(before.LastHandshake) {
+		t.Error("a relay that was answered called anew")
 	}
 }
 
