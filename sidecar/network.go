@@ -376,9 +376,17 @@ func (s *Sidecar) regroup(e *entry) {
 	n, now := e.network, time.Now()
 	tracks := n.watch.followed()
 	order := orderOf(tracks, nil, n, key, now)
-	// The host that the control plane named first is away no longer than the other.
+	// A group begins with the host that the control plane named first, because another
+	// may be away, and with the one in use where there is one already: a host that
+	// has not answered yet gets no new flows.
 	first := orderOf(tracks, nil, n, groupKey{host: e.listed, passive: key.passive, standby: key.standby}, now)
 	old := e.group
+	if old != nil {
+		used := old.choice.Load()
+		slices.SortStableFunc(first, func(a, b *track) int {
+			return boolRank(uint32(a.id) != used) - boolRank(uint32(b.id) != used)
+		})
+	}
 	e.group = n.watch.enter(key, first, order)
 	if e.sw != nil {
 		n.watch.join(e.group, e.sw)

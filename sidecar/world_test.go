@@ -21,6 +21,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/netstack"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/tunnel"
 )
@@ -116,17 +117,27 @@ func (d *memDevice) next(t *testing.T) []byte {
 // UDP datagrams.
 type gateway struct {
 	*memDevice
+	host   string
 	tunnel *tunnel.Tunnel
 	key    tunnel.Key
-	mu     sync.Mutex
-	mute   bool
-	seen   map[netip.Addr]int // packets by inner source, without probes
+	far    *netstack.Device // the internet, as far as TCP goes; nil: there is none
 	done   chan struct{}
+
+	mu     sync.Mutex // guards what follows
+	mute   bool
+	health packet.Health
+	deaf   uint16             // TCP port to which nothing gets through
+	seen   map[netip.Addr]int // packets by inner source, without probes
+	asked  map[netip.Addr]int // the same by destination
+	last   []byte             // the last answer to a probe
 }
 
 func newGateway(t *testing.T, key tunnel.Key) *gateway {
 	t.Helper()
-	g := &gateway{memDevice: newMemDevice(), key: key, seen: map[netip.Addr]int{}, done: make(chan struct{})}
+	g := &gateway{
+		memDevice: newMemDevice(), host: "gw1", key: key,
+		seen: map[netip.Addr]int{}, asked: map[netip.Addr]int{}, done: make(chan struct{}),
+	}
 	var err error
 	if g.tunnel, err = tunnel.New(tunnel.Config{PrivateKey: key, Device: g.memDevice}); err != nil {
 		t.Fatal(err)
@@ -159,18 +170,37 @@ func (g *gateway) reply(b []byte) []byte {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var p packet.Packet
-	if packet.Parse(&p, b) != packet.Pass || p.Kind != packet.KindUDP || g.mute {
+	if packet.Parse(&p, b) != packet.Pass || g.mute {
+		return nil
+	}
+	if p.Kind == packet.KindTCP && g.far != nil && p.DstPort != g.deaf {
+		g.seen[p.Src]++
+		_, _ = g.far.Write([][]byte{append(make([]byte, 16), b...)}, 16)
+	}
+	if p.Kind != packet.KindUDP {
 		return nil
 	}
 	payload := bytes.Clone(p.B[p.L4+8:])
-	if m, ok := packet.ParseProbe(payload); ok && p.DstPort == packet.ProbePort {
-		m.Reply(0).Put(payload)
+	m, probe := packet.ParseProbe(payload)
+	if probe = probe && p.DstPort == packet.ProbePort; probe {
+		m.Reply(g.health).Put(payload)
 	} else {
 		g.seen[p.Src]++
+		g.asked[p.Dst]++
 	}
 	out := make([]byte, 28+len(payload))
 	packet.BuildUDP(out, netip.AddrPortFrom(p.Dst, p.DstPort), netip.AddrPortFrom(p.Src, p.SrcPort), payload, 64, 0)
+	if probe {
+		g.last = out
+	}
 	return out
+}
+
+// with changes the gateway under its lock.
+func (g *gateway) with(f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f()
 }
 
 func (g *gateway) setMute(mute bool) {
@@ -187,7 +217,7 @@ func (g *gateway) from(a netip.Addr) int {
 
 func (g *gateway) describe(network string) spec.Gateway {
 	return spec.Gateway{
-		Role: spec.RoleActive, Host: "gw1", Network: network, PublicKey: g.key.Public().String(),
+		Role: spec.RoleActive, Host: g.host, Network: network, PublicKey: g.key.Public().String(),
 		Endpoint: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), g.tunnel.ListenPort()),
 	}
 }
@@ -198,6 +228,10 @@ type plane struct {
 	address  string
 	mu       sync.Mutex
 	gateways map[string]*gateway // by network
+	siblings map[string]*gateway // the same, other hosts
+	networks map[string]string   // by project
+	base     [2]byte             // with which addresses begin
+	passive  *api.PassiveRegion
 	list     map[string]spec.Attachment
 	last     int
 	refuse   *api.Error // for every call
@@ -210,7 +244,8 @@ type plane struct {
 func newPlane(t *testing.T) *plane {
 	t.Helper()
 	p := &plane{
-		gateways: map[string]*gateway{}, list: map[string]spec.Attachment{},
+		gateways: map[string]*gateway{}, siblings: map[string]*gateway{}, list: map[string]spec.Attachment{},
+		networks: map[string]string{"p": "net_a", "q": "net_b"}, base: [2]byte{10, 0},
 		dns: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, mtu: spec.TunnelMTU,
 	}
 	p.gateways["net_a"] = newGateway(t, tunnel.NewKey())
@@ -248,7 +283,7 @@ func (p *plane) attach(w http.ResponseWriter, r *http.Request) {
 	if p.refused(w) {
 		return
 	}
-	network := map[string]string{"p": "net_a", "q": "net_b"}[req.Project]
+	network := p.networks[req.Project]
 	if network == "" {
 		answer(w, http.StatusNotFound, api.ErrorBody{Error: &api.Error{Code: api.CodeNotFound, Message: "no such project"}})
 		return
@@ -257,7 +292,7 @@ func (p *plane) attach(w http.ResponseWriter, r *http.Request) {
 	a := spec.Attachment{
 		ID: fmt.Sprintf("att_%d", p.last), Project: req.Project, Environment: req.Environment, Kind: req.Kind,
 		Runtime: req.Runtime, Region: req.Region, PublicKey: req.PublicKey, Network: network,
-		Inner: netip.AddrFrom4([4]byte{10, 0, 1, byte(p.last)}), Worker: netip.MustParseAddr("10.0.0.2"),
+		Inner: p.address4(1, p.last), Worker: p.address4(0, 2), Passive: req.Passive,
 	}
 	if req.Runtime == spec.RuntimeEdge {
 		a = spec.Attachment{ID: a.ID, Project: a.Project, Kind: a.Kind, Runtime: a.Runtime, Bypass: spec.BypassEdge}
@@ -274,19 +309,33 @@ func (p *plane) attach(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusCreated, api.AttachResponse{Attachment: a})
 		return
 	}
-	g := p.gateways[network]
-	p.admit(g, network)
-	answer(w, http.StatusCreated, api.AttachResponse{
-		Attachment: a,
-		Network:    p.network(network),
-		Gateways:   []spec.Gateway{g.describe(network)},
-	})
+	resp := api.AttachResponse{Attachment: a, Network: p.network(network), Passive: p.passive}
+	for _, g := range []*gateway{p.gateways[network], p.siblings[network]} {
+		if g == nil {
+			continue
+		}
+		p.admit(g, network)
+		gw := g.describe(network)
+		if g == p.siblings[network] {
+			gw.Role = spec.RoleSibling
+		}
+		if a.Passive {
+			gw.Role = spec.RolePassive
+		}
+		resp.Gateways = append(resp.Gateways, gw)
+	}
+	answer(w, http.StatusCreated, resp)
+}
+
+// address4 is an address of the plane's networks.
+func (p *plane) address4(third, fourth int) netip.Addr {
+	return netip.AddrFrom4([4]byte{p.base[0], p.base[1], byte(third), byte(fourth)})
 }
 
 // network describes a network.
 func (p *plane) network(id string) api.AttachedNetwork {
 	return api.AttachedNetwork{
-		ID: id, Gateway: netip.MustParseAddr("10.0.0.1"), CIDR: netip.MustParsePrefix("10.0.0.0/16"), DNS: p.dns, MTU: p.mtu,
+		ID: id, Region: "iad1", Gateway: p.address4(0, 1), CIDR: netip.PrefixFrom(p.address4(0, 0), 16), DNS: p.dns, MTU: p.mtu,
 	}
 }
 
@@ -303,7 +352,7 @@ func (p *plane) admit(g *gateway, network string) {
 		if err == nil {
 			err = g.tunnel.SetPeer(tunnel.Peer{PublicKey: k, AllowedIPs: prefixes})
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, tunnel.ErrClosed) { // a dead one is still named
 			panic(err)
 		}
 	}
@@ -354,20 +403,34 @@ func (p *plane) count() int {
 // newTestSidecar makes a sidecar that does not run: tests call its parts.
 func newTestSidecar(t *testing.T, p *plane) *Sidecar {
 	t.Helper()
+	return newConfiguredSidecar(t, p, Config{})
+}
+
+// newConfiguredSidecar makes one with what cfg says of regions and failover.
+func newConfiguredSidecar(t *testing.T, p *plane, cfg Config) *Sidecar {
+	t.Helper()
+	client := p.client(t)
+	socket := strings.TrimPrefix(p.address, "unix://")
+	token := filepath.Join(filepath.Dir(socket), "token")
+	cfg.Control, cfg.Region = client, "iad1"
+	cfg.Socket, cfg.Hide = filepath.Join(t.TempDir(), "own", "sidecar.sock"), []string{socket, token}
+	s, err := New(cfg)
+	if err = errors.Join(err, os.WriteFile(token, []byte("secret\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.close)
+	return s
+}
+
+// client calls the plane.
+func (p *plane) client(t *testing.T) *api.Client {
+	t.Helper()
 	client, err := api.NewClient(api.ClientConfig{Address: p.address, Token: "secret"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket := strings.TrimPrefix(p.address, "unix://")
-	token := filepath.Join(filepath.Dir(socket), "token")
-	s, err := New(Config{
-		Control: client, Region: "iad1", Socket: filepath.Join(t.TempDir(), "own", "sidecar.sock"), Hide: []string{socket, token},
-	})
-	if err = errors.Join(err, os.WriteFile(token, []byte("secret\n"), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.close(); client.Close() })
-	return s
+	t.Cleanup(client.Close)
+	return client
 }
 
 // network finds a network of the worker's own region.
