@@ -51,7 +51,11 @@ type site struct {
 	table  *peeredTable // nil where it relays
 	// reached says that a relay has shaken hands with the host that has the site.
 	reached bool
+	left    contacts // where peers were that were taken out
 }
+
+// maxLeft bounds how many peers that were taken out a site tunnel remembers.
+const maxLeft = 64
 
 // peeringState is what is counted of a peering connection as long as it is active.
 type peeringState struct {
@@ -152,8 +156,10 @@ func (n *network) changeSite(plan sitePlan) error {
 	}
 	n.keepForeign(func(id string) bool { return plan.peers[id].PublicKey != s.peers[id].PublicKey })
 	var failed []error
+	stats := n.sitePeers()
 	for _, p := range s.peers {
 		if _, stays := wanted[p.PublicKey]; !stays {
+			s.leave(p.PublicKey, stats[p.PublicKey].Endpoint)
 			failed = append(failed, s.tun.RemovePeer(p.PublicKey))
 		}
 	}
@@ -166,13 +172,34 @@ func (n *network) changeSite(plan sitePlan) error {
 		if old.PublicKey == p.PublicKey && old.Endpoint == p.Endpoint {
 			p.Endpoint = netip.AddrPort{} // where it has moved to meanwhile counts
 		}
-		if err := s.tun.SetPeer(n.greeted(p)); err != nil {
+		if err := s.tun.SetPeer(n.greeted(s.back(p))); err != nil {
 			failed = append(failed, fmt.Errorf("peer %s: %w", id, err))
 			delete(now, id) // to be tried again
 		}
 	}
 	s.peers = now
 	return errors.Join(failed...)
+}
+
+// leave takes note of where a peer is that is taken out.
+func (s *site) leave(key tunnel.Key, at netip.AddrPort) {
+	if !at.IsValid() {
+		return
+	}
+	if s.left == nil || len(s.left) >= maxLeft {
+		s.left = contacts{}
+	}
+	s.left[key] = at
+}
+
+// back adds to a peer that was taken out before where it was then. It may not have
+// noticed, and would call only when its session is over.
+func (s *site) back(p tunnel.Peer) tunnel.Peer {
+	if at, ok := s.left[p.PublicKey]; ok && !p.Endpoint.IsValid() {
+		p.Endpoint, p.Keepalive = at, greetInterval
+	}
+	delete(s.left, p.PublicKey)
+	return p
 }
 
 // closeSite ends the tunnel, if there is one. Its flows go with the table, unless the
