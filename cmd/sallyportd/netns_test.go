@@ -278,7 +278,7 @@ func TestDetachRevokes(t *testing.T) {
 	w.up()
 	b, neighbour := w.sandbox(t, acmeFunction), w.sandbox(t, acmeFunction)
 	for _, box := range []*sandbox{b, neighbour} {
-		w.startLoad(t, box)
+		w.startLoad(t, box, originAddr)
 	}
 	before := b.load(t)
 	id := w.attachment(t, b.inner).ID
