@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -145,13 +147,9 @@ func (p *peered) inward(t *testing.T) {
 	}
 	before := []uint64{settled(t, p.near), settled(t, p.far)}
 	dropped := p.droppedInward(t)
-	sent := 0
-	for _, target := range []netip.AddrPort{
+	sent := p.knock(t, p.database, databaseAddr,
 		netip.AddrPortFrom(p.near.inner, 8097), netip.AddrPortFrom(p.far.inner, 8097),
-		netip.AddrPortFrom(innerGateway, 53), netip.MustParseAddrPort("10.20.200.200:8097"),
-	} {
-		sent += p.knock(t, p.database, databaseAddr, target)
-	}
+		netip.AddrPortFrom(innerGateway, 53), netip.MustParseAddrPort("10.20.200.200:8097"))
 	eventually(t, 5*time.Second, "the gateway drops what the database sent", func() error {
 		if n := p.droppedInward(t) - dropped; n < sent {
 			return fmt.Errorf("%d of %d", n, sent)
@@ -174,41 +172,52 @@ func (p *peered) quiet(t *testing.T, before []uint64) {
 	}
 }
 
-// knock sends a SYN, a datagram and an echo request from one of a machine's
-// addresses, none of which may be answered, and returns how many packets that were
-// at least.
-func (p *peered) knock(t *testing.T, on *netlab.Namespace, from netip.Addr, to netip.AddrPort) int {
+// knock sends each target a SYN, a datagram and an echo request from one of a
+// machine's addresses, none of which may be answered, and returns how many packets
+// that were at least.
+func (p *peered) knock(t *testing.T, on *netlab.Namespace, from netip.Addr, targets ...netip.AddrPort) int {
 	t.Helper()
-	c, err := on.DialFrom(t.Context(), &net.UDPAddr{IP: from.AsSlice()}, "udp4", to.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if _, err := c.Write([]byte("knock")); err != nil {
-		t.Fatal(err)
-	}
-	var d net.Dialer
-	d.LocalAddr, d.Timeout = &net.TCPAddr{IP: from.AsSlice()}, 150*time.Millisecond
-	err = on.Do(func() error {
-		c, err := d.DialContext(t.Context(), "tcp4", to.String())
-		if err == nil {
-			_ = c.Close()
+	const patience = 150 * time.Millisecond
+	answered := func(what string, to netip.AddrPort, err error) {
+		t.Helper()
+		var timeout net.Error
+		if !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Errorf("%s from %v to %v ends with %v; want nothing to come back", what, from, to, err)
 		}
-		return err
-	})
-	var timeout net.Error
-	if !errors.As(err, &timeout) || !timeout.Timeout() {
-		t.Errorf("a connect from %v to %v ends with %v; want nothing to come back", from, to, err)
 	}
-	cmd := exec.CommandContext(t.Context(), "ping", "-n", "-c", "1", "-W", "0.15", "-I", from.String(), to.Addr().String())
-	if err := on.Run(cmd); err == nil {
-		t.Errorf("%v answers a ping from %v", to.Addr(), from)
+	var all sync.WaitGroup
+	for _, to := range targets {
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			c, err := on.DialFrom(ctx, &net.TCPAddr{IP: from.AsSlice()}, "tcp4", to.String())
+			if err == nil {
+				_ = c.Close()
+			}
+			answered("a connect", to, err)
+		})
+		all.Go(func() {
+			c, err := on.DialFrom(t.Context(), &net.UDPAddr{IP: from.AsSlice()}, "udp4", to.String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(patience))
+			if _, err = c.Write([]byte("knock")); err == nil {
+				_, err = c.Read(make([]byte, 100))
+			}
+			answered("a datagram", to, err)
+		})
+		all.Go(func() {
+			cmd := exec.CommandContext(t.Context(), "ping", "-n", "-c", "1", "-W", fmt.Sprint(patience.Seconds()), "-I", from.String(), to.Addr().String())
+			if err := on.Run(cmd); err == nil {
+				t.Errorf("%v answers a ping from %v", to.Addr(), from)
+			}
+		})
 	}
-	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
-	if n, err := c.Read(make([]byte, 100)); err == nil {
-		t.Errorf("%v answers a datagram from %v with %d bytes", to, from, n)
-	}
-	return 3
+	all.Wait()
+	return 3 * len(targets)
 }
 
 // droppedInward counts what the host of the site tunnel dropped on its way to
@@ -252,11 +261,11 @@ func (p *peered) foreignSources(t *testing.T) {
 	counted, sent := foreign(), 0
 	for _, from := range []netip.Addr{netip.MustParseAddr("10.99.0.1"), p.far.inner, innerGateway, originAddr, acmePair[0]} {
 		p.wg.must("ip", "address", "add", netip.PrefixFrom(from, 32).String(), "dev", "lo")
-		for _, b := range []*sandbox{p.near, p.far} {
-			if b.inner != from {
-				sent += p.knock(t, p.office, from, netip.AddrPortFrom(b.inner, 8097))
-			}
+		targets := []netip.AddrPort{netip.AddrPortFrom(p.near.inner, 8097), netip.AddrPortFrom(p.far.inner, 8097)}
+		if from == p.far.inner {
+			targets = targets[:1]
 		}
+		sent += p.knock(t, p.office, from, targets...)
 		p.wg.must("ip", "address", "del", netip.PrefixFrom(from, 32).String(), "dev", "lo")
 	}
 	eventually(t, 5*time.Second, "the report counts what was sent with foreign sources", func() error {
