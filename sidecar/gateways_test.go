@@ -2,206 +2,22 @@ package sidecar
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
-	"net/http"
 	"net/netip"
-	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
-	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
-	"github.com/sallyport-net/sallyport/internal/netstack"
 	"github.com/sallyport-net/sallyport/internal/packet"
-	"github.com/sallyport-net/sallyport/sidecar/failover"
 	"github.com/sallyport-net/sallyport/tunnel"
 )
-
-// The internet of these tests: a host that echoes what it hears on some TCP ports.
-var (
-	webHost  = netip.MustParseAddr("192.0.2.80")
-	web      = netip.AddrPortFrom(webHost, 80)
-	webOther = netip.AddrPortFrom(webHost, 81)
-)
-
-// serveTCP gives a gateway an internet.
-func (g *gateway) serveTCP(t *testing.T) {
-	t.Helper()
-	far, err := netstack.New(netstack.Config{Addresses: []netip.Addr{webHost}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = far.Close() })
-	for _, at := range []netip.AddrPort{web, webOther} {
-		l, err := far.ListenTCP(at)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
-			}
-		}()
-	}
-	go func() {
-		bufs, sizes := readBuffers()
-		for {
-			n, err := far.Read(bufs, sizes, 0)
-			if err != nil {
-				return
-			}
-			for i := range n {
-				select {
-				case g.out <- bytes.Clone(bufs[i][:sizes[i]]):
-				case <-g.closed:
-					return
-				}
-			}
-		}
-	}()
-	g.with(func() { g.far = far })
-}
-
-// quick are settings under which a test need not wait.
-func quick() Config {
-	return Config{Failover: failover.Config{
-		InUse: 20 * time.Millisecond, Standby: 40 * time.Millisecond, Suspect: 10 * time.Millisecond,
-		Hold: 100 * time.Millisecond, HoldJitter: time.Millisecond, Failbacks: 1000,
-	}}
-}
-
-// oneRegion finds the same control plane for every region.
-type oneRegion struct{ control Control }
-
-func (r oneRegion) Control(string, string) (Control, error) { return r.control, nil }
-
-// estate is a network with two gateway hosts, and a passive one in another region.
-type estate struct {
-	*Sidecar
-	home, away       *plane
-	gw1, gw2, remote *gateway
-}
-
-func newEstate(t *testing.T, cfg Config) *estate {
-	t.Helper()
-	w := &estate{home: newPlane(t), away: newPlane(t)}
-	w.gw1, w.gw2, w.remote = w.home.gateways["net_a"], newGateway(t, tunnel.NewKey()), w.away.gateways["net_a"]
-	w.gw2.host, w.remote.host = "gw2", "gw9"
-	for _, g := range []*gateway{w.gw1, w.gw2, w.remote} {
-		g.serveTCP(t)
-	}
-	w.home.siblings["net_a"] = w.gw2
-	w.home.passive = &api.PassiveRegion{Region: "cle1", Network: "net_p"}
-	w.away.base, w.away.dns = [2]byte{172, 16}, []netip.Addr{netip.MustParseAddr("172.16.0.1")}
-	w.away.networks = map[string]string{"p": "net_p"}
-	w.away.gateways = map[string]*gateway{"net_p": w.remote}
-	cfg.Regions = oneRegion{w.away.client(t)}
-	w.Sidecar = newConfiguredSidecar(t, w.home, cfg)
-	return w
-}
-
-// enter begins a sandbox on a device.
-func (w *estate) enter(t *testing.T, dev func(sandboxAnswer) *netstack.Device) (sandboxAnswer, *netstack.Device) {
-	t.Helper()
-	ans, err := w.attach(t.Context(), request("p"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	e, err := w.claim(ans.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := dev(ans)
-	if err := w.connectDevice(t.Context(), e, d); err != nil {
-		t.Fatal(err)
-	}
-	return ans, d
-}
-
-// stack is a sandbox with a TCP/IP stack.
-type stack struct {
-	*netstack.Device
-	sandboxAnswer
-}
-
-func (w *estate) stack(t *testing.T) stack {
-	t.Helper()
-	ans, d := w.enter(t, func(a sandboxAnswer) *netstack.Device {
-		d, err := netstack.New(netstack.Config{Addresses: []netip.Addr{a.Inner}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return d
-	})
-	return stack{d, ans}
-}
-
-// dial opens a connection.
-func (s stack) dial(t *testing.T, to netip.AddrPort) *netstack.Conn {
-	t.Helper()
-	c, err := s.DialTCP(short(t, patience), netip.AddrPortFrom(s.Inner, 0), to)
-	if err != nil {
-		t.Fatalf("connect to %v: %v", to, err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
-// echo says something on a connection and waits for the echo.
-func echo(t *testing.T, c *netstack.Conn) {
-	t.Helper()
-	_ = c.SetDeadline(time.Now().Add(patience))
-	b := make([]byte, 5)
-	if _, err := c.Write([]byte("hello")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(c, b); err != nil || string(b) != "hello" {
-		t.Fatalf("heard %q, %v", b, err)
-	}
-}
-
-// settled waits until every gateway answers and new flows go by a host.
-func (w *estate) settled(t *testing.T, host string) {
-	t.Helper()
-	eventually(t, "all gateways are known, and new flows go by "+host, func() bool {
-		n := w.status().Networks[0]
-		dead := slices.ContainsFunc(n.Paths, func(p pathStatus) bool { return p.State != "good" })
-		return !dead && n.Groups[0].Choice != nil && n.Groups[0].Choice.Host == host
-	})
-}
-
-// chosen waits until new flows go by a host.
-func (w *estate) chosen(t *testing.T, host string) {
-	t.Helper()
-	eventually(t, "new flows go by "+host, func() bool {
-		g := w.status().Networks[0].Groups
-		return len(g) == 1 && g[0].Choice != nil && g[0].Choice.Host == host
-	})
-}
-
-// lastSwitch waits for the report of a switch to a host.
-func (w *estate) lastSwitch(t *testing.T, to string) switchRecord {
-	t.Helper()
-	var last switchRecord
-	eventually(t, "a switch to "+to+" is reported", func() bool {
-		all := w.status().Networks[0].Switches
-		i := slices.IndexFunc(all, func(r switchRecord) bool { return r.Switched && r.To != nil && r.To.Host == to })
-		if i >= 0 {
-			last = all[i]
-		}
-		return i >= 0
-	})
-	return last
-}
 
 // A gateway that is killed under load costs the connections through it, which are
 // told at once; those that open are opened by its sibling. When that dies, too, the
@@ -296,21 +112,6 @@ func TestSiblingThenPassive(t *testing.T) {
 			}
 		})
 	})
-}
-
-// entry finds a sandbox.
-func (w *estate) entry(id string) *entry {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.entries[id]
-}
-
-// opening says whether a SYN of the sandbox is kept.
-func (w *estate) opening(id string) bool {
-	sw := w.entry(id).sw
-	sw.mu.Lock()
-	defer sw.mu.Unlock()
-	return sw.flows.syns.used > 0
 }
 
 // A gateway that comes back gets new flows after its hold, and only those.
@@ -480,121 +281,6 @@ func TestStartWhileTheActiveIsDead(t *testing.T) {
 	}
 }
 
-// A passive region that is away delays no sandbox, and is asked again.
-func TestPassiveRegionAway(t *testing.T) {
-	w := newEstate(t, quick())
-	w.away.with(func() {
-		w.away.refuse = &api.Error{Status: http.StatusServiceUnavailable, Code: "away", Message: "not now"}
-	})
-	box := w.stack(t)
-	if box.Passive.State != passiveFailed || box.Passive.Reason == "" || box.Passive.Network != "net_p" {
-		t.Fatalf("passive %+v", box.Passive)
-	}
-	w.settled(t, "gw1")
-	plane := w.planes["cle1"]
-	if err := w.compare(t.Context(), plane); err == nil {
-		t.Error("the passive region answers")
-	}
-	if st := w.status(); st.Regions["cle1"].Reachable || st.Regions["cle1"].Error == "" {
-		t.Errorf("status %+v", st.Regions)
-	}
-	w.away.with(func() { w.away.refuse = nil })
-	if err := w.compare(t.Context(), plane); err != nil {
-		t.Fatal(err)
-	}
-	if got := w.listing().Sandboxes[0].Passive; got.State != passiveReady || got.Reason != "" {
-		t.Errorf("passive %+v", got)
-	}
-	w.settled(t, "gw1")
-	w.gw1.end()
-	w.gw2.end()
-	w.chosen(t, "gw9")
-	echo(t, box.dial(t, web))
-	if w.remote.from(w.entry(box.ID).passive.attachment.Inner) == 0 {
-		t.Error("the passive gateway saw nothing")
-	}
-}
-
-// A sandbox whose passive attachment comes when its region is dead already goes there.
-func TestPassiveComesLate(t *testing.T) {
-	w := newEstate(t, quick())
-	w.away.with(func() {
-		w.away.refuse = &api.Error{Status: http.StatusServiceUnavailable, Code: "away", Message: "not now"}
-	})
-	box := w.stack(t)
-	w.settled(t, "gw1")
-	old := box.dial(t, web)
-	echo(t, old)
-	w.gw1.end()
-	w.gw2.end()
-	eventually(t, "both are dead", func() bool {
-		return !slices.ContainsFunc(w.status().Networks[0].Paths, func(p pathStatus) bool { return p.State != "dead" })
-	})
-	w.away.with(func() { w.away.refuse = nil })
-	w.entry(box.ID).passive.due = time.Time{} // nobody is waiting here
-	if err := w.compare(t.Context(), w.planes["cle1"]); err != nil {
-		t.Fatal(err)
-	}
-	echo(t, box.dial(t, web))
-	_ = old.SetDeadline(time.Now().Add(patience))
-	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the old connection ends with %v, want a reset", err)
-	}
-}
-
-// Detaching detaches in both regions; a control plane that lost its memory is told
-// again in both.
-func TestBothRegionsAreTold(t *testing.T) {
-	w := newEstate(t, quick())
-	box, other := w.stack(t), w.stack(t)
-	if w.home.count() != 2 || w.away.count() != 2 {
-		t.Fatalf("%d and %d attachments, want 2 and 2", w.home.count(), w.away.count())
-	}
-	plane := w.planes["cle1"]
-	before, _ := w.attachments(plane)
-	w.away.with(func() { clear(w.away.list) })
-	if err := w.compare(t.Context(), plane); err != nil || w.away.count() != 2 {
-		t.Fatalf("after a restart there are %d, %v", w.away.count(), err)
-	}
-	for _, r := range w.away.resumed {
-		if was := before[r.ID]; r.InnerAddress != was.Inner || r.WorkerAddress != was.Worker || r.Network != "net_p" {
-			t.Errorf("resumed %+v, was %+v", r, was)
-		}
-	}
-	// Another one has the address by now: the sandbox gets a new one, and goes on.
-	id := w.entry(box.ID).passive.attachment.ID
-	was := w.entry(box.ID).passive.attachment.Inner
-	w.lose(t.Context(), plane, id, "the address is another's")
-	if got := w.listing().Sandboxes; got[0].Passive.State != passiveFailed || got[1].Passive.State != passiveReady {
-		t.Errorf("passive %+v, %+v", got[0].Passive, got[1].Passive)
-	}
-	if err := w.compare(t.Context(), plane); err != nil {
-		t.Fatal(err)
-	}
-	if p := w.entry(box.ID).passive; p.state != passiveReady || p.attachment.Inner == was {
-		t.Errorf("passive %+v, was %v", p.status(), was)
-	}
-	w.detach(t.Context(), box.ID, "test")
-	if w.home.count() != 1 {
-		t.Errorf("%d attachments at home, want 1", w.home.count())
-	}
-	w.detach(t.Context(), other.ID, "test")
-	w.Sidecar.mu.Lock()
-	networks := len(w.networks)
-	w.Sidecar.mu.Unlock()
-	if w.home.count() != 0 || networks != 0 {
-		t.Errorf("%d attachments and %d networks are left", w.home.count(), networks)
-	}
-	if slices.Contains(w.away.detached, id) {
-		t.Error("an attachment that is another's was detached")
-	}
-	for n := range w.away.list {
-		if n != id {
-			t.Errorf("%s is left in the passive region", n)
-		}
-	}
-}
-
 // A host that the control plane names no more gets no new flows, and its tunnel
 // goes when no connection is left.
 func TestHostLeaves(t *testing.T) {
@@ -687,39 +373,6 @@ func TestStuckDevice(t *testing.T) {
 	w.detach(t.Context(), ans.ID, "test")
 }
 
-// What the environment's passive network is may change.
-func TestPassiveNetworkChanges(t *testing.T) {
-	w := newEstate(t, quick())
-	box := w.stack(t)
-	w.settled(t, "gw1")
-	ask := func() {
-		t.Helper()
-		w.Sidecar.mu.Lock()
-		w.network("net_a").asked = time.Time{}
-		w.Sidecar.mu.Unlock()
-		if err := w.compare(t.Context(), w.Sidecar.home); err != nil {
-			t.Fatal(err)
-		}
-	}
-	w.home.with(func() { w.home.passive = nil })
-	ask()
-	if got := w.listing().Sandboxes[0].Passive; got.State != passiveNone || w.away.count() != 0 {
-		t.Errorf("passive %+v, %d attachments there", got, w.away.count())
-	}
-	if n := len(w.status().Networks[0].Paths); n != 2 {
-		t.Errorf("%d paths, want 2", n)
-	}
-	echo(t, box.dial(t, web))
-	w.home.with(func() { w.home.passive = &api.PassiveRegion{Region: "cle1", Network: "net_p"} })
-	ask()
-	if err := w.compare(t.Context(), w.planes["cle1"]); err != nil {
-		t.Fatal(err)
-	}
-	if got := w.listing().Sandboxes[0].Passive; got.State != passiveReady {
-		t.Errorf("passive %+v", got)
-	}
-}
-
 // roles decide what is preferred, not who is named first because the other is away.
 func TestPreferred(t *testing.T) {
 	gw := func(host string, role spec.GatewayRole) spec.Gateway { return spec.Gateway{Host: host, Role: role} }
@@ -734,5 +387,74 @@ func TestPreferred(t *testing.T) {
 		if host, listed := preferred(c.in); host != c.host || listed != c.listed {
 			t.Errorf("%v: %s, %s; want %s, %s", c.in, host, listed, c.host, c.listed)
 		}
+	}
+}
+
+// A switch is counted and shown.
+func TestSwitchIsReported(t *testing.T) {
+	w := newEstate(t, quick())
+	box := w.stack(t)
+	w.settled(t, "gw1")
+	echo(t, box.dial(t, web))
+	w.gw1.end()
+	w.lastSwitch(t, "gw2")
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(w.Sidecar)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += " " + l.GetValue()
+			}
+			values[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	for name, want := range map[string]float64{
+		"sallyport_sidecar_switches_total net_a dead":          1,
+		"sallyport_sidecar_flows_reset_total net_a":            1,
+		"sallyport_sidecar_flows_moved_total net_a":            0,
+		"sallyport_sidecar_syns_resent_total net_a":            0,
+		"sallyport_sidecar_detection_seconds":                  1,
+		"sallyport_sidecar_switch_seconds":                     1,
+		"sallyport_sidecar_path_alive gw1 net_a":               0,
+		"sallyport_sidecar_path_alive gw2 net_a":               1,
+		"sallyport_sidecar_path_alive gw9 net_p":               1,
+		"sallyport_sidecar_passive_attachments ready":          1,
+		"sallyport_sidecar_path_false_answers_total gw2 net_a": 0,
+	} {
+		if got, there := values[name]; !there || got != want {
+			t.Errorf("%s is %v (%v), want %v", name, got, there, want)
+		}
+	}
+	b, err := json.Marshal(w.status())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{
+		`"prefers":"gw1"`, `"choice":{"host":"gw2","region":"iad1","network":"net_a"}`, `"state":"away"`, `"state":"dead"`,
+		`"reason":"dead"`, `"role":"passive"`, `"region":"cle1"`, `"lost":true`, `"reset":1`, `"regions":{"cle1":`,
+	} {
+		if !strings.Contains(string(b), part) {
+			t.Errorf("status %s lacks %s", b, part)
+		}
+	}
+	if b, err := json.Marshal(w.listing()); err != nil || !strings.Contains(string(b), `"passive":{"region":"cle1","network":"net_p","state":"ready"}`) {
+		t.Errorf("listing %s, %v", b, err)
+	}
+}
+
+// No more than the last decisions are remembered.
+func TestSwitchLog(t *testing.T) {
+	var l switchLog
+	for i := range 3 * keptSwitches {
+		l.add(switchRecord{Reset: uint64(i)})
+	}
+	if got := l.read(); len(got) != keptSwitches || got[0].Reset != 2*keptSwitches || got[keptSwitches-1].Reset != 3*keptSwitches-1 {
+		t.Errorf("remembered %+v", got)
 	}
 }

@@ -107,7 +107,9 @@ func (s *Sidecar) startPassive(e *entry) {
 	done := make(chan struct{})
 	s.mu.Lock()
 	try := s.claimPassive(e, time.Now())
+	away := false
 	if try != nil {
+		away = try.plane.state.unreachable != ""
 		s.tasks.Go(func() {
 			defer close(done)
 			s.tryPassive(s.background, e, try)
@@ -115,6 +117,9 @@ func (s *Sidecar) startPassive(e *entry) {
 	}
 	s.mu.Unlock()
 	if try == nil {
+		return
+	}
+	if away { // it would be in vain
 		return
 	}
 	wait := time.NewTimer(passiveWait)
@@ -301,8 +306,15 @@ func (s *Sidecar) retarget(like spec.Attachment, region *api.PassiveRegion) (gon
 			continue
 		}
 		p := e.passive
-		if region == nil && p == nil || region != nil && p != nil && p.region == *region {
+		same := region != nil && p != nil && p.region.Region == region.Region && p.region.Network == region.Network
+		if region == nil && p == nil || same && p.region.API == region.API {
 			continue
+		}
+		if same && p.joined != nil { // only the way to ask has changed
+			p.region = *region
+			if _, err := s.planeOf(*region); err == nil {
+				continue
+			}
 		}
 		if p != nil && p.joined != nil {
 			ended = append(ended, owedID{plane: p.plane, id: p.attachment.ID})

@@ -342,6 +342,7 @@ func (s *Sidecar) wellIn(l *link) bool {
 // while it did not answer, and attachments of this worker's key that are not
 // known here for long.
 func (s *Sidecar) unwanted(p *controlPlane, list []spec.Attachment) []string {
+	held, _ := s.attachments(p)
 	now, key := time.Now(), s.key.Public().String()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -350,11 +351,7 @@ func (s *Sidecar) unwanted(p *controlPlane, list []spec.Attachment) []string {
 	for _, a := range list {
 		seen[a.ID] = struct{}{}
 		_, owed := p.owed[a.ID]
-		known := s.entries[a.ID] != nil
-		if p != s.home {
-			known = s.passiveEntry(p, a.ID) != nil
-		}
-		if known || a.PublicKey != key && !owed {
+		if _, here := held[a.ID]; here || a.PublicKey != key && !owed {
 			continue
 		}
 		if first, ok := p.orphans[a.ID]; !ok {

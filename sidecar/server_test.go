@@ -341,6 +341,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}()
 	a := open(t, s, "p")
+	alive(t, s)
 	a.out <- udp("198.51.100.1:1", "192.0.2.1:53", 1)
 	a.send("192.0.2.1:53", 1)
 	a.next(t)
@@ -384,10 +385,17 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// alive waits until the watch of the only network has had an answer.
+func alive(t *testing.T, s *Sidecar) {
+	t.Helper()
+	eventually(t, "the gateway answers", func() bool { return s.status().Networks[0].Paths[0].Alive })
+}
+
 func TestStatusIsJSON(t *testing.T) {
 	p := newPlane(t)
 	s := newTestSidecar(t, p)
 	open(t, s, "p")
+	alive(t, s)
 	b, err := json.Marshal(s.status())
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,8 @@
 package sidecar
 
 import (
+	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -93,7 +95,11 @@ func (v *switchover) finish() {
 	if !r.Switched {
 		what = "flows that had stayed with a former gateway are ended"
 	}
-	w.log.Warn(what,
+	level := slog.LevelInfo
+	if r.Lost {
+		level = slog.LevelWarn
+	}
+	w.log.Log(context.Background(), level, what,
 		"network", w.network, "prefers", r.Prefers, "from", r.From.String(), "to", r.To.String(), "reason", r.Reason,
 		"detection_ms", r.DetectionMillis, "switch_ms", r.SwitchMillis,
 		"flows_reset", r.Reset, "flows_moved", r.Moved, "syns_resent", r.Resent)
@@ -131,7 +137,7 @@ func (l *switchLog) add(r switchRecord) {
 func (l *switchLog) read() []switchRecord {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.last)
+	return append([]switchRecord{}, l.last...)
 }
 
 // switchMetrics count decisions of all networks since the sidecar's start.

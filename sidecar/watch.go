@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -186,6 +187,8 @@ func (w *watch) happened(e failover.Event) {
 	if e.Switched {
 		g.choice.Store(uint32(e.To))
 		delete(g.lingering, e.To)
+	} else if _, there := g.lingering[e.From]; !there {
+		return // they were ended already
 	}
 	v := w.newSwitchover(g, e.From, e.Reason.String())
 	v.record.Detection = e.Detection
@@ -212,17 +215,22 @@ func (g *group) lose(from failover.PathID, v *switchover) {
 	}
 }
 
-// expire ends the stay of flows on routes that were left long ago, and says when
-// that is due next. The caller holds the lock.
+// expire ends the stay of flows on routes that were left long ago, or that are lost
+// by now, and says when the former is due next. The monitor tells of lost ones, too,
+// but not of those that a sandbox brought along from another group. The caller
+// holds the lock.
 func (w *watch) expire(now packet.Instant) packet.Instant {
 	next := now + packet.Instant(time.Hour)
 	for _, g := range w.groups {
 		for from, until := range g.lingering {
-			if now < until {
+			switch {
+			case now >= until:
+				g.lose(from, w.newSwitchover(g, from, reasonLinger))
+			case w.isLost(from) && !w.isLost(failover.PathID(g.choice.Load())):
+				g.lose(from, w.newSwitchover(g, from, failover.ReasonDead.String()))
+			default:
 				next = min(next, until)
-				continue
 			}
-			g.lose(from, w.newSwitchover(g, from, reasonLinger))
 		}
 	}
 	return next
@@ -310,24 +318,31 @@ func (w *watch) leave(g *group, s *sandbox) {
 	}
 }
 
-// join makes a sandbox heed a group. If it comes from another group and the route
-// that it had is lost, its flows there are.
+// join makes a sandbox heed a group. Where it comes from another one, its flows may
+// stay on the routes that they have, unless these are lost.
 func (w *watch) join(g *group, s *sandbox) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	was := s.choose()
+	old, was := s.group.Load(), s.choose()
 	g.members[s] = struct{}{}
 	s.group.Store(g)
-	if now := s.choose(); was != 0 && was != now {
-		if w.isLost(was) {
-			v := w.newSwitchover(g, was, failover.ReasonDead.String())
-			v.record.Lost = true
-			v.begin(1)
-			s.sweepAll(was, v)
-		} else if _, known := g.lingering[was]; !known {
-			g.lingering[was] = w.clock.now() + packet.Instant(w.linger)
-		}
+	now := s.choose()
+	if old == nil || was == 0 {
+		return
 	}
+	stays := maps.Clone(old.lingering)
+	stays[was] = w.clock.now() + packet.Instant(w.linger)
+	for from, until := range stays {
+		if _, known := g.lingering[from]; known || from == now {
+			continue
+		}
+		if !w.isLost(from) || w.isLost(now) {
+			g.lingering[from] = until
+			continue
+		}
+		w.abandonLocked(g, from, s, failover.ReasonDead)
+	}
+	w.hurry()
 }
 
 // isLost says whether flows of a route are lost. The caller holds the lock.
@@ -398,8 +413,13 @@ func (w *watch) well(l *link) bool {
 func (w *watch) abandon(g *group, t *track, s *sandbox) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	v := w.newSwitchover(g, t.id, failover.ReasonRemoved.String())
+	w.abandonLocked(g, t.id, s, failover.ReasonRemoved)
+}
+
+// abandonLocked takes the flows of one sandbox off a route. The caller holds the lock.
+func (w *watch) abandonLocked(g *group, from failover.PathID, s *sandbox, why failover.Reason) {
+	v := w.newSwitchover(g, from, why.String())
 	v.record.Lost = true
 	v.begin(1)
-	s.sweepAll(t.id, v)
+	s.sweepAll(from, v)
 }

@@ -231,6 +231,7 @@ type plane struct {
 	siblings map[string]*gateway // the same, other hosts
 	networks map[string]string   // by project
 	base     [2]byte             // with which addresses begin
+	region   string
 	passive  *api.PassiveRegion
 	list     map[string]spec.Attachment
 	last     int
@@ -245,7 +246,7 @@ func newPlane(t *testing.T) *plane {
 	t.Helper()
 	p := &plane{
 		gateways: map[string]*gateway{}, siblings: map[string]*gateway{}, list: map[string]spec.Attachment{},
-		networks: map[string]string{"p": "net_a", "q": "net_b"}, base: [2]byte{10, 0},
+		networks: map[string]string{"p": "net_a", "q": "net_b"}, base: [2]byte{10, 0}, region: "iad1",
 		dns: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, mtu: spec.TunnelMTU,
 	}
 	p.gateways["net_a"] = newGateway(t, tunnel.NewKey())
@@ -335,7 +336,7 @@ func (p *plane) address4(third, fourth int) netip.Addr {
 // network describes a network.
 func (p *plane) network(id string) api.AttachedNetwork {
 	return api.AttachedNetwork{
-		ID: id, Region: "iad1", Gateway: p.address4(0, 1), CIDR: netip.PrefixFrom(p.address4(0, 0), 16), DNS: p.dns, MTU: p.mtu,
+		ID: id, Region: p.region, Gateway: p.address4(0, 1), CIDR: netip.PrefixFrom(p.address4(0, 0), 16), DNS: p.dns, MTU: p.mtu,
 	}
 }
 

@@ -1,0 +1,236 @@
+package sidecar
+
+import (
+	"errors"
+	"net/http"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sallyport-net/sallyport/control/api"
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
+
+// notNow makes the passive region refuse every call, or takes that back.
+func (w *estate) notNow(refuse bool) {
+	w.away.with(func() {
+		w.away.refuse = nil
+		if refuse {
+			w.away.refuse = &api.Error{Status: http.StatusServiceUnavailable, Code: "away", Message: "not now"}
+		}
+	})
+}
+
+// compareAway compares with the passive region; what is to be tried is due.
+func (w *estate) compareAway(t *testing.T) {
+	t.Helper()
+	w.Sidecar.mu.Lock()
+	for _, e := range w.entries {
+		e.passive.due = time.Time{}
+	}
+	w.Sidecar.mu.Unlock()
+	if err := w.compare(t.Context(), w.planes["cle1"]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A passive region that is away delays no sandbox, and is asked again.
+func TestPassiveRegionAway(t *testing.T) {
+	w := newEstate(t, quick())
+	w.notNow(true)
+	box := w.stack(t)
+	if box.Passive.State != passiveFailed || box.Passive.Reason == "" || box.Passive.Network != "net_p" {
+		t.Fatalf("passive %+v", box.Passive)
+	}
+	w.settled(t, "gw1")
+	plane := w.planes["cle1"]
+	if err := w.compare(t.Context(), plane); err == nil {
+		t.Error("the passive region answers")
+	}
+	if st := w.status(); st.Regions["cle1"].Reachable || st.Regions["cle1"].Error == "" {
+		t.Errorf("status %+v", st.Regions)
+	}
+	w.notNow(false)
+	if err := w.compare(t.Context(), plane); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.listing().Sandboxes[0].Passive; got.State != passiveReady || got.Reason != "" {
+		t.Errorf("passive %+v", got)
+	}
+	w.settled(t, "gw1")
+	w.gw1.end()
+	w.gw2.end()
+	w.chosen(t, "gw9")
+	echo(t, box.dial(t, web))
+	if w.remote.from(w.entry(box.ID).passive.attachment.Inner) == 0 {
+		t.Error("the passive gateway saw nothing")
+	}
+}
+
+// A sandbox whose passive attachment comes when its region is dead already goes there.
+func TestPassiveComesLate(t *testing.T) {
+	w := newEstate(t, quick())
+	w.notNow(true)
+	box := w.stack(t)
+	w.settled(t, "gw1")
+	old := box.dial(t, web)
+	echo(t, old)
+	w.gw1.end()
+	w.gw2.end()
+	eventually(t, "both are dead", func() bool {
+		return !slices.ContainsFunc(w.status().Networks[0].Paths, func(p pathStatus) bool { return p.State != "dead" })
+	})
+	w.notNow(false)
+	w.compareAway(t)
+	echo(t, box.dial(t, web))
+	_ = old.SetDeadline(time.Now().Add(patience))
+	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the old connection ends with %v, want a reset", err)
+	}
+}
+
+// Detaching detaches in both regions; a control plane that lost its memory is told
+// again in both.
+func TestBothRegionsAreTold(t *testing.T) {
+	w := newEstate(t, quick())
+	box, other := w.stack(t), w.stack(t)
+	if w.home.count() != 2 || w.away.count() != 2 {
+		t.Fatalf("%d and %d attachments, want 2 and 2", w.home.count(), w.away.count())
+	}
+	plane := w.planes["cle1"]
+	before, _ := w.attachments(plane)
+	w.away.with(func() { clear(w.away.list) })
+	if err := w.compare(t.Context(), plane); err != nil || w.away.count() != 2 {
+		t.Fatalf("after a restart there are %d, %v", w.away.count(), err)
+	}
+	for _, r := range w.away.resumed {
+		if was := before[r.ID]; r.InnerAddress != was.Inner || r.WorkerAddress != was.Worker || r.Network != "net_p" {
+			t.Errorf("resumed %+v, was %+v", r, was)
+		}
+	}
+	// Another one has the address by now: the sandbox gets a new one, and goes on.
+	id := w.entry(box.ID).passive.attachment.ID
+	was := w.entry(box.ID).passive.attachment.Inner
+	w.lose(t.Context(), plane, id, "the address is another's")
+	if got := w.listing().Sandboxes; got[0].Passive.State != passiveFailed || got[1].Passive.State != passiveReady {
+		t.Errorf("passive %+v, %+v", got[0].Passive, got[1].Passive)
+	}
+	if err := w.compare(t.Context(), plane); err != nil {
+		t.Fatal(err)
+	}
+	if p := w.entry(box.ID).passive; p.state != passiveReady || p.attachment.Inner == was {
+		t.Errorf("passive %+v, was %v", p.status(), was)
+	}
+	w.detach(t.Context(), box.ID, "test")
+	if w.home.count() != 1 {
+		t.Errorf("%d attachments at home, want 1", w.home.count())
+	}
+	w.detach(t.Context(), other.ID, "test")
+	w.Sidecar.mu.Lock()
+	networks := len(w.networks)
+	w.Sidecar.mu.Unlock()
+	if w.home.count() != 0 || networks != 0 {
+		t.Errorf("%d attachments and %d networks are left", w.home.count(), networks)
+	}
+	if slices.Contains(w.away.detached, id) {
+		t.Error("an attachment that is another's was detached")
+	}
+	for n := range w.away.list {
+		if n != id {
+			t.Errorf("%s is left in the passive region", n)
+		}
+	}
+}
+
+// What the environment's passive network is may change.
+func TestPassiveNetworkChanges(t *testing.T) {
+	w := newEstate(t, quick())
+	box := w.stack(t)
+	w.settled(t, "gw1")
+	ask := func() {
+		t.Helper()
+		w.Sidecar.mu.Lock()
+		w.network("net_a").asked = time.Time{}
+		w.Sidecar.mu.Unlock()
+		if err := w.compare(t.Context(), w.Sidecar.home); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.home.with(func() { w.home.passive = nil })
+	ask()
+	if got := w.listing().Sandboxes[0].Passive; got.State != passiveNone || w.away.count() != 0 {
+		t.Errorf("passive %+v, %d attachments there", got, w.away.count())
+	}
+	if n := len(w.status().Networks[0].Paths); n != 2 {
+		t.Errorf("%d paths, want 2", n)
+	}
+	echo(t, box.dial(t, web))
+	w.home.with(func() { w.home.passive = &api.PassiveRegion{Region: "cle1", Network: "net_p"} })
+	ask()
+	if err := w.compare(t.Context(), w.planes["cle1"]); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.listing().Sandboxes[0].Passive; got.State != passiveReady {
+		t.Errorf("passive %+v", got)
+	}
+}
+
+// Where old flows linger is not forgotten when the sandbox gets a passive network.
+func TestLingeringStaysKnown(t *testing.T) {
+	w := newEstate(t, quick())
+	w.notNow(true)
+	box := w.stack(t)
+	w.settled(t, "gw1")
+	old := box.dial(t, web)
+	echo(t, old)
+	w.gw1.with(func() { w.gw1.health = packet.HealthDraining })
+	w.chosen(t, "gw2")
+	w.notNow(false)
+	w.compareAway(t)
+	g := w.status().Networks[0].Groups
+	if len(g) != 1 || g[0].Passive != "net_p" || g[0].Choice.Host != "gw2" || len(g[0].Lingering) != 1 || g[0].Lingering[0].Host != "gw1" {
+		t.Errorf("groups %+v", g)
+	}
+	echo(t, old)
+	w.gw1.end()
+	_ = old.SetDeadline(time.Now().Add(patience))
+	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the old connection ends with %v, want a reset", err)
+	}
+}
+
+// A passive region that is known to be away is not waited for, and what a sandbox
+// must not find includes the way there.
+func TestPassiveRegionKnownToBeAway(t *testing.T) {
+	w := newEstate(t, quick())
+	w.home.passive.API = w.away.address
+	w.notNow(true)
+	first := w.stack(t)
+	if err := w.compare(t.Context(), w.planes["cle1"]); err == nil {
+		t.Fatal("the passive region answers")
+	}
+	second := w.stack(t)
+	if s := second.Passive.State; s == passiveReady || s == passiveNone {
+		t.Errorf("passive %+v", second.Passive)
+	}
+	if socket := w.away.address[len("unix://"):]; !slices.Contains(first.Hide, socket) {
+		t.Errorf("hidden are %v, and not %s", first.Hide, socket)
+	}
+	w.notNow(false)
+	eventually(t, "both are attached there", func() bool {
+		w.compareAway(t)
+		return w.away.count() == 2
+	})
+}
+
+// Without a way to ask the passive region, a sandbox runs and says why it has none.
+func TestNoWayToThePassiveRegion(t *testing.T) {
+	w := newEstate(t, quick())
+	w.cfg.Regions = nil
+	box := w.stack(t)
+	if p := box.Passive; p.State != passiveFailed || p.Reason == "" {
+		t.Errorf("passive %+v", p)
+	}
+	echo(t, box.dial(t, web))
+}
