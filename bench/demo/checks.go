@@ -286,7 +286,7 @@ func lookApart(ctx context.Context, s *stage) (o outcome, err error) {
 // lookGatewayLink looks at all that came from a gateway's host.
 func lookGatewayLink(i int) func(context.Context, *stage) (outcome, error) {
 	return func(_ context.Context, s *stage) (outcome, error) {
-		if err := notHere(s, "loopback is everybody's, and watching it takes CAP_NET_RAW"); err != nil {
+		if err := notHere(s, "watching loopback takes CAP_NET_RAW"); err != nil {
 			return outcome{}, err
 		}
 		return judgeCapture(s.world.fromGateways[i], ofGateway(s.plan, i), byTunnel, byPair)
@@ -294,7 +294,7 @@ func lookGatewayLink(i int) func(context.Context, *stage) (outcome, error) {
 }
 
 func lookWorkerLink(_ context.Context, s *stage) (outcome, error) {
-	if err := notHere(s, "loopback is everybody's, and watching it takes CAP_NET_RAW"); err != nil {
+	if err := notHere(s, "watching loopback takes CAP_NET_RAW"); err != nil {
 		return outcome{}, err
 	}
 	return judgeCapture(s.world.fromWorker, ofWorker(s.plan, s.bypassed), byTunnel, byBypass)

@@ -147,7 +147,7 @@ func lookInward(ctx context.Context, s *stage) (outcome, error) {
 	if err := <-dialled; err == nil {
 		return outcome{fmt.Sprintf("connected to %v", target), false}, nil
 	}
-	return outcome{fmt.Sprintf("no connection to %v, %v dropped", target, after-before), counted == nil}, counted
+	return outcome{fmt.Sprintf("no connection to %v, %v packets dropped", target, after-before), counted == nil}, counted
 }
 
 // strangers counts what gw-a dropped of acme's because no sandbox had asked for it.
