@@ -434,37 +434,56 @@ func (l *link) greet() error {
 // dropLeaving ends the tunnels to hosts that the control plane names no more, once no
 // flow needs them. The caller holds no lock.
 func (s *Sidecar) dropLeaving() {
-	now := time.Now()
 	var gone []*link
-	s.mu.Lock()
-	for _, n := range s.networks {
-		changed := false
-		for host, l := range n.links {
-			if !l.leaving(now) {
-				continue
-			}
-			changed = true
-			if s.unused(l) {
-				delete(n.links, host)
-				gone = append(gone, l)
-			}
+	for _, l := range s.leavingLinks() {
+		if !s.unused(l) {
+			continue
 		}
-		if changed {
+		s.mu.Lock()
+		if n := l.network; n.links[l.gateway.Host] == l && l.leaving(time.Now()) {
+			delete(n.links, l.gateway.Host)
 			s.rearrange(n)
+			gone = append(gone, l)
 		}
+		s.mu.Unlock()
 	}
-	s.mu.Unlock()
 	closeLinks(gone)
 }
 
-// unused says whether no watch has a use for a link. The caller holds the lock.
-func (s *Sidecar) unused(l *link) bool {
+// leavingLinks lists the tunnels to hosts that the control plane names no more, and sees
+// that no flow begins there.
+func (s *Sidecar) leavingLinks() []*link {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var leaving []*link
 	for _, n := range s.networks {
-		if n.watch == nil {
-			continue
+		before := len(leaving)
+		for _, l := range n.links {
+			if l.leaving(now) {
+				leaving = append(leaving, l)
+			}
 		}
-		for _, t := range n.watch.followed() {
-			if t.link == l && !n.watch.idle(t) {
+		if len(leaving) > before {
+			s.rearrange(n)
+		}
+	}
+	return leaving
+}
+
+// unused says whether no watch has a use for a link. The caller holds no lock.
+func (s *Sidecar) unused(l *link) bool {
+	s.mu.Lock()
+	var watches []*watch
+	for _, n := range s.networks {
+		if n.watch != nil {
+			watches = append(watches, n.watch)
+		}
+	}
+	s.mu.Unlock()
+	for _, w := range watches {
+		for _, t := range w.followed() {
+			if t.link == l && !w.idle(t) {
 				return false
 			}
 		}

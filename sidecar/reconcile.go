@@ -29,6 +29,9 @@ const (
 	askInterval = 10 * time.Second
 	// reconcileStep is how often it is looked whether a comparison is due.
 	reconcileStep = 100 * time.Millisecond
+	// leavingInterval is how often it is looked whether tunnels to hosts that the
+	// control plane names no more are still needed.
+	leavingInterval = 5 * time.Second
 	// orphanLimit is how long the control plane may list an attachment of this
 	// worker's key that is not known here: it is longer than any call, so that
 	// the answer to an attach was lost.
@@ -43,6 +46,7 @@ func (s *Sidecar) reconcile(ctx context.Context) error {
 	defer rounds.Wait()
 	step := time.NewTicker(reconcileStep)
 	defer step.Stop()
+	var swept time.Time // when tunnels were last looked at that may not be needed
 	for {
 		for _, p := range s.duePlanes(time.Now()) {
 			rounds.Go(func() {
@@ -55,7 +59,10 @@ func (s *Sidecar) reconcile(ctx context.Context) error {
 				s.mu.Unlock()
 			})
 		}
-		s.dropLeaving()
+		if now := time.Now(); now.Sub(swept) >= leavingInterval {
+			swept = now
+			s.dropLeaving()
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
