@@ -63,6 +63,7 @@ func TestPeering(t *testing.T) {
 	t.Run("foreign sources", p.foreignSources)
 	t.Run("overlap", p.overlap)
 	t.Run("taken out", p.takenOut)
+	t.Run("site killed", p.siteKilled)
 	own := []netip.Addr{databaseAddr, p.near.inner, p.far.inner}
 	for s := range p.atData.Sources() {
 		if s.Addr.IsValid() && !slices.Contains(own, s.Addr) {
@@ -390,4 +391,24 @@ func (p *peered) takenOut(t *testing.T) {
 		})
 	}
 	t.Logf("the database was reached again %v after it was put back", time.Since(began).Round(time.Millisecond))
+}
+
+// siteKilled kills the host of the site tunnel and starts it again: it calls the
+// other side, which has noticed nothing.
+func (p *peered) siteKilled(t *testing.T) {
+	p.awaitMemory(t, officeAddr)
+	p.kill(p.a.daemon)
+	p.startHost(p.a)
+	p.awaitHosts(p.a)
+	began := time.Now()
+	for _, b := range []*sandbox{p.near, p.far} {
+		r := b.load(t)
+		eventually(t, soon, "the database answers again", func() error {
+			if now := b.load(t); now.Answered == r.Answered || now.AnsweredUDP == r.AnsweredUDP {
+				return fmt.Errorf("%+v", now)
+			}
+			return nil
+		})
+	}
+	t.Logf("the database was reached again %v after the site's host was back", time.Since(began).Round(time.Millisecond))
 }

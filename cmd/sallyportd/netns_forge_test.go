@@ -1,0 +1,214 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-net/sallyport/internal/netlab"
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
+
+// forgeries are answers to probes as somebody makes them who sees none: with every
+// state of health, and the nonces and sequences that are the likeliest to hit.
+func forgeries() (all [][]byte) {
+	for health := range packet.Health(8) {
+		for _, nonce := range []uint64{0, 1, rand.Uint64()} {
+			for sequence := range uint64(8) {
+				b := make([]byte, packet.ProbeSize)
+				packet.Probe{Type: packet.ProbeReply, Health: health, Nonce: nonce, Sequence: sequence}.Put(b)
+				all = append(all, b)
+			}
+		}
+	}
+	return all
+}
+
+// forge sends forgeries to each target, from the port that answers come from if
+// that can be had. Many are refused on their way; that is no error.
+func forge(t task) error {
+	for _, target := range t.Targets {
+		to, err := net.ResolveUDPAddr("udp4", target)
+		if err != nil {
+			return err
+		}
+		c, err := net.DialUDP("udp4", &net.UDPAddr{Port: packet.ProbePort}, to)
+		if err != nil {
+			c, err = net.DialUDP("udp4", nil, to)
+		}
+		if err != nil {
+			return err
+		}
+		for _, b := range forgeries() {
+			_, _ = c.Write(b)
+		}
+		_ = c.Close()
+	}
+	return nil
+}
+
+// tap reads whole packets off a link.
+type tap struct{ fd int }
+
+// newTap begins to read on a link of a machine. Close it.
+func newTap(t *testing.T, n *netlab.Namespace, link string) *tap {
+	t.Helper()
+	v := &tap{fd: -1}
+	err := n.Do(func() error {
+		dev, err := net.InterfaceByName(link)
+		if err != nil {
+			return err
+		}
+		const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
+		if v.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, all); err != nil {
+			return err
+		}
+		patience := unix.NsecToTimeval((100 * time.Millisecond).Nanoseconds())
+		return errors.Join(unix.SetsockoptTimeval(v.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience),
+			unix.Bind(v.fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: dev.Index}))
+	})
+	if err != nil {
+		t.Fatalf("read packets on %s of %v: %v", link, n, err)
+	}
+	t.Cleanup(func() { _ = unix.Close(v.fd) })
+	return v
+}
+
+// datagrams reads UDP datagrams from some addresses to one, whole, until there are
+// n of each. It returns up to 50 of each.
+func (v *tap) datagrams(t *testing.T, from []netip.Addr, to netip.Addr, n int) (all [][]byte) {
+	t.Helper()
+	const header = 20
+	missing, kept := make(map[netip.Addr]int), make(map[netip.Addr]int)
+	for _, a := range from {
+		missing[a] = n
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for b := make([]byte, 1<<16); len(missing) > 0; {
+		if time.Now().After(deadline) {
+			t.Fatalf("missing are %v datagrams", missing)
+		}
+		size, _, err := unix.Recvfrom(v.fd, b, 0)
+		if err != nil || size <= header || b[0] != 0x45 || b[9] != protoUDP || netip.AddrFrom4([4]byte(b[16:])) != to {
+			continue
+		}
+		source := netip.AddrFrom4([4]byte(b[12:]))
+		if !slices.Contains(from, source) {
+			continue
+		}
+		if kept[source]++; kept[source] <= 50 {
+			all = append(all, slices.Clone(b[:size]))
+		}
+		if missing[source]--; missing[source] <= 0 {
+			delete(missing, source)
+		}
+	}
+	return all
+}
+
+// replay sends packets, as they are, from a machine that they once passed. The
+// interval is between two rounds of all of them; it ends with the channel.
+func replay(t *testing.T, n *netlab.Namespace, packets [][]byte, interval time.Duration, end <-chan struct{}) (rounds int) {
+	fd := -1
+	err := n.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		return err
+	})
+	if err != nil {
+		t.Errorf("open a raw socket on %v: %v", n, err)
+		return 0
+	}
+	defer func() { _ = unix.Close(fd) }()
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		for _, b := range packets {
+			to := &unix.SockaddrInet4{Addr: [4]byte(b[16:])}
+			if err := unix.Sendto(fd, b, 0, to); err != nil {
+				t.Errorf("send %d bytes again: %v", len(b), err)
+				return rounds
+			}
+		}
+		rounds++
+		select {
+		case <-ticker.C:
+		case <-end:
+			return rounds
+		}
+	}
+}
+
+// inClear makes packets of forgeries that do not even look like a tunnel's, as if
+// gateways had sent them to the worker's ports of their tunnels.
+func inClear(captured [][]byte) (all [][]byte) {
+	const headers = 28
+	made := make(map[string]bool)
+	for _, c := range captured {
+		if flow := string(c[12:24]); made[flow] { // addresses and ports
+			continue
+		} else {
+			made[flow] = true
+		}
+		for _, f := range forgeries() {
+			b := append(slices.Clone(c[:headers]), f...)
+			binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+			binary.BigEndian.PutUint16(b[24:], uint16(len(b)-20))
+			clear(b[26:28]) // no UDP checksum
+			all = append(all, b)
+		}
+	}
+	return all
+}
+
+// attack runs everything that can send towards the sidecar's probes, for a while.
+func (f *failing) attack(t *testing.T, client *stock) {
+	e := f.estate
+	recorded := newTap(t, e.hub, "worker").datagrams(t, []netip.Addr{e.a.addr, e.b.addr, e.c.addr}, workerAddr, 2)
+	worker := e.attachment(t, acmeFunction, f.boxes[0].inner).Worker
+	targets := []string{at(worker, packet.ProbePort), at(innerGateway, packet.ProbePort), at(f.boxes[0].inner, packet.ProbePort), at(workerAddr, packet.ProbePort)}
+	var all sync.WaitGroup
+	end := make(chan struct{})
+	all.Go(func() { replay(t, e.hub, append(inClear(recorded), recorded...), 50*time.Millisecond, end) })
+	for _, b := range f.boxes {
+		b.must(t, task{Do: "forge", Targets: targets})
+	}
+	// A stock client can send what it likes.
+	for _, from := range []netip.Addr{netip.MustParsePrefix(client.setting("Address")).Addr(), innerGateway} {
+		if from == innerGateway {
+			client.must("ip", "address", "add", netip.PrefixFrom(from, 32).String(), "dev", client.device)
+		}
+		for _, to := range []netip.Addr{worker, f.boxes[0].inner} {
+			c, err := client.DialFrom(t.Context(), &net.UDPAddr{IP: from.AsSlice(), Port: packet.ProbePort}, "udp4", at(to, packet.ProbePort))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, b := range forgeries() {
+				_, _ = c.Write(b)
+			}
+			_ = c.Close()
+		}
+	}
+	client.must("ip", "address", "del", netip.PrefixFrom(innerGateway, 32).String(), "dev", client.device)
+	// The far side answers a sandbox, from the port that probes have, with forgeries.
+	mapping := netip.AddrPortFrom(f.boxes[0].load(t).Sources[0], f.boxes[0].load(t).Port)
+	for _, b := range forgeries() {
+		for _, to := range []netip.AddrPort{mapping, netip.AddrPortFrom(mapping.Addr(), packet.ProbePort)} {
+			if _, err := e.origin.packets[0].WriteTo(b, net.UDPAddrFromAddrPort(to)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// All goes on meanwhile: long enough for many probes.
+	f.goesOn(t, 50)
+	close(end)
+	all.Wait()
+	f.recorded = recorded
+}
