@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -168,47 +167,72 @@ func inClear(captured [][]byte) (all [][]byte) {
 	return all
 }
 
-// attack runs everything that can send towards the sidecar's probes, for a while.
-func (f *failing) attack(t *testing.T, client *stock) {
-	e := f.estate
-	recorded := newTap(t, e.hub, "worker").datagrams(t, []netip.Addr{e.a.addr, e.b.addr, e.c.addr}, workerAddr, 2)
-	worker := e.attachment(t, acmeFunction, f.boxes[0].inner).Worker
+// forgedAndReplayed sends forgeries from sandboxes, from the far side of their
+// connections, and to the worker's tunnels; and to those again what they got before.
+func (f *failing) forgedAndReplayed(t *testing.T) {
+	before := f.switches(t)
+	gateways := []netip.Addr{f.a.addr, f.b.addr, f.c.addr}
+	f.recorded = newTap(t, f.hub, "worker").datagrams(t, gateways, workerAddr, 2)
+	again := append(inClear(f.recorded), f.recorded...)
+	worker := f.attachment(t, acmeFunction, f.boxes[0].inner).Worker
 	targets := []string{at(worker, packet.ProbePort), at(innerGateway, packet.ProbePort), at(f.boxes[0].inner, packet.ProbePort), at(workerAddr, packet.ProbePort)}
-	var all sync.WaitGroup
-	end := make(chan struct{})
-	all.Go(func() { replay(t, e.hub, append(inClear(recorded), recorded...), 50*time.Millisecond, end) })
+	end, ended := make(chan struct{}), make(chan int, 1)
+	seen := f.toWorker()
+	go func() { ended <- replay(t, f.hub, again, 50*time.Millisecond, end) }()
 	for _, b := range f.boxes {
 		b.must(t, task{Do: "forge", Targets: targets})
 	}
-	// A stock client can send what it likes.
-	for _, from := range []netip.Addr{netip.MustParsePrefix(client.setting("Address")).Addr(), innerGateway} {
-		if from == innerGateway {
-			client.must("ip", "address", "add", netip.PrefixFrom(from, 32).String(), "dev", client.device)
+	load := f.boxes[0].load(t)
+	mapping := netip.AddrPortFrom(load.Sources[0], load.Port)
+	for _, b := range forgeries() {
+		for _, to := range []netip.AddrPort{mapping, netip.AddrPortFrom(mapping.Addr(), packet.ProbePort)} {
+			if _, err := f.origin.packets[0].WriteTo(b, net.UDPAddrFromAddrPort(to)); err != nil {
+				t.Fatal(err)
+			}
 		}
+	}
+	f.goesOn(t, 50) // long enough for many probes
+	close(end)
+	rounds := <-ended
+	if n := f.toWorker() - seen; n < uint64(rounds*len(again)) {
+		t.Errorf("%d packets arrived at the worker while %d times %d were sent", n, rounds, len(again))
+	}
+	f.unmoved(t, before)
+	t.Logf("%d forgeries in the clear and %d datagrams of before, sent %d times", len(again)-len(f.recorded), len(f.recorded), rounds)
+}
+
+// toWorker counts the packets of gateways that went to the worker.
+func (f *failing) toWorker() (n uint64) {
+	for _, h := range []*gatewayHost{f.a, f.b, f.c} {
+		n += f.atWorker.Sources()[netlab.Source{Out: true, Addr: h.addr}]
+	}
+	return n
+}
+
+// forgedByStock has a stock client of the same network send what it likes: from its
+// own address, and as if it were the gateway.
+func (f *failing) forgedByStock(t *testing.T) {
+	requireStock(t)
+	before := f.switches(t)
+	client := f.attachStock(t, f.a)
+	if _, err := client.curl(5 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	worker := f.attachment(t, acmeFunction, f.boxes[0].inner).Worker
+	client.must("ip", "address", "add", netip.PrefixFrom(innerGateway, 32).String(), "dev", client.device)
+	for _, from := range []netip.Addr{netip.MustParsePrefix(client.setting("Address")).Addr(), innerGateway} {
 		for _, to := range []netip.Addr{worker, f.boxes[0].inner} {
 			c, err := client.DialFrom(t.Context(), &net.UDPAddr{IP: from.AsSlice(), Port: packet.ProbePort}, "udp4", at(to, packet.ProbePort))
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, b := range forgeries() {
-				_, _ = c.Write(b)
+				_, _ = c.Write(b) // some are refused
 			}
 			_ = c.Close()
 		}
 	}
 	client.must("ip", "address", "del", netip.PrefixFrom(innerGateway, 32).String(), "dev", client.device)
-	// The far side answers a sandbox, from the port that probes have, with forgeries.
-	mapping := netip.AddrPortFrom(f.boxes[0].load(t).Sources[0], f.boxes[0].load(t).Port)
-	for _, b := range forgeries() {
-		for _, to := range []netip.AddrPort{mapping, netip.AddrPortFrom(mapping.Addr(), packet.ProbePort)} {
-			if _, err := e.origin.packets[0].WriteTo(b, net.UDPAddrFromAddrPort(to)); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	// All goes on meanwhile: long enough for many probes.
-	f.goesOn(t, 50)
-	close(end)
-	all.Wait()
-	f.recorded = recorded
+	f.goesOn(t, 25)
+	f.unmoved(t, before)
 }

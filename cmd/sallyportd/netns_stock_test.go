@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/netlab"
@@ -84,17 +86,34 @@ func (p *stockPeer) run(name string, args ...string) string {
 func requireStock(t *testing.T, others ...string) {
 	t.Helper()
 	netlab.Require(t)
-	for _, name := range append([]string{"wg", "wg-quick", "wireguard-go", "ip", "curl", "ping", "dig"}, others...) {
+	for _, name := range append(stockPrograms(), others...) {
 		netlab.Program(t, name)
 	}
-	if f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
+	if err := stockUsable(); err != nil {
 		netlab.NotRun(t, err.Error())
-	} else {
-		_ = f.Close()
 	}
+}
+
+func stockPrograms() []string {
+	return []string{"wg", "wg-quick", "wireguard-go", "ip", "curl", "ping", "dig"}
+}
+
+// stockUsable says why WireGuard's own programs cannot run here.
+func stockUsable() error {
+	for _, name := range stockPrograms() {
+		if _, err := exec.LookPath(name); err != nil {
+			return err
+		}
+	}
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_ = f.Close()
 	if err := os.MkdirAll("/var/run/wireguard", 0o755); err != nil {
-		netlab.NotRun(t, fmt.Sprintf("wg wants its sockets there: %v", err))
+		return fmt.Errorf("wg wants its sockets there: %w", err)
 	}
+	return unix.Access("/var/run/wireguard", unix.W_OK)
 }
 
 // wireguardGo makes a device on a machine. Its name must be of this process alone:
