@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,13 +13,26 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"github.com/sallyport-net/sallyport/internal/config"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
-func TestMain(m *testing.M) { os.Exit(netlab.Enter(m)) }
+func TestMain(m *testing.M) { os.Exit(netlab.Enter(leakChecked{m})) }
+
+// leakChecked fails the package if a goroutine outlives its tests.
+type leakChecked struct{ m *testing.M }
+
+func (l leakChecked) Run() int {
+	code := l.m.Run()
+	if err := goleak.Find(goleak.IgnoreAnyFunction("os/signal.loop")); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
 
 var update = flag.Bool("update", false, "write the golden files")
 

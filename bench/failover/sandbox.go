@@ -9,7 +9,7 @@ import (
 	"os/exec"
 	"time"
 
-	"github.com/sallyport-net/sallyport/internal/netlab"
+	"github.com/sallyport-net/sallyport/control/spec"
 )
 
 // sandbox is a running sandbox with our function in it.
@@ -23,11 +23,12 @@ type sandbox struct {
 	err     error // of the end; valid when replies is closed
 }
 
-// startSandbox starts a function on the worker by the sidecar's exec.
-func startSandbox(worker *netlab.Namespace, name, program, socket, self string) (*sandbox, error) {
-	b := &sandbox{name: name, replies: make(chan reply), cmd: exec.Command(program, "exec", "--socket", socket,
-		"--project", projectID, "--environment", environmentName, "--kind", "function", "--runtime", "nodejs",
-		"--", self, FunctionCommand)}
+// startFunction starts a sandbox with our function on the worker, by the sidecar's
+// exec. The stage ends it.
+func (s *stage) startFunction(name string) (*sandbox, error) {
+	b := &sandbox{name: name, replies: make(chan reply), cmd: exec.Command(s.cfg.program("sallyport-sidecar"), "exec", "--socket", s.socket(),
+		"--project", projectID, "--environment", environmentName, "--kind", string(spec.KindFunction), "--runtime", spec.RuntimeNodeJS,
+		"--", s.self, FunctionCommand)}
 	b.cmd.Stderr = &b.stderr
 	b.cmd.WaitDelay = endPatience
 	in, err := b.cmd.StdinPipe()
@@ -39,9 +40,10 @@ func startSandbox(worker *netlab.Namespace, name, program, socket, self string) 
 		return nil, fmt.Errorf("make a sandbox's pipes: %w", err)
 	}
 	b.in, b.orders = in, json.NewEncoder(in)
-	if err := worker.Start(b.cmd); err != nil {
+	if err := s.world.worker.Start(b.cmd); err != nil {
 		return nil, fmt.Errorf("start a sandbox: %w", err)
 	}
+	s.sandboxes = append(s.sandboxes, b)
 	go b.read(json.NewDecoder(out))
 	return b, nil
 }

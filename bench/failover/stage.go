@@ -96,7 +96,7 @@ func (s *stage) startDaemons(ctx context.Context) error {
 	s.add("sidecar", "sallyport-sidecar", "sidecar", s.world.worker, socketReady(s.socket()))
 	for _, p := range s.processes {
 		_ = os.Remove(p.log) // of an earlier run, where logs are kept
-		if err := errors.Join(p.start()); err != nil {
+		if err := p.start(); err != nil {
 			return err
 		}
 		if err := p.ready(ctx); err != nil {
@@ -125,15 +125,6 @@ func socketReady(path string) func(context.Context) error {
 		}
 		return c.Close()
 	}
-}
-
-// startFunction starts a sandbox with our function.
-func (s *stage) startFunction(name string) (*sandbox, error) {
-	b, err := startSandbox(s.world.worker, name, s.cfg.program("sallyport-sidecar"), s.socket(), s.self)
-	if err == nil {
-		s.sandboxes = append(s.sandboxes, b)
-	}
-	return b, err
 }
 
 // startMeter starts the function that measures and learns where it leaves from.

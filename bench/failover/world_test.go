@@ -2,6 +2,7 @@ package failover
 
 import (
 	"encoding/json"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -13,19 +14,76 @@ import (
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
-// The function, the origin and the judge without any tunnel: what leaves the
-// worker directly is seen as such.
-func TestFunctionAndJudge(t *testing.T) {
+// testWorld is a world that ends with the test.
+func testWorld(t *testing.T) *world {
+	t.Helper()
 	netlab.Require(t)
 	w, err := newWorld()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := w.close(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	return w
+}
+
+// direct is the function as a process on the worker, without a sandbox.
+type direct struct {
+	t       *testing.T
+	cmd     *exec.Cmd
+	in      io.WriteCloser
+	orders  *json.Encoder
+	replies *json.Decoder
+}
+
+func startDirect(t *testing.T, w *world) *direct {
+	t.Helper()
+	d := &direct{t: t, cmd: exec.Command("/proc/self/exe", "-test.run=^TestHelperFunction$")}
+	d.cmd.Env = append(os.Environ(), "FAILOVER_HELPER=function")
+	in, err := d.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := d.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.worker.Start(d.cmd); err != nil {
+		t.Fatal(err)
+	}
+	d.in, d.orders, d.replies = in, json.NewEncoder(in), json.NewDecoder(out)
+	return d
+}
+
+func (d *direct) do(what order) (r reply) {
+	d.t.Helper()
+	if err := d.orders.Encode(what); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := d.replies.Decode(&r); err != nil {
+		d.t.Fatal(err)
+	}
+	return r
+}
+
+// end closes the function's input, which ends it well.
+func (d *direct) end() {
+	d.t.Helper()
+	if err := d.in.Close(); err != nil {
+		d.t.Error(err)
+	}
+	if err := d.cmd.Wait(); err != nil {
+		d.t.Errorf("the function ended: %v", err)
+	}
+}
+
+// The function, the origin and the judge without any tunnel: what leaves the
+// worker directly is seen as such.
+func TestFunctionAndJudge(t *testing.T) {
+	w := testWorld(t)
 	o, err := startOrigin(w.origin)
 	if err != nil {
 		t.Fatal(err)
@@ -35,64 +93,38 @@ func TestFunctionAndJudge(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	cmd := exec.Command("/proc/self/exe", "-test.run=^TestHelperFunction$")
-	cmd.Env = append(os.Environ(), "FAILOVER_HELPER=function")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := w.worker.Start(cmd); err != nil {
-		t.Fatal(err)
-	}
-	orders, replies := json.NewEncoder(in), json.NewDecoder(out)
-	do := func(what order) (r reply) {
-		t.Helper()
-		if err := orders.Encode(what); err != nil {
-			t.Fatal(err)
-		}
-		if err := replies.Decode(&r); err != nil {
-			t.Fatal(err)
-		}
-		return r
-	}
-	self := workerLink.Addr()
+	f, self := startDirect(t, w), workerLink.Addr()
 	for _, what := range []order{{Do: doPace, Every: 2 * ms}, {Do: doHold}, {Do: doAwait, Source: self, Limit: 5 * time.Second}} {
-		if r := do(what); r.Failure != "" {
+		if r := f.do(what); r.Failure != "" {
 			t.Fatalf("%s: %s", what.Do, r.Failure)
 		}
 	}
-	r := do(order{Do: doMeasure, Cut: now(), Old: activePair[0], Limit: 300 * ms})
-	if m := r.Measured; m.Source != self || m.First <= 0 || m.First > 300*ms || m.UDPSource != self || m.UDP <= 0 || m.Reset != 0 || m.Stale != 0 {
+	r := f.do(order{Do: doMeasure, Cut: now(), Old: activePair[0], Limit: time.Second})
+	if m := r.Measured; m.Source != self || m.First <= 0 || m.First > time.Second || m.UDPSource != self || m.UDP <= 0 || m.Reset != 0 || m.Stale != 0 {
 		t.Errorf("another path: %+v", m)
 	}
 	if r.Seen[self] == 0 || len(r.Seen) != 1 || r.Connections.Answered == 0 || r.Connections.Failed != 0 || r.Connections.Longest <= 0 {
 		t.Errorf("seen %v, %+v", r.Seen, r.Connections)
+	}
+	if r := f.do(order{Do: doLoad, Streams: 1, Limit: 100 * ms}); r.Failure != "" || r.Sent == 0 || r.Received == 0 {
+		t.Errorf("load: %+v", r)
 	}
 	// The origin goes: what is open is reset or ended, and nobody answers.
 	cut := now()
 	if err := o.close(); err != nil {
 		t.Error(err)
 	}
-	r = do(order{Do: doMeasure, Cut: cut, Old: self, Limit: 200 * ms})
+	r = f.do(order{Do: doMeasure, Cut: cut, Old: self, Limit: 200 * ms})
 	if m := r.Measured; m.First != 0 || m.UDP != 0 || m.Reset <= 0 || m.How == "" {
 		t.Errorf("the old path only: %+v", m)
 	}
-	if r := do(order{Do: doAwait, Source: activePair[1], Limit: 50 * ms}); !strings.Contains(r.Failure, "no new connection was answered from 203.0.113.11 within 50ms") {
+	if r := f.do(order{Do: doAwait, Source: activePair[1], Limit: 50 * ms}); !strings.Contains(r.Failure, "no new connection was answered from 203.0.113.11 within 50ms") {
 		t.Errorf("await a source that nobody has: %+v", r)
 	}
-	if r := do(order{Do: "dance"}); !strings.Contains(r.Failure, "dance") {
+	if r := f.do(order{Do: "dance"}); !strings.Contains(r.Failure, "dance") {
 		t.Errorf("an unknown order: %+v", r)
 	}
-	if err := in.Close(); err != nil {
-		t.Error(err)
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("the function ended: %v", err)
-	}
+	f.end()
 	j := newJudge(w)
 	seen := j.look()
 	// All of it is wrong, as none went by a tunnel; a second look finds nothing more.
@@ -118,16 +150,7 @@ func TestHelperFunction(t *testing.T) {
 // A gateway host may send from what it holds, and tunnels' datagrams from its own
 // address, and nothing else.
 func TestJudgeOfGateways(t *testing.T) {
-	netlab.Require(t)
-	w, err := newWorld()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := w.close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	w := testWorld(t)
 	j, a := newJudge(w), w.hosts[0]
 	send := func(from, to netip.AddrPort) {
 		t.Helper()
