@@ -54,7 +54,6 @@ type estate struct {
 	atWorker, atClient, atOffice, atOrigin, atData *netlab.Capture
 	api, apiCle                                    *api.Client
 	plane, sidecar                                 *daemon
-	officeKey                                      string // the file with the office's private key
 }
 
 // newEstate builds the machines and writes the daemons' files. Nothing is started.
@@ -67,9 +66,10 @@ func newEstate(t *testing.T) *estate {
 	e.a = e.host("gw-a", "198.51.100.18/28", "198.51.100.17/28", acmePair[0], globexPair[0])
 	e.b = e.host("gw-b", "198.51.100.34/28", "198.51.100.33/28", acmePair[1], globexPair[1])
 	e.c = e.host("gw-c", "198.51.100.50/28", "198.51.100.49/28", standbyPair...)
-	e.join(e.office, "office", "198.51.100.66/28", "198.51.100.65/28").byDefault()
-	client := e.join(e.client, "client", "198.51.100.82/28", "198.51.100.81/28")
-	e.client.Route(netip.MustParsePrefix("198.51.100.0/24"), client.hub) // its default is the tunnel
+	// What has tunnels has no other way for what goes into them.
+	outside := netip.MustParsePrefix("198.51.100.0/24")
+	e.office.Route(outside, e.join(e.office, "office", "198.51.100.66/28", "198.51.100.65/28").hub)
+	e.client.Route(outside, e.join(e.client, "client", "198.51.100.82/28", "198.51.100.81/28").hub)
 	e.lab.Connect(
 		netlab.End{Namespace: e.office, Link: "lan", Address: netip.MustParsePrefix("10.30.0.1/24")},
 		netlab.End{Namespace: e.database, Link: "eth0", Address: netip.PrefixFrom(databaseAddr, 24)})

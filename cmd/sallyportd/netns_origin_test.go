@@ -345,18 +345,18 @@ func (a *asked) of(name string) (out []query) {
 }
 
 // bait is a listener by TCP and UDP on which nothing may ever arrive.
-func (w *ground) bait(n interface {
+func (g *ground) bait(n interface {
 	Listen(network, address string) (net.Listener, error)
 	ListenPacket(network, address string) (net.PacketConn, error)
 }, address string) {
-	w.t.Helper()
+	g.t.Helper()
 	l, err := n.Listen("tcp4", address)
 	if err != nil {
-		w.t.Fatal(err)
+		g.t.Fatal(err)
 	}
 	p, err := n.ListenPacket("udp4", address)
 	if err != nil {
-		w.t.Fatal(err)
+		g.t.Fatal(err)
 	}
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
@@ -365,7 +365,7 @@ func (w *ground) bait(n interface {
 			if err != nil {
 				return
 			}
-			w.t.Errorf("a connection from %v arrived at %v", c.RemoteAddr(), l.Addr())
+			g.t.Errorf("a connection from %v arrived at %v", c.RemoteAddr(), l.Addr())
 			_ = c.Close()
 		}
 	})
@@ -376,10 +376,10 @@ func (w *ground) bait(n interface {
 			if err != nil {
 				return
 			}
-			w.t.Errorf("%q from %v arrived at %v", b[:n], from, p.LocalAddr())
+			g.t.Errorf("%q from %v arrived at %v", b[:n], from, p.LocalAddr())
 		}
 	})
-	w.t.Cleanup(func() {
+	g.t.Cleanup(func() {
 		_, _ = l.Close(), p.Close()
 		tasks.Wait()
 	})

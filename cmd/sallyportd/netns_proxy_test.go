@@ -22,9 +22,9 @@ const withoutNamespaces = "SALLYPORT_TEST_WITHOUT_NAMESPACES"
 
 // confined runs `sallyport-sidecar exec` on the worker, in a process that may not
 // make user namespaces, and returns its exit code and what both streams hold.
-func (w *ground) confined(t *testing.T, flags []string, command ...string) (code int, stdout, stderr string) {
+func (g *ground) confined(t *testing.T, flags []string, command ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	args := append([]string{filepath.Join(w.bin, "sallyport-sidecar"), "exec", "--socket", w.socket,
+	args := append([]string{filepath.Join(g.bin, "sallyport-sidecar"), "exec", "--socket", g.socket,
 		"--project", acmeFunction.project, "--environment", acmeFunction.environment, "--runtime", acmeFunction.runtime}, flags...)
 	text, err := json.Marshal(append(append(args, "--"), command...))
 	if err != nil {
@@ -34,7 +34,7 @@ func (w *ground) confined(t *testing.T, flags []string, command ...string) (code
 	cmd.Env = append(os.Environ(), withoutNamespaces+"="+string(text))
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := w.worker.Start(cmd); err != nil {
+	if err := g.worker.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	err = cmd.Wait()

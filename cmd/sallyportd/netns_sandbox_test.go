@@ -95,13 +95,13 @@ func (m *messages) String() string {
 }
 
 // start starts a command as a sandbox on the worker. It may fail; ask tells.
-func (w *ground) start(who subject) (*sandbox, error) {
+func (g *ground) start(who subject) (*sandbox, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	b := &sandbox{w: w, done: make(chan struct{}), waiting: make(map[int]chan answer)}
-	b.cmd = exec.Command(filepath.Join(w.bin, "sallyport-sidecar"), "exec", "--socket", w.socket,
+	b := &sandbox{w: g, done: make(chan struct{}), waiting: make(map[int]chan answer)}
+	b.cmd = exec.Command(filepath.Join(g.bin, "sallyport-sidecar"), "exec", "--socket", g.socket,
 		"--project", who.project, "--environment", who.environment, "--kind", string(who.kind), "--runtime", who.runtime,
 		"--", self, insideSandbox)
 	// The race detector would have each program wait a second before it ends.
@@ -115,7 +115,7 @@ func (w *ground) start(who subject) (*sandbox, error) {
 		return nil, err
 	}
 	b.tasks = json.NewEncoder(b.in)
-	if err := w.worker.Start(b.cmd); err != nil {
+	if err := g.worker.Start(b.cmd); err != nil {
 		return nil, err
 	}
 	go b.follow(out)
@@ -123,9 +123,9 @@ func (w *ground) start(who subject) (*sandbox, error) {
 }
 
 // sandbox starts one that must succeed, and ends it with the test.
-func (w *ground) sandbox(t *testing.T, who subject) *sandbox {
+func (g *ground) sandbox(t *testing.T, who subject) *sandbox {
 	t.Helper()
-	b, err := w.start(who)
+	b, err := g.start(who)
 	if err != nil {
 		t.Fatal(err)
 	}
