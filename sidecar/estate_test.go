@@ -64,11 +64,13 @@ func (g *gateway) serveTCP(t *testing.T) {
 	g.with(func() { g.far = far })
 }
 
-// quick are settings under which a test need not wait.
+// quick are settings under which a test need not wait long, and which a busy machine
+// does not take for a death.
 func quick() Config {
 	return Config{Failover: failover.Config{
 		InUse: 20 * time.Millisecond, Standby: 40 * time.Millisecond, Suspect: 10 * time.Millisecond,
-		Hold: 100 * time.Millisecond, HoldJitter: time.Millisecond, Failbacks: 1000,
+		MissFloor: 500 * time.Millisecond,
+		Hold:      100 * time.Millisecond, HoldJitter: time.Millisecond, Failbacks: 1000,
 	}}
 }
 
@@ -163,6 +165,17 @@ func echo(t *testing.T, c *netstack.Conn) {
 	}
 }
 
+// ready waits until the sandbox is attached to its passive network.
+func (w *estate) ready(t *testing.T, id string) {
+	t.Helper()
+	eventually(t, "it is attached to its passive network", func() bool {
+		e := w.entry(id)
+		w.Sidecar.mu.Lock()
+		defer w.Sidecar.mu.Unlock()
+		return e.passive.state == passiveReady
+	})
+}
+
 // settled waits until every gateway answers and new flows go by a host.
 func (w *estate) settled(t *testing.T, host string) {
 	t.Helper()
@@ -210,4 +223,17 @@ func (w *estate) opening(id string) bool {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
 	return sw.flows.syns.used > 0
+}
+
+// expire lets the time be over for which old flows may linger.
+func (w *estate) expire() {
+	watch := w.network("net_a").watch
+	watch.mu.Lock()
+	defer watch.mu.Unlock()
+	for _, g := range watch.groups {
+		for id := range g.lingering {
+			g.lingering[id] = 0
+		}
+	}
+	watch.hurry()
 }

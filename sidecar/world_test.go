@@ -26,7 +26,7 @@ import (
 	"github.com/sallyport-net/sallyport/tunnel"
 )
 
-const patience = 10 * time.Second
+const patience = 20 * time.Second
 
 // eventually waits until a condition holds.
 func eventually(t *testing.T, what string, condition func() bool) {
