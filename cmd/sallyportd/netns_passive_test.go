@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -154,6 +155,7 @@ func TestPassive(t *testing.T) {
 		f.awaitPassive(t, b, "ready")
 		f.startLoad(t, b, originAddr)
 	}
+	t.Run("secrets of the passive region", f.hidden)
 	t.Run("forged and replayed answers", f.forgedAndReplayed)
 	t.Run("forged by a stock client", f.forgedByStock)
 	t.Run("region killed", f.regionKilled)
@@ -210,6 +212,18 @@ func (f *failing) notReady(t *testing.T) {
 	}
 }
 
+// hidden: what the sidecar has for the passive region's control plane is not to be
+// had in a sandbox.
+func (f *failing) hidden(t *testing.T) {
+	for _, b := range f.boxes {
+		b.fails(t, task{Do: "connect", Network: "unix", Target: filepath.Join(f.dir, "cle1", "api.sock")})
+		a, err := b.ask(task{Do: "file", Target: filepath.Join(f.dir, "cle1-token")})
+		if err != nil || len(a.Texts) > 0 && a.Texts[0] != "" {
+			t.Errorf("a sandbox reads the token of the passive region: %+v, %v", a, err)
+		}
+	}
+}
+
 // regionKilled kills all of iad1, while what the gateways once said goes on arriving.
 func (f *failing) regionKilled(t *testing.T) {
 	end := make(chan struct{})
@@ -222,10 +236,11 @@ func (f *failing) regionKilled(t *testing.T) {
 		f.kill(d)
 	}
 	killed := time.Now()
-	for _, b := range f.boxes {
-		eventually(t, soon, "the sandbox leaves from the passive pair", func() error {
+	answered := []uint64{f.boxes[0].load(t).AnsweredUDP, f.boxes[1].load(t).AnsweredUDP}
+	for i, b := range f.boxes {
+		eventually(t, soon, "the sandbox leaves from the passive pair, by TCP and UDP", func() error {
 			r := b.load(t)
-			if !slices.ContainsFunc(r.Sources, func(a netip.Addr) bool { return slices.Contains(standbyPair, a) }) {
+			if r.AnsweredUDP == answered[i] || !slices.ContainsFunc(r.Sources, func(a netip.Addr) bool { return slices.Contains(standbyPair, a) }) {
 				return fmt.Errorf("%+v", r)
 			}
 			return nil
