@@ -373,6 +373,36 @@ func TestStuckDevice(t *testing.T) {
 	w.detach(t.Context(), ans.ID, "test")
 }
 
+// A sandbox begins with the gateway that the control plane names first because the
+// preferred one is away, and goes there when that is back.
+func TestBeginAway(t *testing.T) {
+	w := newEstate(t, quick())
+	w.home.with(func() { w.home.swapped = true })
+	w.gw1.setMute(true)
+	box := w.stack(t)
+	if g := w.status().Networks[0].Groups; g[0].Prefers != "gw1" || g[0].Choice == nil || g[0].Choice.Host != "gw2" {
+		t.Errorf("groups %+v", g)
+	}
+	echo(t, box.dial(t, web))
+	w.gw1.setMute(false)
+	w.chosen(t, "gw1")
+	if r := w.lastSwitch(t, "gw1"); r.Reason != "failback" {
+		t.Errorf("switch %+v", r)
+	}
+}
+
+// Bits of health that a later version may send mean nothing.
+func TestUnknownHealth(t *testing.T) {
+	w := newEstate(t, quick())
+	w.gw1.with(func() { w.gw1.health = 0xf8 })
+	box := w.stack(t)
+	w.settled(t, "gw1")
+	echo(t, box.dial(t, web))
+	if p := w.status().Networks[0].Paths[0]; p.Health != 0 || p.Gateway.Host != "gw1" {
+		t.Errorf("path %+v", p)
+	}
+}
+
 // roles decide what is preferred, not who is named first because the other is away.
 func TestPreferred(t *testing.T) {
 	gw := func(host string, role spec.GatewayRole) spec.Gateway { return spec.Gateway{Host: host, Role: role} }

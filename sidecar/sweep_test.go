@@ -244,6 +244,40 @@ func TestSweepBesideTraffic(t *testing.T) {
 	}
 }
 
+// Of segments that come together the table remembers the last number of each
+// connection, and each packet takes the route of its flow.
+func TestBatch(t *testing.T) {
+	f := newFork(t)
+	f.resize(maxBatch)
+	remote := netip.MustParseAddrPort("192.0.2.1:80")
+	a, b := netip.AddrPortFrom(testInner, 1), netip.AddrPortFrom(testInner, 2)
+	ack := func(local netip.AddrPort, n uint32) []byte { return segmentOf(local, remote, packet.ACK, 1, n, true) }
+	f.send(ack(b, 1))
+	f.took(0)
+	f.choose(2)
+	batch := [][]byte{
+		ack(a, 10), ack(a, 11), ack(a, 12), ack(b, 20), ack(b, 21), udp("10.0.0.5:3", "192.0.2.1:53", 1), udp("10.0.0.5:3", "192.0.2.1:53", 2),
+		ack(a, 13), ack(a, 14), segmentOf(b, remote, packet.FIN|packet.ACK, 1, 22, true), ack(b, 23), {0x45},
+	}
+	for i, p := range batch {
+		f.sizes[i] = copy(f.views[i], p)
+	}
+	f.forward(len(batch))
+	for port, want := range map[uint16]flow{1: {ack: 14, route: 2, state: flowOpen}, 2: {ack: 23, route: 1, state: flowFinOut}} {
+		key := flowKey{remote: remote.Addr().As4(), local: port, port: 80, proto: packet.TCP}
+		if got, _ := f.flows.peek(key); got != want {
+			t.Errorf("port %d: %+v, want %+v", port, got, want)
+		}
+	}
+	first, second := f.took(0), f.took(1)
+	if len(first) != 4 || len(second) != 7 || f.dropped[0].total() != 1 {
+		t.Errorf("%d and %d packets, %d drops; want 4, 7 and 1", len(first), len(second), f.dropped[0].total())
+	}
+	if f.egress.packets.Load() != 12 {
+		t.Errorf("%d packets are counted, want 12", f.egress.packets.Load())
+	}
+}
+
 // A sandbox that has ended takes part in a switch by saying so.
 func TestSweepAfterTheEnd(t *testing.T) {
 	f := newFork(t)

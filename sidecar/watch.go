@@ -157,12 +157,16 @@ func (w *watch) turn() time.Duration {
 	return time.Duration(max(due-w.clock.now(), 0))
 }
 
+// knownHealth are the bits that mean something here; gateways of a later version may
+// set others.
+const knownHealth = packet.HealthUplinkLost | packet.HealthDraining | packet.HealthFull
+
 // answered implements asker.
 func (t *track) answered(m packet.Probe, now packet.Instant) bool {
 	w := t.watch
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	ok := w.monitor.Answer(t.id, m.Sequence, failover.Health(m.Health), failover.Instant(now))
+	ok := w.monitor.Answer(t.id, m.Sequence, failover.Health(m.Health&knownHealth), failover.Instant(now))
 	if w.events = w.monitor.Events(w.events); len(w.events) > 0 {
 		w.hurry()
 	}

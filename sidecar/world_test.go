@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -232,6 +233,7 @@ type plane struct {
 	networks map[string]string   // by project
 	base     [2]byte             // with which addresses begin
 	region   string
+	swapped  bool // the sibling is named first
 	passive  *api.PassiveRegion
 	list     map[string]spec.Attachment
 	last     int
@@ -324,6 +326,9 @@ func (p *plane) attach(w http.ResponseWriter, r *http.Request) {
 			gw.Role = spec.RolePassive
 		}
 		resp.Gateways = append(resp.Gateways, gw)
+	}
+	if p.swapped {
+		slices.Reverse(resp.Gateways)
 	}
 	answer(w, http.StatusCreated, resp)
 }
