@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -134,14 +135,39 @@ func TestDetachOfAnUnknown(t *testing.T) {
 		t.Errorf("it came back: %v", err)
 	}
 
-	few := newStore(t, func(c *StoreConfig) { c.MaxRevoked = 3 })
+	// One that was attached again and ended, both unseen, is told of; one whose attach
+	// came to nothing is not: it may be tried again.
+	again := newStore(t, nil)
+	for _, id := range []string{"att-ended", "att-tried"} {
+		req := request(1)
+		req.Resume = &api.Resume{ID: id, InnerAddress: addr("10.20.0.50")}
+		e, _, err := again.enter(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again.withdraw(e); id == "att-ended" {
+			if _, _, err := again.enter(req); err != nil {
+				t.Fatal(err)
+			}
+			if err := again.Detach(id); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if u := again.since(at(again, 1)); !reflect.DeepEqual(slices.Compact(u.Detached), []string{"att-ended"}) || len(u.Attached) != 0 {
+		t.Errorf("got %+v", u)
+	}
+
+	few := newStore(t, func(c *StoreConfig) { c.MaxRevoked, c.History = 3, 2 })
 	for i := range 8 {
 		if err := few.Detach(fmt.Sprint("att-", i)); code(err) != api.CodeNotFound {
 			t.Error(err)
 		}
 	}
-	if u := few.since(spec.Cursor{Store: "before", Revision: 1}); !reflect.DeepEqual(u.Detached, []string{"att-5", "att-6", "att-7"}) {
-		t.Errorf("got %v", u.Detached)
+	for _, behind := range []spec.Cursor{{Store: "before", Revision: 1}, at(few, 1)} {
+		if u := few.since(behind); !u.Full || !reflect.DeepEqual(u.Detached, []string{"att-5", "att-6", "att-7"}) {
+			t.Errorf("after %v: got %v", behind, u.Detached)
+		}
 	}
 }
 

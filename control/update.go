@@ -10,14 +10,13 @@ import (
 // since makes the update that brings a follower from a cursor to the newest.
 func (s *Store) since(at spec.Cursor) spec.Update {
 	after := at.Revision
-	if at.Store != s.id && at.Store != "" {
-		u := s.full()
-		u.Detached = s.revoked.list()
-		return u
-	}
 	// The log holds the changes of the last len(changes) revisions.
-	if after == 0 || after > s.revision || s.revision-after > uint64(len(s.changes)) {
-		return s.full()
+	if at.Store != s.id || after == 0 || after > s.revision || s.revision-after > uint64(len(s.changes)) {
+		u := s.full()
+		if at.Store != "" { // it may have some from a store before, and keep them for a while
+			u.Detached = s.revoked.list()
+		}
+		return u
 	}
 	u := spec.Update{Store: s.id, Revision: s.revision}
 	// Many changes of one attachment become at most one departure, of what the
@@ -32,7 +31,11 @@ func (s *Store) since(at spec.Cursor) spec.Update {
 		default:
 			if _, both := arrived[c.detached]; both {
 				delete(arrived, c.detached) // came and went: the follower never had this one
-				continue
+				if !s.revoked.has(c.detached) {
+					continue
+				}
+				// But it may have it from the store before this one, if it was attached
+				// again here, and it was ended for good.
 			}
 			u.Detached = append(u.Detached, c.detached)
 		}

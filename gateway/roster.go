@@ -59,8 +59,12 @@ func (r *roster) update(u spec.Update, now time.Time) (attached []spec.Attachmen
 }
 
 // replace takes a full update in: exact, unless it is the first of another store.
+// Orphans that it calls detached go.
 func (r *roster) replace(u spec.Update, now time.Time) {
 	another := r.store != "" && u.Store != r.store
+	for _, id := range u.Detached {
+		r.remove(id)
+	}
 	before := r.attached
 	r.store = u.Store
 	r.attached = make(map[string]spec.Attachment, len(u.Attached))

@@ -87,6 +87,29 @@ func TestRosterHolds(t *testing.T) {
 	}
 }
 
+// Whom another store calls detached does not wait for the grace, in whichever update
+// it says so.
+func TestRosterDetaches(t *testing.T) {
+	now := time.Unix(1000, 0)
+	a, b, c := entry("a", "k1", 1, 101), entry("b", "k1", 2, 101), entry("c", "k2", 3, 102)
+	r := newRoster()
+	r.update(full("one", a, b, c), now)
+	u := full("two", b)
+	u.Detached = []string{"a", "never known"}
+	r.update(u, now)
+	wantRoster(t, &r, "b c", "c")
+	u = full("two", b)
+	u.Detached = []string{"a", "c"}
+	r.update(u, now)
+	wantRoster(t, &r, "b", "")
+
+	r.update(full("three", a), now)
+	if _, gone := r.update(more("three", nil, "b"), now); !slices.Equal(gone, []string{"b"}) {
+		t.Errorf("%v went, want b", gone)
+	}
+	wantRoster(t, &r, "a", "")
+}
+
 // An address goes to whom the new store gives it, at once; a worker's own address
 // is shared by its sandboxes.
 func TestRosterDisplaces(t *testing.T) {

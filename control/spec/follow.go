@@ -34,9 +34,9 @@ type Update struct {
 	State *State `json:"state,omitempty"`
 	// Attached are the attachments that are new, in the order in which they were made.
 	Attached []Attachment `json:"attached,omitempty"`
-	// Detached are the IDs of those that are gone. In a full update for a follower of
-	// another store, they are all that were ended since this one was made: it may
-	// keep for a while what it has and the new store does not know, but not these.
+	// Detached are the IDs of those that are gone. In a full update for a follower
+	// that has something already, they are those that were ended last: it may keep for
+	// a while what it has from a store before and this one does not know, but not these.
 	Detached []string `json:"detached,omitempty"`
 }
 
