@@ -88,7 +88,9 @@ func (f *Forwarder) admitSiteFragment(b *egressBatch, way *peered, p *packet.Pac
 }
 
 // sortSite asks the policy about a packet that the other host relays, as though that
-// host had not; everything else comes from the other side of a peering.
+// host had not; everything else comes from the other side of a peering. An error from
+// there is about flows of its own peering, or is dropped: one customer's network has
+// no say in what goes to another's.
 func (f *Forwarder) sortSite(b *egressBatch, way *peered, p *packet.Packet, now packet.Instant) {
 	switch {
 	case f.network.Contains(p.Src):
@@ -105,6 +107,8 @@ func (f *Forwarder) sortSite(b *egressBatch, way *peered, p *packet.Packet, now 
 		}
 	case way.find(p.Src) == nil:
 		f.counters.drop(Ingress, packet.NoMapping)
+	case p.Kind == packet.KindICMPError && way.find(p.Inner.Dst) != way.find(p.Src):
+		f.counters.drop(Ingress, packet.Filtered)
 	default:
 		b.back = append(b.back, p)
 		b.n++

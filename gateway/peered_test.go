@@ -400,6 +400,30 @@ func TestPeeredOtherSideIsTold(t *testing.T) {
 	r.wantCounts(map[string]uint64{"egress": 1, "replies": 2, "ingress too_big": 1, "ingress ttl_expired": 1, "ingress no_mapping": 1})
 }
 
+// TestPeeredErrorsOfOthers: the other side of one peering cannot end flows to that of
+// another by errors, however well it guesses; a router of its own can.
+func TestPeeredErrorsOfOthers(t *testing.T) {
+	r := newPeeredRig(t, holdsSite)
+	another := netip.MustParseAddr("10.41.0.1")
+	r.way.ranges.Insert(netip.MustParsePrefix("10.41.0.0/16"), &peeringCounters{})
+	r.rules(peeredRange, netip.MustParsePrefix("10.41.0.0/16"))
+	r.write(udp(t, at(alice, 5000), database, nil))
+	sent := one(t, r.tunneled())
+	from := func(router netip.Addr) []byte {
+		b := make([]byte, 600)
+		return b[:packet.BuildICMPError(b, 3, 3, 0, router, &sent)]
+	}
+	r.arrive(from(another))
+	if got := r.read(); len(got) != 0 {
+		t.Errorf("the sandbox got %+v", got)
+	}
+	r.arrive(from(netip.MustParseAddr("10.40.9.9")))
+	if p := one(t, r.read()); p.Kind != packet.KindICMPError || p.Dst != alice {
+		t.Errorf("the sandbox got %+v", p)
+	}
+	r.wantCounts(map[string]uint64{"egress": 1, "ingress": 1, "ingress filtered": 1})
+}
+
 // TestPeeredQueuesAreBounded: what finds a queue full is lost and counted.
 func TestPeeredQueuesAreBounded(t *testing.T) {
 	r := newPeeredRig(t, holdsSite)
