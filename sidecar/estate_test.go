@@ -2,9 +2,11 @@ package sidecar
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/netip"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -162,6 +164,15 @@ func echo(t *testing.T, c *netstack.Conn) {
 	}
 	if _, err := io.ReadFull(c, b); err != nil || string(b) != "hello" {
 		t.Fatalf("heard %q, %v", b, err)
+	}
+}
+
+// mustBeReset waits until a connection is reset.
+func mustBeReset(t *testing.T, c *netstack.Conn) {
+	t.Helper()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection ends with %v, want a reset", err)
 	}
 }
 

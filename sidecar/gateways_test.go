@@ -33,85 +33,87 @@ func TestSiblingThenPassive(t *testing.T) {
 		}
 		w.ready(t, box.ID)
 		w.settled(t, "gw1")
-		idle, busy := box.dial(t, web), box.dial(t, web)
-		echo(t, idle)
-		echo(t, busy)
-		load := make(chan error, 1)
-		go func() { // as much as goes
-			_ = busy.SetDeadline(time.Time{})
-			go func() { _, _ = io.Copy(io.Discard, busy) }()
-			b := make([]byte, 1<<16)
-			for {
-				if _, err := busy.Write(b); err != nil {
-					load <- err
-					return
-				}
-			}
-		}()
-		// One connection opens at the moment of death.
-		w.gw1.with(func() { w.gw1.deaf = webOther.Port() })
-		opening := make(chan error, 1)
-		go func() {
-			c, err := box.DialTCP(short(t, patience), netip.AddrPortFrom(box.Inner, 0), webOther)
-			if err == nil {
-				_ = c.Close()
-			}
-			opening <- err
-		}()
-		eventually(t, "a SYN waits", func() bool { return w.opening(box.ID) })
+		w.killTheActive(t, box)
+		w.killTheSibling(t, box)
+	})
+}
 
-		w.gw1.end()
-		began := time.Now()
-		_ = idle.SetDeadline(time.Now().Add(patience))
-		if _, err := idle.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("the idle connection ends with %v, want a reset", err)
-		}
-		t.Logf("reset %v after the death", time.Since(began))
-		if err := <-load; !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("the busy connection ends with %v, want a reset", err)
-		}
-		if err := <-opening; err != nil {
-			t.Errorf("the connection that was opening: %v", err)
-		}
-		echo(t, box.dial(t, web))
-		if w.gw2.from(box.Inner) == 0 {
-			t.Error("the sibling saw nothing")
-		}
-		r := w.lastSwitch(t, "gw2")
-		if r.Reason != "dead" || !r.Lost || r.From.Host != "gw1" || r.Reset != 2 || r.Resent != 1 || r.Moved != 1 || r.Detection <= 0 {
-			t.Errorf("switch %+v", r)
-		}
-		t.Logf("switch %+v", r)
-
-		open := box.dial(t, web)
-		echo(t, open)
-		w.gw2.end()
-		_ = open.SetDeadline(time.Now().Add(patience))
-		if _, err := open.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("the connection through the sibling ends with %v, want a reset", err)
-		}
-		echo(t, box.dial(t, web))
-		there := w.entry(box.ID).passive.attachment.Inner
-		if n := w.remote.from(there); n == 0 || w.remote.from(box.Inner) != 0 {
-			t.Errorf("the passive gateway saw %d packets of %v and %d of %v", n, there, w.remote.from(box.Inner), box.Inner)
-		}
-		u, err := box.DialUDP(netip.AddrPortFrom(box.Inner, 0), netip.AddrPortFrom(box.DNS[0], 53))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer u.Close()
-		_ = u.SetDeadline(time.Now().Add(patience))
-		if _, err := u.Write([]byte("question")); err != nil {
-			t.Fatal(err)
-		}
-		if n, err := u.Read(make([]byte, 16)); err != nil || n != 8 {
-			t.Errorf("the name server answers %d bytes, %v", n, err)
-		}
-		w.remote.with(func() {
-			if w.remote.asked[w.away.dns[0]] != 1 || w.remote.asked[box.DNS[0]] != 0 {
-				t.Errorf("name servers asked there: %v", w.remote.asked)
+// killTheActive kills it while one connection is idle, one busy, and one opens.
+func (w *estate) killTheActive(t *testing.T, box stack) {
+	idle, busy := box.dial(t, web), box.dial(t, web)
+	echo(t, idle)
+	echo(t, busy)
+	load := make(chan error, 1)
+	go func() { // as much as goes
+		_ = busy.SetDeadline(time.Time{})
+		go func() { _, _ = io.Copy(io.Discard, busy) }()
+		b := make([]byte, 1<<16)
+		for {
+			if _, err := busy.Write(b); err != nil {
+				load <- err
+				return
 			}
-		})
+		}
+	}()
+	w.gw1.with(func() { w.gw1.deaf = webOther.Port() })
+	opening := make(chan error, 1)
+	go func() {
+		c, err := box.DialTCP(short(t, patience), netip.AddrPortFrom(box.Inner, 0), webOther)
+		if err == nil {
+			_ = c.Close()
+		}
+		opening <- err
+	}()
+	eventually(t, "a SYN waits", func() bool { return w.opening(box.ID) })
+
+	w.gw1.end()
+	began := time.Now()
+	mustBeReset(t, idle)
+	t.Logf("reset %v after the death", time.Since(began))
+	if err := <-load; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the busy connection ends with %v, want a reset", err)
+	}
+	if err := <-opening; err != nil {
+		t.Errorf("the connection that was opening: %v", err)
+	}
+	echo(t, box.dial(t, web))
+	if w.gw2.from(box.Inner) == 0 {
+		t.Error("the sibling saw nothing")
+	}
+	r := w.lastSwitch(t, "gw2")
+	if r.Reason != "dead" || !r.Lost || r.From.Host != "gw1" || r.Reset != 2 || r.Resent != 1 || r.Moved != 1 || r.Detection <= 0 {
+		t.Errorf("switch %+v", r)
+	}
+	t.Logf("switch %+v", r)
+}
+
+// killTheSibling kills the last gateway of the region.
+func (w *estate) killTheSibling(t *testing.T, box stack) {
+	open := box.dial(t, web)
+	echo(t, open)
+	w.gw2.end()
+	mustBeReset(t, open)
+	echo(t, box.dial(t, web))
+	there := w.entry(box.ID).passive.attachment.Inner
+	if n := w.remote.from(there); n == 0 || w.remote.from(box.Inner) != 0 {
+		t.Errorf("the passive gateway saw %d packets of %v and %d of %v", n, there, w.remote.from(box.Inner), box.Inner)
+	}
+	u, err := box.DialUDP(netip.AddrPortFrom(box.Inner, 0), netip.AddrPortFrom(box.DNS[0], 53))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	_ = u.SetDeadline(time.Now().Add(patience))
+	if _, err := u.Write([]byte("question")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := u.Read(make([]byte, 16)); err != nil || n != 8 {
+		t.Errorf("the name server answers %d bytes, %v", n, err)
+	}
+	w.remote.with(func() {
+		if w.remote.asked[w.away.dns[0]] != 1 || w.remote.asked[box.DNS[0]] != 0 {
+			t.Errorf("name servers asked there: %v", w.remote.asked)
+		}
 	})
 }
 
@@ -145,10 +147,7 @@ func TestFailback(t *testing.T) {
 	}
 	// What stayed behind is lost with its gateway, although nothing prefers it.
 	w.gw2.end()
-	_ = old.SetDeadline(time.Now().Add(patience))
-	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the old connection ends with %v, want a reset", err)
-	}
+	mustBeReset(t, old)
 	w.chosen(t, "gw1")
 }
 
@@ -174,10 +173,7 @@ func TestDraining(t *testing.T) {
 		t.Errorf("switch %+v", r)
 	}
 	w.expire()
-	_ = old.SetDeadline(time.Now().Add(patience))
-	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("after the time to linger an old connection ends with %v, want a reset", err)
-	}
+	mustBeReset(t, old)
 	eventually(t, "the end of the lingering is reported", func() bool {
 		all := w.status().Networks[0].Switches
 		last := all[len(all)-1] // there is one
@@ -193,10 +189,7 @@ func TestUplinkLost(t *testing.T) {
 	old := box.dial(t, web)
 	echo(t, old)
 	w.gw1.with(func() { w.gw1.health = packet.HealthUplinkLost })
-	_ = old.SetDeadline(time.Now().Add(patience))
-	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the connection ends with %v, want a reset", err)
-	}
+	mustBeReset(t, old)
 	if r := w.lastSwitch(t, "gw2"); r.Reason != "unhealthy" || !r.Lost || r.Reset != 1 {
 		t.Errorf("switch %+v", r)
 	}
@@ -211,34 +204,8 @@ func TestFalseAnswers(t *testing.T) {
 	link := w.network("net_a").links["gw1"]
 	var replayed []byte
 	w.gw1.with(func() { replayed = bytes.Clone(w.gw1.last) })
-	var p packet.Packet
-	if packet.Parse(&p, replayed) != packet.Pass {
-		t.Fatal("no answer was seen")
-	}
-	m, _ := packet.ParseProbe(p.Data())
-	reply := func(m packet.Probe, from netip.AddrPort) []byte {
-		var payload [packet.ProbeSize]byte
-		m.Put(payload[:])
-		b := make([]byte, 100)
-		return b[:packet.BuildUDP(b, from, netip.AddrPortFrom(p.Dst, packet.ProbePort), payload[:], 64, 0)]
-	}
-	gateway := netip.AddrPortFrom(p.Src, packet.ProbePort)
-	future := m
-	future.Sequence += 1000
-	alien := m
-	alien.Nonce++
-	alien.Health = packet.HealthDraining
-	question := m
-	question.Type = packet.ProbeRequest
-	sick := future
-	sick.Health = packet.HealthUplinkLost
-	broken := reply(sick, gateway)
-	broken[len(broken)-1]++
+	forged := forge(t, replayed)
 	w.gw1.setMute(true)
-	forged := [][]byte{
-		replayed, reply(future, gateway), reply(alien, gateway), reply(question, gateway), reply(sick, gateway), broken,
-		reply(m, netip.MustParseAddrPort("192.0.2.1:7")), reply(m, netip.AddrPortFrom(p.Src, 8)),
-	}
 	stop := make(chan struct{})
 	ended := make(chan struct{})
 	go func() {
@@ -267,6 +234,36 @@ func TestFalseAnswers(t *testing.T) {
 	}
 	if n := w.network("net_a").links["gw2"].path.falseAnswers.Load(); n != 0 {
 		t.Errorf("%d false answers on the sibling's path", n)
+	}
+}
+
+// forge makes packets out of the answer to a probe that look like others.
+func forge(t *testing.T, replayed []byte) [][]byte {
+	t.Helper()
+	var p packet.Packet
+	if packet.Parse(&p, replayed) != packet.Pass {
+		t.Fatal("no answer was seen")
+	}
+	m, _ := packet.ParseProbe(p.Data())
+	reply := func(m packet.Probe, from netip.AddrPort) []byte {
+		var payload [packet.ProbeSize]byte
+		m.Put(payload[:])
+		b := make([]byte, 100)
+		return b[:packet.BuildUDP(b, from, netip.AddrPortFrom(p.Dst, packet.ProbePort), payload[:], 64, 0)]
+	}
+	gateway := netip.AddrPortFrom(p.Src, packet.ProbePort)
+	future, alien, question := m, m, m
+	future.Sequence += 1000
+	alien.Nonce++
+	alien.Health = packet.HealthDraining
+	question.Type = packet.ProbeRequest
+	sick := future
+	sick.Health = packet.HealthUplinkLost
+	broken := reply(sick, gateway)
+	broken[len(broken)-1]++
+	return [][]byte{
+		replayed, reply(future, gateway), reply(alien, gateway), reply(question, gateway), reply(sick, gateway), broken,
+		reply(m, netip.MustParseAddrPort("192.0.2.1:7")), reply(m, netip.AddrPortFrom(p.Src, 8)),
 	}
 }
 

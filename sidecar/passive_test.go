@@ -1,10 +1,8 @@
 package sidecar
 
 import (
-	"errors"
 	"net/http"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -85,10 +83,7 @@ func TestPassiveComesLate(t *testing.T) {
 	w.notNow(false)
 	w.compareAway(t)
 	echo(t, box.dial(t, web))
-	_ = old.SetDeadline(time.Now().Add(patience))
-	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the old connection ends with %v, want a reset", err)
-	}
+	mustBeReset(t, old)
 }
 
 // Detaching detaches in both regions; a control plane that lost its memory is told
@@ -198,10 +193,7 @@ func TestLingeringStaysKnown(t *testing.T) {
 	}
 	echo(t, old)
 	w.gw1.end()
-	_ = old.SetDeadline(time.Now().Add(patience))
-	if _, err := old.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("the old connection ends with %v, want a reset", err)
-	}
+	mustBeReset(t, old)
 }
 
 // A passive region that is known to be away is not waited for, and what a sandbox

@@ -84,43 +84,67 @@ func segmentOf(local, remote netip.AddrPort, flags packet.TCPFlags, seq, ack uin
 	return b
 }
 
+// swayed is what is expected of a flow when its route is lost.
+type swayed struct {
+	state flowState
+	ack   uint32
+	syn   []byte
+}
+
+var sweepRemote = netip.MustParseAddrPort("192.0.2.1:80")
+
+// step lets something happen on a flow of the first route.
+func (f *fork) step(rt *rapid.T, flows map[uint16]*swayed) {
+	port := rapid.Uint16Range(1, 30).Draw(rt, "port")
+	local := netip.AddrPortFrom(testInner, port)
+	w, number := flows[port], rapid.Uint32().Draw(rt, "number")
+	switch what := rapid.IntRange(0, 4).Draw(rt, "what"); {
+	case w == nil && what == 0:
+		flows[port] = &swayed{state: flowLoose}
+		f.send(udp(local.String(), "192.0.2.1:53", 5))
+	case w == nil || w.state == flowOpening && what == 0 || w.state == flowClosed:
+		b := segmentOf(local, sweepRemote, packet.SYN, number, 0, true)
+		flows[port] = &swayed{state: flowOpening, syn: b}
+		f.send(b)
+	case w.state == flowLoose:
+	case w.state == flowOpening:
+		f.deliver(f.paths[0], nil, [][]byte{segmentOf(local, sweepRemote, packet.SYN|packet.ACK, number, 1, false)}, 0)
+		w.state, w.ack = flowOpen, number+1
+	case what == 1:
+		f.send(segmentOf(local, sweepRemote, packet.RST, 1, number, true))
+		w.state = flowClosed
+	default:
+		f.send(segmentOf(local, sweepRemote, packet.ACK, 1, number, true))
+		w.ack = number
+	}
+}
+
+// resets are what the sandbox got, by its port.
+func (f *fork) resets(rt *rapid.T) map[uint16]uint32 {
+	out := map[uint16]uint32{}
+	for len(f.dev.in) > 0 {
+		var p packet.Packet
+		if packet.Parse(&p, <-f.dev.in) != packet.Pass || !p.ChecksumOK() || p.Flags != packet.RST ||
+			p.Src != sweepRemote.Addr() || p.SrcPort != sweepRemote.Port() || p.Dst != testInner {
+			rt.Fatalf("the sandbox gets %+v", p)
+		}
+		if _, twice := out[p.DstPort]; twice {
+			rt.Fatalf("port %d is reset twice", p.DstPort)
+		}
+		out[p.DstPort] = p.Seq
+	}
+	return out
+}
+
 // A sweep resets each connection once, with the number that the sandbox expects,
 // sends the SYN of each that is opening by the new route with the addresses that
 // are right there, moves all else, and touches nothing on other routes.
 func TestSweep(t *testing.T) {
-	type want struct {
-		state flowState
-		ack   uint32
-		syn   []byte
-	}
 	rapid.Check(t, func(rt *rapid.T) {
 		f := newFork(t)
-		remote := netip.MustParseAddrPort("192.0.2.1:80")
-		flows := map[uint16]*want{}
+		flows := map[uint16]*swayed{}
 		for range rapid.IntRange(1, 120).Draw(rt, "steps") {
-			port := rapid.Uint16Range(1, 30).Draw(rt, "port")
-			local := netip.AddrPortFrom(testInner, port)
-			w := flows[port]
-			number := rapid.Uint32().Draw(rt, "number")
-			switch what := rapid.IntRange(0, 4).Draw(rt, "what"); {
-			case w == nil && what == 0:
-				flows[port] = &want{state: flowLoose}
-				f.send(udp(local.String(), "192.0.2.1:53", 5))
-			case w == nil || w.state == flowOpening && what == 0 || w.state == flowClosed:
-				b := segmentOf(local, remote, packet.SYN, number, 0, true)
-				flows[port] = &want{state: flowOpening, syn: b}
-				f.send(b)
-			case w.state == flowLoose:
-			case w.state == flowOpening:
-				f.deliver(f.paths[0], nil, [][]byte{segmentOf(local, remote, packet.SYN|packet.ACK, number, 1, false)}, 0)
-				w.state, w.ack = flowOpen, number+1
-			case what == 1:
-				f.send(segmentOf(local, remote, packet.RST, 1, number, true))
-				w.state = flowClosed
-			default:
-				f.send(segmentOf(local, remote, packet.ACK, 1, number, true))
-				w.ack = number
-			}
+			f.step(rt, flows)
 		}
 		if rapid.Bool().Draw(rt, "turned") {
 			f.flows.turn(0)
@@ -129,75 +153,65 @@ func TestSweep(t *testing.T) {
 			<-f.dev.in
 		}
 		f.took(0)
-		elsewhere := netip.AddrPortFrom(testInner, 999)
 		f.choose(2)
-		f.send(segmentOf(elsewhere, remote, packet.ACK, 1, 1, true))
+		f.send(segmentOf(netip.AddrPortFrom(testInner, 999), sweepRemote, packet.ACK, 1, 1, true))
 		f.took(1)
 
 		v := &switchover{watch: &watch{}}
 		v.pending.Store(2) // its end is not of interest
 		f.sweepAll(1, v)
 		f.tasks.Wait()
-
-		resets := map[uint16]uint32{}
-		for len(f.dev.in) > 0 {
-			var p packet.Packet
-			if packet.Parse(&p, <-f.dev.in) != packet.Pass || !p.ChecksumOK() || p.Flags != packet.RST ||
-				p.Src != remote.Addr() || p.SrcPort != remote.Port() || p.Dst != testInner {
-				rt.Fatalf("the sandbox gets %+v", p)
-			}
-			if _, twice := resets[p.DstPort]; twice {
-				rt.Fatalf("port %d is reset twice", p.DstPort)
-			}
-			resets[p.DstPort] = p.Seq
-		}
-		syns := map[string]bool{}
-		for _, b := range f.took(1) {
-			syns[string(b)] = true
-		}
-		nResets, nMoved, nSYNs := 0, 0, 0
-		for port, w := range flows {
-			seq, reset := resets[port]
-			if reset != w.state.connected() || reset && seq != w.ack {
-				rt.Fatalf("port %d in state %d: reset %v with %d, want %d", port, w.state, reset, seq, w.ack)
-			}
-			if reset {
-				nResets++
-			}
-			if w.state == flowOpening {
-				there := bytes.Clone(w.syn)
-				forkThere.Egress(there)
-				if !syns[string(there)] {
-					rt.Fatalf("the SYN of port %d was not sent again", port)
-				}
-				nSYNs++
-			}
-			if w.state == flowOpening || w.state == flowLoose {
-				nMoved++
-			}
-		}
-		if len(resets) != nResets || len(syns) != nSYNs ||
-			v.reset.Load() != uint64(nResets) || v.moved.Load() != uint64(nMoved) || v.resent.Load() != uint64(nSYNs) {
-			rt.Fatalf("reset %d of %d, moved %d of %d, sent again %d of %d",
-				v.reset.Load(), nResets, v.moved.Load(), nMoved, v.resent.Load(), nSYNs)
-		}
-		if len(f.flows.losing) != 0 || f.flows.connections(1) {
-			rt.Fatal("something is left on the lost route")
-		}
+		f.checkSwept(rt, flows, v)
 		for port, w := range flows { // and a program that goes on gets a reset for each segment
 			if !w.state.connected() {
 				continue
 			}
-			f.send(segmentOf(netip.AddrPortFrom(testInner, port), remote, packet.ACK, 1, w.ack+7, true))
-			var p packet.Packet
-			if packet.Parse(&p, <-f.dev.in) != packet.Pass || p.Flags != packet.RST || p.Seq != w.ack+7 {
-				rt.Fatalf("a later segment is answered by %+v", p)
+			f.send(segmentOf(netip.AddrPortFrom(testInner, port), sweepRemote, packet.ACK, 1, w.ack+7, true))
+			if got := f.resets(rt); len(got) != 1 || got[port] != w.ack+7 {
+				rt.Fatalf("a later segment is answered by %v", got)
 			}
 		}
 		if got := len(f.took(0)) + len(f.took(1)); got != 0 {
 			rt.Fatalf("%d segments of lost connections went on", got)
 		}
 	})
+}
+
+// checkSwept holds what was sent, and reported, against what was expected.
+func (f *fork) checkSwept(rt *rapid.T, flows map[uint16]*swayed, v *switchover) {
+	resets, syns := f.resets(rt), map[string]bool{}
+	for _, b := range f.took(1) {
+		syns[string(b)] = true
+	}
+	nResets, nMoved, nSYNs := 0, 0, 0
+	for port, w := range flows {
+		seq, reset := resets[port]
+		if reset != w.state.connected() || reset && seq != w.ack {
+			rt.Fatalf("port %d in state %d: reset %v with %d, want %d", port, w.state, reset, seq, w.ack)
+		}
+		switch {
+		case reset:
+			nResets++
+		case w.state == flowOpening:
+			there := bytes.Clone(w.syn)
+			forkThere.Egress(there)
+			if !syns[string(there)] {
+				rt.Fatalf("the SYN of port %d was not sent again", port)
+			}
+			nSYNs++
+			nMoved++
+		case w.state == flowLoose:
+			nMoved++
+		}
+	}
+	if len(resets) != nResets || len(syns) != nSYNs ||
+		v.reset.Load() != uint64(nResets) || v.moved.Load() != uint64(nMoved) || v.resent.Load() != uint64(nSYNs) {
+		rt.Fatalf("reset %d of %d, moved %d of %d, sent again %d of %d",
+			v.reset.Load(), nResets, v.moved.Load(), nMoved, v.resent.Load(), nSYNs)
+	}
+	if len(f.flows.losing) != 0 || f.flows.connections(1) {
+		rt.Fatal("something is left on the lost route")
+	}
 }
 
 // While a sweep works, packets pass, and find their flows in order.
