@@ -274,8 +274,13 @@ func damage(t *testing.T, e *estate) {
 		other, err = os.ReadFile(e.memory(e.b))
 		return err
 	})
-	flipped := bytes.Clone(good)
-	flipped[len(flipped)/2] ^= 1
+	// One that makes another address of an address: all but the checksum is good.
+	flipped, inner := bytes.Clone(good), []byte(`"inner":"10.2`)
+	at := bytes.Index(flipped, inner)
+	if at < 0 {
+		t.Fatalf("the state file has no inner address: %s", good)
+	}
+	flipped[at+len(inner)-1] ^= 1
 	for _, c := range []struct {
 		name string
 		text []byte
@@ -283,7 +288,7 @@ func damage(t *testing.T, e *estate) {
 	}{
 		{"truncated", good[:len(good)/2], "damaged"},
 		{"empty", nil, "damaged"},
-		{"a flipped bit", flipped, "damaged"},
+		{"a flipped bit", flipped, "checksum"},
 		{"another host's", other, "host gw-b"},
 	} {
 		e.kill(e.a.daemon)
