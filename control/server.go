@@ -9,8 +9,10 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
@@ -22,12 +24,16 @@ type ServerConfig struct {
 	Token string
 	// Log gets what fails on our side; nil: nobody.
 	Log *slog.Logger
+	// Patience is how long a caller may take to send a body, and to take an answer;
+	// 0: 30 s.
+	Patience time.Duration
 }
 
 // server serves the API from a store.
 type server struct {
-	store *Store
-	log   *slog.Logger
+	store    *Store
+	log      *slog.Logger
+	patience time.Duration
 	// token is the digest of the token: digests have one length, so that comparing
 	// them tells nothing of the token's.
 	token [sha256.Size]byte
@@ -38,11 +44,13 @@ type server struct {
 // listens with [Listen]: on a unix socket or the loopback interface.
 func NewServer(store *Store, cfg ServerConfig) http.Handler {
 	s := &server{
-		store: store,
-		log:   cfg.Log,
-		token: sha256.Sum256([]byte(cfg.Token)),
-		mux:   http.NewServeMux(),
+		store:    store,
+		log:      cfg.Log,
+		patience: cfg.Patience,
+		token:    sha256.Sum256([]byte(cfg.Token)),
+		mux:      http.NewServeMux(),
 	}
+	setDefault(&s.patience, 30*time.Second)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -67,9 +75,14 @@ func NewServer(store *Store, cfg ServerConfig) http.Handler {
 	return s
 }
 
-// ServeHTTP implements http.Handler.
+// ServeHTTP implements http.Handler. Whoever sends a body slowly, or does not take an
+// answer, is let go: what is held for it is many MiB where many are attached.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 { // else nothing is read any more but that the caller has gone
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.patience))
+	}
 	if err := s.authorize(r); err != nil {
+		w.Header().Set("Connection", "close") // its body is not waited for
 		s.fail(w, r, err)
 		return
 	}
@@ -102,7 +115,7 @@ func (s *server) authorize(r *http.Request) error {
 
 func (s *server) attach(w http.ResponseWriter, r *http.Request) {
 	var req api.AttachRequest
-	err := readBody(r, &req, knownFields)
+	err := s.readBody(w, r, &req, knownFields)
 	var resp api.AttachResponse
 	if err == nil {
 		resp, err = s.store.Attach(r.Context(), req)
@@ -191,7 +204,17 @@ const (
 )
 
 // readBody decodes the body, which is one JSON object.
-func readBody(r *http.Request, into any, may fields) error {
+func (s *server) readBody(w http.ResponseWriter, r *http.Request, into any, may fields) error {
+	err := decodeBody(r, into, may)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return badRequest("the body did not come within %v; send it at once", s.patience)
+	}
+	// The call may take its time from here on.
+	http.NewResponseController(w).SetReadDeadline(time.Time{})
+	return err
+}
+
+func decodeBody(r *http.Request, into any, may fields) error {
 	d := json.NewDecoder(r.Body)
 	if may == knownFields {
 		d.DisallowUnknownFields()
@@ -206,6 +229,8 @@ func readBody(r *http.Request, into any, may fields) error {
 	var large *http.MaxBytesError
 	var kind *json.UnmarshalTypeError
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return err
 	case errors.As(err, &large):
 		return tooLarge(large.Limit)
 	case errors.As(err, &kind):
@@ -228,6 +253,7 @@ func (s *server) answer(w http.ResponseWriter, status int, body any) {
 		s.log.Error("an answer of the control API could not be encoded", "error", err)
 		status, b = http.StatusInternalServerError, []byte(`{"error":{"code":"internal","message":"the answer could not be encoded; see the log of sallyportd"}}`)
 	}
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.patience))
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	w.Write(append(b, '\n')) // an error means that the caller has gone, and nobody is left to be told

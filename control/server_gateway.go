@@ -68,17 +68,19 @@ func parseFollow(query url.Values) (after spec.Cursor, wait time.Duration, err e
 // stream answers with an update. Its header leaves before the body is made, which
 // takes a while where very many are attached: the caller sees that it is coming.
 func (s *server) stream(w http.ResponseWriter, u spec.Update) {
+	to := http.NewResponseController(w)
+	to.SetWriteDeadline(time.Now().Add(s.patience))
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusOK)
 	// An error of either means that the caller has gone; it asks again.
-	if err := http.NewResponseController(w).Flush(); err == nil {
+	if err := to.Flush(); err == nil {
 		json.NewEncoder(w).Encode(u)
 	}
 }
 
 func (s *server) acknowledge(w http.ResponseWriter, r *http.Request) {
 	var ack api.Acknowledgement
-	err := readBody(r, &ack, anyFields)
+	err := s.readBody(w, r, &ack, anyFields)
 	if err == nil && (!spec.ValidID(ack.Store) || ack.Revision == 0) {
 		err = badRequest("store, revision: revision %d of store %q is no place in the changes; take both from the last update", ack.Revision, ack.Store)
 	}
@@ -94,7 +96,7 @@ func (s *server) acknowledge(w http.ResponseWriter, r *http.Request) {
 
 func (s *server) report(w http.ResponseWriter, r *http.Request) {
 	var report spec.HostReport
-	err := readBody(r, &report, anyFields)
+	err := s.readBody(w, r, &report, anyFields)
 	if err == nil {
 		err = s.store.Report(r.Context(), report)
 	}

@@ -104,6 +104,9 @@ func (c *Client) update(ctx context.Context, late *time.Timer, after spec.Cursor
 	if u.Store == "" || u.Revision == 0 {
 		return u, false, c.garbled(resp, errors.New("the update names no store or no revision"))
 	}
+	if u.Full && u.State == nil {
+		return u, false, c.garbled(resp, errors.New("the update is full and has no desired state"))
+	}
 	return u, true, nil
 }
 

@@ -116,6 +116,7 @@ func TestStrangeUpdates(t *testing.T) {
 		`{"revision":1}`:            "names no store",
 		`{"store":"st"}`:            "names no store",
 		`{"store":"st","revision":`: "decode the answer",
+		`{"store":"st","revision":1,"full":true}`: "no desired state",
 	} {
 		c := follower(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, body) })
 		if _, err := c.Next(context.Background(), spec.Cursor{}); err == nil || !strings.Contains(err.Error(), says) {
