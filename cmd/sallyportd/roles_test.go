@@ -231,6 +231,21 @@ func TestGatewayAlone(t *testing.T) {
 	l.Close()
 }
 
+// TestSitePort: a site tunnel needs a port that its host keeps from translation.
+func TestSitePort(t *testing.T) {
+	for port, good := range map[string]bool{"22809": false, "22810": true, "22819": true, "22820": false} {
+		dir := files(t, "pair: [127.77.0.1, 127.77.0.2]", "pair: [127.77.0.1, 127.77.0.2]\n    site: {host: gw-a, port: "+port+"}",
+			"secret_file: secret", "secret_file: secret\nregion_secret_file: region")
+		_, err := load(filepath.Join(dir, "d.yaml"))
+		if good != (err == nil) {
+			t.Errorf("port %s: %v", port, err)
+		}
+		if err != nil && (!strings.Contains(err.Error(), port) || !strings.Contains(err.Error(), "22810-22819") || !strings.Contains(err.Error(), "net_a")) {
+			t.Errorf("port %s: %v; want port, range and network", port, err)
+		}
+	}
+}
+
 // TestRegionSecret: it is read like the host's, never made, and wanted where a
 // network has a site.
 func TestRegionSecret(t *testing.T) {

@@ -69,6 +69,10 @@ func (s settings) fits() error {
 		if d.RegionSecretFile == "" && n.Site != nil && n.Region == d.Region && slices.Contains(hosts(s.state, n), d.Host) {
 			return fmt.Errorf("region_secret_file: network %s has a site tunnel, whose key derives from the region's secret: name the file that holds it (%s)", n.ID, makeRegionSecret("FILE"))
 		}
+		if r := d.WireGuard.Ports; n.Site != nil && n.Region == d.Region && n.Site.Host == d.Host && (n.Site.Port < r.First || n.Site.Port > r.Last) {
+			return fmt.Errorf("wireguard.ports: the site tunnel of network %s has port %d on this host, outside of %d-%d, which are kept from translation: widen them, or give the site another port in %s",
+				n.ID, n.Site.Port, r.First, r.Last, d.DesiredState)
+		}
 	}
 	return nil
 }
