@@ -305,11 +305,16 @@ func (h *Host) compile(n spec.Network) (*policy.Snapshot, error) {
 }
 
 // ownAddresses are those that no sandbox of the region may reach: the hosts'
-// endpoints and bypass addresses, and every dedicated IP.
+// endpoints and bypass addresses, this one's as workers know it, and every dedicated IP.
 func (h *Host) ownAddresses(r spec.Region) []netip.Addr {
 	var own []netip.Addr
+	if a := h.cfg.Daemon.WireGuard.Address; a.Is4() {
+		own = append(own, a)
+	}
 	for _, host := range r.Hosts {
-		own = append(own, host.Endpoint)
+		if host.Endpoint.Is4() {
+			own = append(own, host.Endpoint)
+		}
 		if host.Bypass.IsValid() {
 			own = append(own, host.Bypass)
 		}

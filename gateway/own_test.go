@@ -1,0 +1,39 @@
+package gateway
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/packet"
+	"github.com/sallyport-net/sallyport/policy"
+)
+
+// TestOwnAddresses: no sandbox reaches a gateway host, by whichever address workers
+// do; and a host may be reached by IPv6.
+func TestOwnAddresses(t *testing.T) {
+	h := &Host{state: testState(testNetwork("net_a", 1))}
+	h.cfg.Daemon = testDaemon()
+	h.cfg.Daemon.WireGuard.Address = netip.MustParseAddr("127.66.0.1")
+	h.state.Regions[0].Hosts = append(h.state.Regions[0].Hosts, spec.Host{Name: "gw-b", Endpoint: netip.MustParseAddr("2001:db8::1"), Bypass: netip.MustParseAddr("127.77.0.9")})
+	if err := h.state.Validate().Err(); err != nil {
+		t.Fatal(err)
+	}
+	s, err := h.compile(h.state.Networks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = s.With(alice, policy.Subject{})
+	for to, want := range map[string]policy.Decision{
+		"127.0.0.1":  {Verdict: policy.Reject, Outcome: packet.OwnAddress}, // the endpoint
+		"127.66.0.1": {Verdict: policy.Reject, Outcome: packet.OwnAddress}, // what workers are told
+		"127.77.0.9": {Verdict: policy.Reject, Outcome: packet.OwnAddress}, // the bypass address
+		"127.77.0.2": {Verdict: policy.Reject, Outcome: packet.OwnAddress}, // of a pair
+		"127.66.0.2": {Verdict: policy.Forward, Outcome: packet.Pass},
+	} {
+		p := parsed(t, udp(t, at(alice, 1), at(netip.MustParseAddr(to), 51820), nil))
+		if got := s.Decide(&p); got != want {
+			t.Errorf("%s: %v, want %v", to, got, want)
+		}
+	}
+}
