@@ -246,6 +246,28 @@ func TestSitePort(t *testing.T) {
 	}
 }
 
+// TestPortsFit: the ports of site tunnels, and of those to them, are counted before
+// anything starts.
+func TestPortsFit(t *testing.T) {
+	const first, second = "pair: [127.77.0.1, 127.77.0.2]", "pair: [127.77.0.3, 127.77.0.4]"
+	hosts := []string{"      - {name: gw-a, endpoint: 127.0.0.1}", "      - {name: gw-a, endpoint: 127.0.0.1}\n      - {name: gw-b, endpoint: 127.0.0.2}"}
+	for name, c := range map[string]struct {
+		ports, first, second, says string
+	}{
+		"room for all":                {"22810-22814", "{host: gw-a, port: 22810}", "{host: gw-b, port: 22811}", ""},
+		"a relay too many":            {"22810-22813", "{host: gw-a, port: 22810}", "{host: gw-b, port: 22811}", "22810-22813 has room for 4, but host gw-a needs 5: 2 for its networks, 2 for site tunnels, 1 for"},
+		"another host's site outside": {"22810-22813", "{host: gw-a, port: 22810}", "{host: gw-b, port: 30000}", ""},
+		"this host's site outside":    {"22810-22819", "{host: gw-a, port: 22820}", "{host: gw-b, port: 22811}", "network net_a has port 22820 on this host, outside of 22810-22819"},
+	} {
+		dir := files(t, append(hosts, "secret_file: secret", "secret_file: secret\nregion_secret_file: region", "22810-22819", c.ports,
+			first, first+"\n    site: "+c.first, second, second+"\n    site: "+c.second)...)
+		_, err := load(filepath.Join(dir, "d.yaml"))
+		if (err == nil) != (c.says == "") || err != nil && (!strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "wireguard.ports")) {
+			t.Errorf("%s: %v, want %q", name, err, c.says)
+		}
+	}
+}
+
 // TestRegionSecret: it is read like the host's, never made, and wanted where a
 // network has a site.
 func TestRegionSecret(t *testing.T) {

@@ -74,6 +74,34 @@ func (s settings) fits() error {
 				n.ID, n.Site.Port, r.First, r.Last, d.DesiredState)
 		}
 	}
+	return s.fitsPorts()
+}
+
+// fitsPorts says whether all WireGuard devices of this host find ports: one for each
+// network, those of the site tunnels, which nobody else gets, and one for each tunnel
+// to another host's.
+func (s settings) fitsPorts() error {
+	d, r := s.daemon, s.daemon.WireGuard.Ports
+	networks, sites, relays := 0, 0, 0
+	for _, n := range s.state.Networks {
+		if n.Region != d.Region || !slices.Contains(hosts(s.state, n), d.Host) {
+			continue
+		}
+		networks++
+		if n.Site == nil {
+			continue
+		}
+		if n.Site.Port >= r.First && n.Site.Port <= r.Last {
+			sites++
+		}
+		if n.Site.Host != d.Host {
+			relays++
+		}
+	}
+	if room, needed := int(r.Last)-int(r.First)+1, networks+sites+relays; room < needed {
+		return fmt.Errorf("wireguard.ports: %d-%d has room for %d, but host %s needs %d: %d for its networks, %d for site tunnels, %d for tunnels to site tunnels on other hosts: widen the range",
+			r.First, r.Last, room, d.Host, needed, networks, sites, relays)
+	}
 	return nil
 }
 
