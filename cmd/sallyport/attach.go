@@ -21,8 +21,9 @@ import (
 func attachCommand(g *globals) *cobra.Command {
 	req := api.AttachRequest{}
 	var kind, format string
+	var again resume
 	cmd := &cobra.Command{
-		Use:   "attach --project ID --environment NAME --region NAME [--kind KIND] [--runtime RUNTIME] [--public-key KEY] [--format FORMAT]",
+		Use:   "attach --project ID --environment NAME --region NAME [--kind KIND] [--runtime RUNTIME] [--public-key KEY] [--resume ID --inner-address ADDRESS] [--format FORMAT]",
 		Short: "Attach a sandbox and say where its tunnel goes",
 		Long: `Attach a sandbox and say where its tunnel goes.
 
@@ -33,7 +34,11 @@ Without --public-key a key pair is made. Its private key is printed now and neve
 again; nothing keeps it.
 
 With --format wg-quick the text is a configuration for a stock WireGuard client,
-which is the sandbox then; it holds the private key.`,
+which is the sandbox then; it holds the private key.
+
+A control plane that was started anew does not know who was attached. Sidecars
+attach their sandboxes again by themselves; for a stock client, --public-key,
+--resume and --inner-address give it what it had.`,
 		Example: `  sallyport attach --project prj_shop --environment production --region iad1
   (umask 077; sallyport attach --project prj_shop --environment production --region iad1 --format wg-quick > /etc/wireguard/shop.conf)`,
 		Args: cobra.NoArgs,
@@ -42,8 +47,12 @@ which is the sandbox then; it holds the private key.`,
 				return err
 			}
 			req.Kind = spec.Kind(kind)
+			var err error
+			if req.Resume, err = again.read(req.PublicKey); err != nil {
+				return err
+			}
 			return g.call(cmd, func(ctx context.Context, c *api.Client) error {
-				return attach(ctx, c, req, printer{w: cmd.OutOrStdout(), json: g.output == "json", wgQuick: format == formatWGQuick})
+				return attach(ctx, c, req, printer{w: cmd.OutOrStdout(), json: g.output == "json", wgQuick: format == formatWGQuick, resumed: req.Resume != nil})
 			})
 		},
 	}
@@ -54,6 +63,8 @@ which is the sandbox then; it holds the private key.`,
 	f.StringVar(&req.Runtime, "runtime", spec.RuntimeNodeJS, "`RUNTIME` of the sandbox: nodejs, python, go, ruby, edge or another")
 	f.StringVar(&req.Region, "region", "", "`NAME` of the region that the sandbox runs in (needed)")
 	f.StringVar(&req.PublicKey, "public-key", "", "WireGuard public `KEY` of the worker, in base64 (default: one is made)")
+	f.StringVar(&again.id, "resume", "", "`ID` of the attachment that the sandbox had before the control plane was started anew")
+	f.StringVar(&again.inner, "inner-address", "", "inner `ADDRESS` that it had; with --resume")
 	f.StringVar(&format, "format", formatTable, "`FORMAT` of what is printed: table, or wg-quick for a stock client's configuration")
 	for _, name := range []string{"project", "environment", "region"} {
 		if err := cmd.MarkFlagRequired(name); err != nil {
@@ -63,10 +74,33 @@ which is the sandbox then; it holds the private key.`,
 	return cmd
 }
 
+// resume is what an attachment was, as the flags say it.
+type resume struct{ id, inner string }
+
+// read checks the flags; nil: none is set. It takes the key of before to be the
+// same sandbox.
+func (r resume) read(key string) (*api.Resume, error) {
+	if r == (resume{}) {
+		return nil, nil
+	}
+	if !spec.ValidID(r.id) {
+		return nil, fmt.Errorf("--resume: %q is not the ID of an attachment; the client's configuration names it", r.id)
+	}
+	inner, err := netip.ParseAddr(r.inner)
+	if err != nil || !inner.Is4() {
+		return nil, fmt.Errorf("--inner-address: %q is not the IPv4 address that the sandbox had; its configuration names it (Address)", r.inner)
+	}
+	if key == "" {
+		return nil, errors.New("--resume needs --public-key, the one that the sandbox had: with a new one it would be another")
+	}
+	return &api.Resume{ID: r.id, InnerAddress: inner}, nil
+}
+
 // printer prints an answer in the format that was asked for.
 type printer struct {
 	w             io.Writer
 	json, wgQuick bool
+	resumed       bool // the attachment is one from before
 }
 
 // attached is what attach prints: the answer, and the key if one was made.
@@ -95,7 +129,7 @@ func attach(ctx context.Context, c *api.Client, req api.AttachRequest, p printer
 		private = "" // there is no tunnel for it
 	}
 	if p.wgQuick {
-		return attachWGQuick(ctx, c, resp, private, p.w)
+		return attachWGQuick(ctx, c, resp, private, p)
 	}
 	if p.json {
 		return printJSON(p.w, attached{AttachResponse: resp, PrivateKey: private})
@@ -104,14 +138,14 @@ func attach(ctx context.Context, c *api.Client, req api.AttachRequest, p printer
 }
 
 // attachWGQuick prints a stock client's configuration. Where there can be none, the
-// attachment is of no use, and is ended.
-func attachWGQuick(ctx context.Context, c *api.Client, resp api.AttachResponse, private string, w io.Writer) error {
+// attachment is of no use, and is ended, unless it is one from before.
+func attachWGQuick(ctx context.Context, c *api.Client, resp api.AttachResponse, private string, p printer) error {
 	text, err := sandboxConfig(resp, private)
 	if err == nil {
-		err = text.print(w)
+		err = text.print(p.w)
 	}
-	if err == nil {
-		return nil
+	if err == nil || p.resumed {
+		return err
 	}
 	if detach := c.Detach(ctx, resp.Attachment.ID); detach != nil {
 		return fmt.Errorf("%w; and %s is still attached: %w", err, resp.Attachment.ID, detach)

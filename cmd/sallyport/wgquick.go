@@ -84,8 +84,21 @@ func sandboxConfig(resp api.AttachResponse, private string) (*wgConfig, error) {
 	}
 	gw := resp.Gateways[0]
 	c := &wgConfig{}
+	// What follows goes into a command.
+	for _, word := range []string{a.ID, a.Project, a.Environment, a.Region, string(a.Kind), a.Runtime} {
+		if !spec.ValidID(word) && !spec.ValidLabel(word) && !spec.ValidRuntime(word) {
+			return nil, fmt.Errorf("the control plane's answer holds %q, which names nothing; is it one of this version?", word)
+		}
+	}
+	if err := spec.CheckPublicKey(a.PublicKey); err != nil || !a.Inner.Is4() {
+		return nil, fmt.Errorf("the control plane's answer has key %q and address %v for the sandbox, which cannot be; is it one of this version?", a.PublicKey, a.Inner)
+	}
 	c.line("# Sandbox %s in network %s: leaves from %v, by gateway %s.", a.ID, n.ID, gw.EgressIP, gw.Host)
 	c.line("# `sallyport detach %s` ends it.", a.ID)
+	c.line("# A control plane that was started anew does not know it. Gateways do for 15 s;")
+	c.line("# this keeps it attached, or brings it back if nobody has its address by then:")
+	c.line("#   sallyport attach --project %s --environment %s --region %s --kind %s --runtime %s --public-key %s --resume %s --inner-address %v",
+		a.Project, a.Environment, a.Region, a.Kind, a.Runtime, a.PublicKey, a.ID, a.Inner)
 	c.line("# IPv6 is not carried. Where this machine has it, turn it off, or add ::/0 to")
 	c.line("# AllowedIPs: then it ends in the tunnel and does not pass beside it.")
 	c.line("[Interface]")

@@ -75,6 +75,9 @@ func TestAttachInWGQuick(t *testing.T) {
 	}
 	want := `# Sandbox ` + a.ID + ` in network net_1: leaves from ` + a.Egress.String() + `, by gateway gw-a.
 # ` + "`sallyport detach " + a.ID + "`" + ` ends it.
+# A control plane that was started anew does not know it. Gateways do for 15 s;
+# this keeps it attached, or brings it back if nobody has its address by then:
+#   sallyport attach --project prj_1 --environment production --region iad1 --kind function --runtime nodejs --public-key ` + a.PublicKey + ` --resume ` + a.ID + ` --inner-address 10.20.0.2
 # IPv6 is not carried. Where this machine has it, turn it off, or add ::/0 to
 # AllowedIPs: then it ends in the tunnel and does not pass beside it.
 [Interface]
@@ -104,12 +107,50 @@ PersistentKeepalive = 25
 	}
 }
 
+// A stock client's configuration says how it is attached again, as it was, to a
+// control plane that does not know it any more.
+func TestAttachAgain(t *testing.T) {
+	text := newWorld(t).must(attachArgs("--format", "wg-quick")...)
+	_, command, _ := strings.Cut(text, "#   sallyport ")
+	command, _, _ = strings.Cut(command, "\n")
+	args := strings.Fields(command)
+
+	anew := newWorld(t)
+	anew.must(attachArgs()...) // takes the address
+	if out, err := anew.sallyport(args...); err == nil || out != "" || !strings.Contains(err.Error(), "start the sandbox anew") {
+		t.Errorf("its address is another's: %q, %v", out, err)
+	}
+	anew = newWorld(t)
+	for range 2 { // it may be asked twice
+		again := anew.must(append(args, "--format", "wg-quick")...)
+		_, before, _ := strings.Cut(text, "[Peer]")
+		if _, peer, _ := strings.Cut(again, "[Peer]"); peer != before || !strings.Contains(again, "Address = 10.20.0.2/32") || !strings.Contains(again, command) {
+			t.Errorf("got\n%s\nwant what it had:\n%s", again, text)
+		}
+	}
+	if all := anew.store.List("", 0).Attachments; len(all) != 1 || !strings.Contains(command, all[0].ID) {
+		t.Errorf("attached are %v", all)
+	}
+	for says, more := range map[string][]string{
+		"--resume needs --public-key": {"--resume", "att-x", "--inner-address", "10.20.0.2"},
+		"--inner-address":             {"--resume", "att-x"},
+		"--resume":                    {"--inner-address", "10.20.0.2"},
+	} {
+		if out, err := anew.sallyport(attachArgs(more...)...); err == nil || out != "" || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v: %q, %v", more, out, err)
+		}
+	}
+}
+
 // What wg-quick reads, it runs as root: no answer may bring lines of its own.
 func TestWGQuickTextIsNotInjected(t *testing.T) {
 	good := api.AttachResponse{
-		Attachment: spec.Attachment{ID: "att-x", PublicKey: otherKey, Inner: netip.MustParseAddr("10.20.0.2")},
-		Network:    api.AttachedNetwork{ID: "net_1", DNS: []netip.Addr{netip.MustParseAddr("10.20.0.1")}, MTU: 1420},
-		Gateways:   []spec.Gateway{{Host: "gw-a", PublicKey: hostKey, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), EgressIP: netip.MustParseAddr("203.0.113.1")}},
+		Attachment: spec.Attachment{
+			ID: "att-x", Project: "prj_1", Environment: "production", Region: "iad1", Kind: spec.KindBuild, Runtime: "go",
+			PublicKey: otherKey, Inner: netip.MustParseAddr("10.20.0.2"),
+		},
+		Network:  api.AttachedNetwork{ID: "net_1", DNS: []netip.Addr{netip.MustParseAddr("10.20.0.1")}, MTU: 1420},
+		Gateways: []spec.Gateway{{Host: "gw-a", PublicKey: hostKey, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), EgressIP: netip.MustParseAddr("203.0.113.1")}},
 	}
 	const bad = "x\nPostUp = reboot"
 	for name, change := range map[string]func(*api.AttachResponse){
@@ -117,7 +158,12 @@ func TestWGQuickTextIsNotInjected(t *testing.T) {
 		"ID":      func(r *api.AttachResponse) { r.Attachment.ID = bad },
 		"network": func(r *api.AttachResponse) { r.Network.ID = bad },
 		"host":    func(r *api.AttachResponse) { r.Gateways[0].Host = "gw\x1b[2J" },
-		"key":     func(r *api.AttachResponse) { r.Gateways[0].PublicKey = "AAAA" },
+		"command": func(r *api.AttachResponse) { r.Attachment.Project = "x;reboot" },
+		"own key": func(r *api.AttachResponse) { r.Attachment.PublicKey = "`reboot`" },
+		"address": func(r *api.AttachResponse) {
+			r.Attachment.Inner = netip.MustParseAddr("fe80::1").WithZone("$(reboot)")
+		},
+		"key": func(r *api.AttachResponse) { r.Gateways[0].PublicKey = "AAAA" },
 		"zone": func(r *api.AttachResponse) {
 			r.Gateways[0].Endpoint = netip.AddrPortFrom(netip.MustParseAddr("fe80::1").WithZone(bad), 1)
 		},
