@@ -47,9 +47,6 @@ func (r *report) sumUp() {
 		if l.Switches > 0 {
 			problem("%d false switches under load", l.Switches)
 		}
-		if l.Connections.Failed > 0 {
-			problem("%d new connections failed under load", l.Connections.Failed)
-		}
 		for _, w := range l.Wrong {
 			problem("under load: %s", w)
 		}
