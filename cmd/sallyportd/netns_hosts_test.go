@@ -180,6 +180,12 @@ func TestGatewayFirst(t *testing.T) {
 	e.startControl()
 	e.startHost(e.b)
 	e.awaitHosts(e.a, e.b)
+	if client != nil {
+		e.resumeStock(t, client)
+		if from, err := client.curl(time.Second); err != nil || from.Addr() != acmePair[0] {
+			t.Errorf("attached again, the client leaves from %v, %v", from, err)
+		}
+	}
 	t.Run("damage", func(t *testing.T) { damage(t, e) })
 	t.Run("stock client", func(t *testing.T) { requireStock(t) })
 }

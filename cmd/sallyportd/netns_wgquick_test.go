@@ -105,11 +105,26 @@ func (e *estate) attachStock(t *testing.T, on *gatewayHost) *stock {
 // attachmentID finds the ID in a configuration's comment.
 func attachmentID(t *testing.T, text string) string {
 	t.Helper()
-	found := regexp.MustCompile("(?m)^# `sallyport detach (att-[A-Z0-9]+)` ends it.$").FindStringSubmatch(text)
+	found := regexp.MustCompile("(?m)^# `sallyport detach (att-[A-Z0-9]+)` ends it[.]").FindStringSubmatch(text)
 	if found == nil {
 		t.Fatalf("the configuration does not say how to end it: %s", text)
 	}
 	return found[1]
+}
+
+// resumeStock attaches a stock client again, by the command that its configuration
+// has for it, after the control plane has forgotten it.
+func (e *estate) resumeStock(t *testing.T, s *stock) {
+	t.Helper()
+	found := regexp.MustCompile("(?m)^# +sallyport (attach .*--resume .*)$").FindStringSubmatch(s.text)
+	if found == nil {
+		t.Fatalf("the configuration does not say how to attach it again: %s", s.text)
+	}
+	e.mustCLI(strings.Fields(found[1])...)
+	inner := netip.MustParsePrefix(s.setting("Address")).Addr()
+	if a := e.attachment(t, acmeFunction, inner); a.ID != attachmentID(t, s.text) {
+		t.Errorf("attached again is %+v", a)
+	}
 }
 
 // TestStockSandbox: what `sallyport attach --format wg-quick` prints makes a stock
