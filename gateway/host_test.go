@@ -376,7 +376,7 @@ func TestNetworkFailsAlone(t *testing.T) {
 // takePort holds the WireGuard port that a network will want.
 func takePort(t *testing.T, id string) *net.UDPConn {
 	t.Helper()
-	ports, err := assignPorts([]string{id}, PortRange(testDaemon().WireGuard.Ports), nil, nil)
+	ports, err := assignPorts([]string{id}, portRange(testDaemon().WireGuard.Ports), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -229,7 +229,7 @@ func (h *Host) restore() bool {
 
 // resume brings up what a former life of the host knew.
 func (h *Host) resume(m memory) {
-	r := PortRange(h.cfg.Daemon.WireGuard.Ports)
+	r := portRange(h.cfg.Daemon.WireGuard.Ports)
 	taken := map[uint16]bool{}
 	for _, id := range slices.Sorted(maps.Keys(m.Ports)) {
 		if p := m.Ports[id]; p >= r.First && p <= r.Last && !taken[p] {

@@ -9,16 +9,16 @@ import (
 	"github.com/sallyport-net/sallyport/control/spec"
 )
 
-// PortRange is the UDP ports that the host's WireGuard devices listen on, both
+// portRange is the UDP ports that the host's WireGuard devices listen on, both
 // ends included.
-type PortRange struct{ First, Last uint16 }
+type portRange struct{ First, Last uint16 }
 
 // assign gives each network of this host its WireGuard port, and another to each
 // whose site tunnel is on the other host. The ports of the region's site tunnels are
 // left to those, on whichever host they are. Relays give way to networks: one that
 // finds no port is left out.
 func (h *Host) assign(wanted map[string]spec.Network) error {
-	r := PortRange(h.cfg.Daemon.WireGuard.Ports)
+	r := portRange(h.cfg.Daemon.WireGuard.Ports)
 	sites := map[uint16]bool{}
 	var relays []string
 	for id, n := range wanted {
@@ -65,7 +65,7 @@ func (h *Host) assign(wanted map[string]spec.Network) error {
 // of kept. The choice depends on the ids alone (a hash, and the next free port where
 // two meet, in the order of the ids), so that a restarted daemon listens where its
 // peers expect it, as far as it can.
-func assignPorts(ids []string, r PortRange, held map[string]uint16, kept map[uint16]bool) (map[string]uint16, error) {
+func assignPorts(ids []string, r portRange, held map[string]uint16, kept map[uint16]bool) (map[string]uint16, error) {
 	size := int(r.Last) - int(r.First) + 1
 	ids = slices.Sorted(slices.Values(ids))
 	taken := make(map[uint16]bool, len(ids))

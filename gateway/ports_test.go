@@ -13,7 +13,7 @@ func TestPortsDependOnIDsAlone(t *testing.T) {
 	for i := range 500 {
 		ids = append(ids, fmt.Sprintf("net_%d", i))
 	}
-	r := PortRange{First: 51820, Last: 52319} // exactly as many as networks
+	r := portRange{First: 51820, Last: 52319} // exactly as many as networks
 	a, err := assignPorts(ids, r, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -39,7 +39,7 @@ func TestPortsDependOnIDsAlone(t *testing.T) {
 }
 
 func TestPortsRangeTooSmall(t *testing.T) {
-	_, err := assignPorts([]string{"a", "b"}, PortRange{First: 1000, Last: 1000}, nil, nil)
+	_, err := assignPorts([]string{"a", "b"}, portRange{First: 1000, Last: 1000}, nil, nil)
 	if err == nil || !strings.Contains(err.Error(), "wireguard.ports") {
 		t.Fatalf("error %v does not name the setting", err)
 	}
@@ -47,7 +47,7 @@ func TestPortsRangeTooSmall(t *testing.T) {
 
 // TestPortsStay: a new network never moves another's tunnels.
 func TestPortsStay(t *testing.T) {
-	r := PortRange{First: 1000, Last: 1009}
+	r := portRange{First: 1000, Last: 1009}
 	held, err := assignPorts([]string{"net_m", "net_n", "net_o"}, r, nil, nil)
 	if err != nil {
 		t.Fatal(err)
