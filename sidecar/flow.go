@@ -109,7 +109,7 @@ func (t *flowTable) egress(key flowKey, seg segment, b []byte, chosen failover.P
 		if !known || f.state != flowOpening {
 			f = flow{route: chosen, state: flowOpening, ack: noSYN}
 		}
-		f.ack = t.syns.keep(key, b, f.ack)
+		f.ack = t.syns.keep(key, b, f.ack, now)
 	case f.state != flowLost:
 		f = t.sent(key, f, seg)
 	}
@@ -161,6 +161,7 @@ func (t *flowTable) ingress(key flowKey, seg segment, route failover.PathID) boo
 	switch {
 	case f.route != route:
 		return f.state != flowOpening
+	case f.state == flowLost: // whatever its route brings when it comes back
 	case f.state == flowOpening && seg.flags&(packet.SYN|packet.ACK) == packet.SYN|packet.ACK:
 		t.syns.forget(key, f.ack)
 		f.state, f.ack = flowOpen, seg.seq+1

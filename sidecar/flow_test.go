@@ -196,6 +196,9 @@ func TestLostRoute(t *testing.T) {
 	if _, ok := open.out(packet.RST, 700, 2); ok {
 		t.Error("a reset of a lost connection goes on")
 	}
+	if !open.in(packet.RST, 700, 1) || open.state() != flowLost {
+		t.Error("what a lost route brings later makes a connection forget that it is lost")
+	}
 	if id, ok := open.out(syn, 0, 2); id != 2 || !ok {
 		t.Error("a new connection with the ports of a lost one does not open")
 	}
@@ -245,7 +248,7 @@ func TestSYNStore(t *testing.T) {
 				delete(places, key)
 			default:
 				last[key] = byte(i)
-				places[key] = s.keep(key, []byte{byte(i), 1}, at)
+				places[key] = s.keep(key, []byte{byte(i), 1}, at, 0)
 			}
 			used := 0
 			for _, slot := range s.slots {
@@ -259,7 +262,7 @@ func TestSYNStore(t *testing.T) {
 		}
 		kept := 0
 		for key, at := range places {
-			if b := s.find(key, at); b != nil {
+			if b := s.find(key, at, synFresh); b != nil {
 				kept++
 				if b[0] != last[key] {
 					t.Fatalf("SYN %d is kept, the last was %d", b[0], last[key])
@@ -271,8 +274,12 @@ func TestSYNStore(t *testing.T) {
 		}
 	})
 	var s synStore
-	if at := s.keep(flowKey{}, make([]byte, synSize+1), noSYN); at != noSYN || s.used != 0 {
+	if at := s.keep(flowKey{}, make([]byte, synSize+1), noSYN, 0); at != noSYN || s.used != 0 {
 		t.Error("a SYN that is too long is kept")
+	}
+	at := s.keep(flowKey{}, []byte{1}, noSYN, 5)
+	if s.find(flowKey{}, at, 5+synFresh) == nil || s.find(flowKey{}, at, 6+synFresh) != nil {
+		t.Error("a SYN is sent again when it is old, or not when it is fresh")
 	}
 }
 

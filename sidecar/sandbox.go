@@ -204,12 +204,14 @@ func (s *sandbox) forward(n int) {
 // connection that follow each other, and neither begin nor end it, the table sees
 // the first and the last.
 func (s *sandbox) classify(n int) {
-	now, chosen := s.clock.now(), s.choose()
 	var last flowKey
 	var unseen segment // the last segment that the table has not seen
 	id, running := failover.PathID(0), false
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// Under the lock: a choice that was read before a whole sweep would put new flows
+	// on the route that was swept.
+	now, chosen := s.clock.now(), s.choose()
 	for i := range n {
 		b := s.views[i][:s.sizes[i]]
 		key, seg, outcome := inspect(b, s.inner)

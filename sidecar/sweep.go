@@ -10,7 +10,7 @@ import (
 // When a route is lost, a sandbox's TCP connections there are reset at once, with
 // the sequence numbers that it expects, so that its programs connect anew rather
 // than wait for answers that never come. Connections that are still opening are
-// moved, and their SYN is sent again by the new route. All other flows move without
+// moved, and a SYN that is fresh is sent again by the new route. All other flows move without
 // a word. A sweep does that beside the reader, a part of the table at a time.
 
 const (
@@ -115,7 +115,7 @@ func (s *sandbox) take(key flowKey, from failover.PathID, box *outbox, out *swep
 	default:
 		out.moved++
 		if f.state == flowOpening {
-			if r, syn := s.find(f.route), s.flows.syns.find(key, f.ack); r != nil && syn != nil {
+			if r, syn := s.find(f.route), s.flows.syns.find(key, f.ack, s.clock.now()); r != nil && syn != nil {
 				box.repeat(s.pool, r, syn)
 			}
 		}

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -255,6 +257,47 @@ func TestSweepBesideTraffic(t *testing.T) {
 	}
 	if n := f.dropped[0][packet.NoSession].Load(); n != uint64(refused) || len(f.took(0)) != 0 {
 		t.Errorf("%d segments were dropped, want %d", n, refused)
+	}
+}
+
+// A SYN that was sent long ago moves, and is not sent again: its program may have
+// given up.
+func TestSweepLeavesOldSYNs(t *testing.T) {
+	f := newFork(t)
+	for port := range uint16(2) {
+		f.send(segmentOf(netip.AddrPortFrom(testInner, 1+port), sweepRemote, packet.SYN, 1, 0, true))
+	}
+	f.flows.syns.slots[0].at -= synFresh + 1
+	f.choose(2)
+	v := &switchover{watch: &watch{}}
+	v.pending.Store(2)
+	f.sweepAll(1, v)
+	f.tasks.Wait()
+	if moved, resent, sent := v.moved.Load(), v.resent.Load(), len(f.took(1)); moved != 2 || resent != 1 || sent != 1 {
+		t.Errorf("%d moved, %d sent again, %d packets; want 2, 1 and 1", moved, resent, sent)
+	}
+}
+
+// A packet that waits for the table while a sweep has it takes the choice of
+// afterwards: its flow must not begin on the route that was swept.
+func TestNewFlowBesideASweep(t *testing.T) {
+	f := newFork(t)
+	f.sizes[0] = copy(f.views[0], udp("10.0.0.5:1", "192.0.2.1:53", 1))
+	f.mu.Lock()
+	done := make(chan struct{})
+	go func() { defer close(done); f.classify(1) }()
+	stacks := make([]byte, 1<<20)
+	eventually(t, "the packet waits", func() bool {
+		all := stacks[:runtime.Stack(stacks, true)]
+		return slices.ContainsFunc(bytes.Split(all, []byte("\n\n")), func(one []byte) bool {
+			return bytes.Contains(one, []byte("sync.Mutex.Lock")) && bytes.Contains(one, []byte("(*sandbox).classify"))
+		})
+	})
+	f.choose(2)
+	f.mu.Unlock()
+	<-done
+	if f.taken[0] != 2 {
+		t.Errorf("the flow begins on route %d, want 2", f.taken[0])
 	}
 }
 

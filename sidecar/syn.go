@@ -1,5 +1,7 @@
 package sidecar
 
+import "github.com/sallyport-net/sallyport/internal/packet"
+
 const (
 	// synSize is the longest SYN that is kept, in bytes. Linux sends 60.
 	synSize = 128
@@ -9,6 +11,10 @@ const (
 	maxSYNs = 256
 	// noSYN is the place of one that is not kept.
 	noSYN = ^uint32(0)
+	// synFresh is for how long a SYN is worth sending again, in nanoseconds: a program
+	// that still waits repeats an older one by itself (RFC 6298 doubles the time from
+	// 1 s on), and most that old belong to connections that were given up.
+	synFresh packet.Instant = 4 * 1e9
 )
 
 // synStore keeps the last SYN of each connection that is opening. When there are
@@ -23,13 +29,14 @@ type synStore struct {
 // keptSYN is one of them; n is 0 where the place is free.
 type keptSYN struct {
 	key flowKey
+	at  packet.Instant // when it was sent
 	n   uint8
 	b   [synSize]byte
 }
 
-// keep keeps a SYN in place of the connection's last one, which is at the place
-// at, and returns the new one's place.
-func (s *synStore) keep(key flowKey, b []byte, at uint32) uint32 {
+// keep keeps a SYN of now in place of the connection's last one, which is at the
+// place at, and returns the new one's place.
+func (s *synStore) keep(key flowKey, b []byte, at uint32, now packet.Instant) uint32 {
 	if len(b) > synSize {
 		s.forget(key, at)
 		return noSYN
@@ -41,7 +48,7 @@ func (s *synStore) keep(key flowKey, b []byte, at uint32) uint32 {
 	if slot.n == 0 {
 		s.used++
 	}
-	slot.key, slot.n = key, uint8(copy(slot.b[:], b))
+	slot.key, slot.at, slot.n = key, now, uint8(copy(slot.b[:], b))
 	return at
 }
 
@@ -71,9 +78,10 @@ func (s *synStore) forget(key flowKey, at uint32) {
 	}
 }
 
-// find returns the SYN of a connection, or nil. It is valid until the next call.
-func (s *synStore) find(key flowKey, at uint32) []byte {
-	if !s.holds(key, at) {
+// find returns the SYN of a connection, or nil if it is not kept or too old. It is
+// valid until the next call.
+func (s *synStore) find(key flowKey, at uint32, now packet.Instant) []byte {
+	if !s.holds(key, at) || now-s.slots[at].at > synFresh {
 		return nil
 	}
 	return s.slots[at].b[:s.slots[at].n]
