@@ -62,19 +62,17 @@ const siteFragmentMemory = 1 << 20
 // peeredTable tracks the flows of one network to its peerings. The locks are never
 // held together.
 type peeredTable struct {
-	mu  sync.Mutex
+	mu sync.Mutex
+	// nat marks sessions whose packets came by way of the network's other host the last
+	// time, so that the answers go there. A sandbox may have flows on both hosts.
 	nat *nat.Table
-	// relayed has a bit for each inner address: its packets came by way of the
-	// network's other host the last time, so that the answers go there.
-	relayed []uint64
-	first   uint32 // the network's first address, which bit 0 stands for
 
 	fragMu    sync.Mutex
 	fragments *packet.Reassembler
 }
 
-// newPeeredTable returns the table of a network; c.Identity is set.
-func newPeeredTable(network netip.Prefix, c nat.Config) (*peeredTable, error) {
+// newPeeredTable returns a table with no flows; c.Identity is set.
+func newPeeredTable(c nat.Config) (*peeredTable, error) {
 	t, err := nat.New(c)
 	if err != nil {
 		return nil, fmt.Errorf("table of peered flows: %w", err)
@@ -83,34 +81,7 @@ func newPeeredTable(network netip.Prefix, c nat.Config) (*peeredTable, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fragments of peered networks: %w", err)
 	}
-	return &peeredTable{
-		nat: t, first: number(network.Masked().Addr()), fragments: fragments,
-		relayed: make([]uint64, (1<<(32-network.Bits())+63)/64),
-	}, nil
-}
-
-// number is the IPv4 address a in host order.
-func number(a netip.Addr) uint32 {
-	b := a.As4()
-	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
-}
-
-// heard notes by which way an inner address sent. The lock is held.
-func (t *peeredTable) heard(inner netip.Addr, relay bool) {
-	n := number(inner) - t.first
-	word, bit := &t.relayed[n/64], uint64(1)<<(n%64)
-	switch {
-	case relay && *word&bit == 0:
-		*word |= bit
-	case !relay && *word&bit != 0:
-		*word &^= bit
-	}
-}
-
-// isRelayed says by which way an inner address sent last. The lock is held.
-func (t *peeredTable) isRelayed(inner netip.Addr) bool {
-	n := number(inner) - t.first
-	return t.relayed[n/64]>>(n%64)&1 != 0
+	return &peeredTable{nat: t, fragments: fragments}, nil
 }
 
 // expireFragments drops datagrams whose missing fragments did not come in time.

@@ -122,7 +122,7 @@ func TestPeeredConcurrent(t *testing.T) {
 		return s
 	}
 	with, without := compile(peeredRange), compile()
-	table, err := newPeeredTable(network16, nat.Config{Identity: true, Seed: [32]byte{9}})
+	table, err := newPeeredTable(nat.Config{Identity: true, Seed: [32]byte{9}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,7 @@ func (f *Forwarder) track(b *egressBatch, way *peered, now packet.Instant) {
 			f.refuseAcross(b, way, p, o, now)
 			continue
 		}
-		t.heard(p.Src, b.relay)
+		t.nat.Mark(b.relay) // answers go back the same way
 		keep = append(keep, p)
 	}
 	b.across = keep

@@ -152,7 +152,7 @@ func (f *Forwarder) trackBack(b *egressBatch, way *peered, now packet.Instant) {
 		switch {
 		case o != packet.Pass:
 			f.refuseBack(way, p, o, now)
-		case t.isRelayed(p.Dst):
+		case t.nat.Marked():
 			b.relayed = append(b.relayed, p)
 		default:
 			keep = append(keep, p)

@@ -33,7 +33,7 @@ func newPeeredRig(t testing.TB, role siteRole) *peeredRig {
 	r.way.ranges.Insert(peeredRange, r.count)
 	r.way.device = newSiteDevice("site", r.f)
 	if role == holdsSite {
-		table, err := newPeeredTable(network16, nat.Config{Identity: true, Seed: [32]byte{9}, MaxSessions: 1 << 16})
+		table, err := newPeeredTable(nat.Config{Identity: true, Seed: [32]byte{9}, MaxSessions: 1 << 16})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 // TestRelayedRoundTrip: on the host with the site, packets that the other host relays
-// are tracked like its own, and answers go back by the way that the sandbox sent last.
+// are tracked like its own, and answers go back by the way that their flow's last packet came.
 func TestRelayedRoundTrip(t *testing.T) {
 	r := newPeeredRig(t, holdsSite)
 	query, answer := udp(t, at(alice, 5000), database, []byte("query")), udp(t, database, at(alice, 5000), []byte("answer"))
@@ -36,8 +36,17 @@ func TestRelayedRoundTrip(t *testing.T) {
 	one(t, r.tunneled())
 	r.arrive(bytes.Clone(answer))
 	one(t, r.read())
-	r.wantPassed(3, 3)
-	r.wantCounts(map[string]uint64{"egress": 3, "ingress": 3})
+	r.arrive(udp(t, at(alice, 5001), database, nil)) // so is that of each of its flows
+	one(t, r.tunneled())
+	r.arrive(bytes.Clone(answer))
+	one(t, r.read())
+	r.arrive(udp(t, database, at(alice, 5001), nil))
+	if got := r.read(); len(got) != 0 {
+		t.Errorf("this host's own tunnel got %+v", got)
+	}
+	one(t, r.tunneled())
+	r.wantPassed(4, 5)
+	r.wantCounts(map[string]uint64{"egress": 4, "ingress": 5})
 }
 
 // TestRelayedRefusals: the policy is asked again about what is relayed, and the

@@ -122,7 +122,7 @@ func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
 		if _, err := rand.Read(plan.table.Seed[:]); err != nil {
 			return fmt.Errorf("read 32 random bytes for the table of peered flows: %w", err)
 		}
-		if table, err = newPeeredTable(n.cidr, plan.table); err != nil {
+		if table, err = newPeeredTable(plan.table); err != nil {
 			return err
 		}
 	}

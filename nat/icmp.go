@@ -41,6 +41,7 @@ func (t *Table) ingressError(p *packet.Packet) packet.Outcome {
 		return packet.Filtered
 	}
 	if t.config.Identity {
+		t.last = i
 		return packet.Pass
 	}
 	inner := s.from().addrPort()
@@ -81,6 +82,7 @@ func (t *Table) egressError(p *packet.Packet) packet.Outcome {
 		return packet.NoMapping
 	}
 	if t.config.Identity {
+		t.last = i
 		return packet.Pass
 	}
 	external := netip.AddrPortFrom(t.config.External, t.sessions.at(i).port)

@@ -20,6 +20,7 @@ func (t *Table) egressTracked(p *packet.Packet) packet.Outcome {
 	}
 	deadline := t.datagramDeadline(f.proto)
 	if i != 0 {
+		t.last = i
 		// The cache line is written once per tick.
 		if s := t.sessions.at(i); s.deadline != deadline {
 			s.deadline = deadline
@@ -32,11 +33,24 @@ func (t *Table) egressTracked(p *packet.Packet) packet.Outcome {
 		return o
 	}
 	t.charge(h)
-	_, s := t.addSession(f, f.from.port(), hi, 0)
+	i, s := t.addSession(f, f.from.port(), hi, 0)
+	t.last = i
 	s.state, s.deadline = stateLive, deadline
 	t.tellSession(Created, s, ReasonNone)
 	return packet.Pass
 }
+
+// Mark puts a mark on the session of the packet that Egress let pass last, or takes it
+// away. What it means is the caller's.
+func (t *Table) Mark(on bool) {
+	s := t.sessions.at(t.last)
+	if on != (s.flags&marked != 0) { // the cache line is written when it changes
+		s.flags ^= marked
+	}
+}
+
+// Marked reports whether the session of the packet that Ingress let pass last is marked.
+func (t *Table) Marked() bool { return t.sessions.at(t.last).flags&marked != 0 }
 
 // closeTracked is Close.
 func (t *Table) closeTracked(f Flow) {

@@ -297,3 +297,45 @@ func BenchmarkIdentity(b *testing.B) {
 		}
 	}
 }
+
+// A mark is its session's own, whatever the protocol, and stays until it is taken away.
+func TestMarks(t *testing.T) {
+	l := newIdentityLab(t, nil)
+	conns := map[netip.AddrPort]*conn{}
+	out := func(from netip.AddrPort, mark bool) {
+		t.Helper()
+		conns[from].dataOut(10)
+		l.Mark(mark)
+		must2(l.udpOut(from, web))(l, packet.Pass)
+		l.Mark(!mark)
+		must2(l.echoOut(from, web.Addr()))(l, packet.Pass)
+		l.Mark(mark)
+	}
+	in := func(from netip.AddrPort, mark bool) {
+		t.Helper()
+		conns[from].dataIn(10)
+		if l.Marked() != mark {
+			t.Errorf("TCP of %v: marked %v", from, !mark)
+		}
+		must2(l.udpIn(web, from))(l, packet.Pass)
+		if l.Marked() == mark {
+			t.Errorf("UDP of %v: marked %v", from, mark)
+		}
+		must2(l.echoTo(web.Addr(), from))(l, packet.Pass)
+		if l.Marked() != mark {
+			t.Errorf("echo of %v: marked %v", from, !mark)
+		}
+	}
+	for _, from := range []netip.AddrPort{box, twin} {
+		conns[from] = l.conn(from, web)
+		conns[from].open()
+	}
+	for _, mark := range []bool{true, false} {
+		out(box, mark)
+		out(twin, !mark)
+		in(box, mark)
+		in(twin, !mark)
+		in(box, mark)
+	}
+	audit(t, l.Table)
+}

@@ -101,6 +101,7 @@ func (t *Table) ingressMapped(p *packet.Packet) packet.Outcome {
 	if i == 0 || due(t.sessions.at(i).deadline, t.tick) {
 		return t.missed(p.Proto, p.DstPort)
 	}
+	t.last = i
 	if !t.config.Identity {
 		p.SetDestination(t.sessions.at(i).from().addrPort())
 	}

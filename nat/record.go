@@ -65,6 +65,7 @@ const (
 	ackedIn                           // we have acknowledged the remote's SYN
 	finOut                            // FIN from inside
 	finIn                             // FIN from outside
+	marked                            // see Table.Mark
 
 	// opened: the handshake is complete.
 	opened = synIn | ackedOut | ackedIn

@@ -83,6 +83,8 @@ type Table struct {
 	warned   bool   // told is valid
 	told     uint32 // tick of the last Exhausted event
 
+	last uint32 // the session of the packet that an identity table let pass last
+
 	sweep, hostSweep uint32 // the records that Expire looked at last
 }
 

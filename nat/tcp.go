@@ -102,6 +102,7 @@ func (t *Table) egressTCP(p *packet.Packet) packet.Outcome {
 	} else {
 		t.track(s, p, outward)
 	}
+	t.last = i
 	if !t.config.Identity {
 		p.SetSource(t.externalPort(t.sessions.at(i).port))
 	}
@@ -122,6 +123,7 @@ func (t *Table) ingressTCP(p *packet.Packet) packet.Outcome {
 	if o := t.track(s, p, inward); o != packet.Pass {
 		return o
 	}
+	t.last = i
 	if !t.config.Identity {
 		p.SetDestination(s.from().addrPort())
 	}
