@@ -40,8 +40,18 @@ type owedID struct {
 }
 
 // tellDetached tells the control plane. What it does not hear now it is told
-// again by reconcile.
+// again by reconcile, unless the sidecar ends. So while it is known not to answer, it
+// is not even tried.
 func (s *Sidecar) tellDetached(ctx context.Context, p *controlPlane, id string) {
+	s.mu.Lock()
+	later := p.state.unreachable != "" && !s.closing
+	if later {
+		p.owed[id] = struct{}{}
+	}
+	s.mu.Unlock()
+	if later {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
 	if err := s.forget(ctx, p, id); err != nil {

@@ -64,8 +64,7 @@ func Exec(cfg ExecConfig) (int, error) {
 		return confine.ExitFailed, fmt.Errorf("attach a sandbox: %w", err)
 	}
 	if p := box.Passive; p.State == passiveFailed {
-		cfg.say("warning: no passive network takes over from network %s while its region is unavailable: attaching to network %s in region %s failed, and is tried again: %s",
-			box.Network, p.Network, p.Region, p.Reason)
+		cfg.say("warning: no passive network %s in region %s: %s", p.Network, p.Region, p.Reason)
 	}
 	conn, err := client.device(ctx, box.ID)
 	if err != nil {

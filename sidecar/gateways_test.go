@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -484,5 +485,27 @@ func TestSwitchLog(t *testing.T) {
 	}
 	if got := l.read(); len(got) != keptSwitches || got[0].Reset != 2*keptSwitches || got[keptSwitches-1].Reset != 3*keptSwitches-1 {
 		t.Errorf("remembered %+v", got)
+	}
+}
+
+// That flows which stayed behind are ended is a decision worth a word only where
+// there were any.
+func TestEmptySweepIsQuiet(t *testing.T) {
+	log := &noted{lines: map[string]int{}}
+	w, err := newWatch(watchConfig{network: "net_a", linger: time.Minute, clock: clock{time.Now()}, switches: newSwitchMetrics(), log: slog.New(log)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []*switchover{
+		{watch: w, record: switchRecord{Lost: true}},
+		{watch: w, record: switchRecord{Lost: true, Reason: "linger"}},
+		{watch: w, record: switchRecord{Lost: true, Switched: true}},
+	} {
+		v.reset.Store(uint64(len(v.record.Reason)))
+		v.finish()
+	}
+	w.end()
+	if quiet, loud, kept := log.count("DEBUG"), log.count("WARN"), len(w.records.read()); quiet != 1 || loud != 2 || kept != 2 {
+		t.Errorf("%d quiet and %d loud lines, %d remembered; want 1, 2 and 2", quiet, loud, kept)
 	}
 }

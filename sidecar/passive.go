@@ -23,12 +23,13 @@ const (
 	passivePending = "pending"
 	// passiveReady: the passive network takes over when the active one is unavailable.
 	passiveReady = "ready"
-	// passiveFailed: the last try failed. It is tried again as long as the sandbox lives.
+	// passiveFailed: the last try failed. It is tried again as long as the sandbox lives,
+	// unless the reason is that there is no way to ask that region.
 	passiveFailed = "failed"
 )
 
 const (
-	// passiveWait is how long the attach of a sandbox waits for the passive region.
+	// passiveWait is how long a sandbox's attach, or its end, waits for the passive region.
 	passiveWait = 250 * time.Millisecond
 	// A try that the passive region refused is repeated after passiveRetry, and after
 	// twice as long each time up to passiveRetryMax.
@@ -116,18 +117,10 @@ func (s *Sidecar) startPassive(e *entry) {
 		})
 	}
 	s.mu.Unlock()
-	if try == nil {
+	if try == nil || away { // it would be in vain
 		return
 	}
-	if away { // it would be in vain
-		return
-	}
-	wait := time.NewTimer(passiveWait)
-	defer wait.Stop()
-	select {
-	case <-done:
-	case <-wait.C:
-	}
+	waitBriefly(done)
 }
 
 // claimPassive returns what is to be tried for an attachment now, if anything. The
@@ -152,6 +145,8 @@ func (s *Sidecar) tryPassive(ctx context.Context, e *entry, p *passive) {
 		Project: a.Project, Environment: a.Environment, Kind: a.Kind, Runtime: a.Runtime,
 		Region: p.region.Region, Passive: true, PublicKey: s.key.Public().String(),
 	})
+	var said *api.Error
+	away := err != nil && !errors.As(err, &said)
 	s.mu.Lock()
 	p.trying = false
 	p.plane.used = time.Now()
@@ -159,7 +154,11 @@ func (s *Sidecar) tryPassive(ctx context.Context, e *entry, p *passive) {
 	if err == nil && wanted {
 		err = s.joinPassive(e, p, resp)
 	}
-	if err != nil && wanted {
+	switch {
+	case err == nil || !wanted:
+	case away:
+		s.awayPassive(e, p, err)
+	default:
 		s.failPassive(e, p, err)
 	}
 	s.mu.Unlock()
@@ -168,20 +167,29 @@ func (s *Sidecar) tryPassive(ctx context.Context, e *entry, p *passive) {
 	}
 }
 
-// failPassive takes note of a try that failed, and of when the next is due. The
-// caller holds the lock.
+// failPassive takes note that the passive region refused, or that what it gave is of
+// no use, and of when the next try is due. The caller holds the lock.
 func (s *Sidecar) failPassive(e *entry, p *passive, err error) {
-	var said *api.Error
-	if errors.As(err, &said) { // else it is tried again as soon as somebody answers there
-		p.retry = min(max(2*p.retry, passiveRetry), passiveRetryMax)
-		p.due = time.Now().Add(p.retry)
-	}
+	p.retry = min(max(2*p.retry, passiveRetry), passiveRetryMax)
+	p.due = time.Now().Add(p.retry)
 	if p.state != passiveFailed {
 		s.cfg.Log.Warn("a sandbox is not attached to its passive network; trying on",
 			"sandbox", e.id, "region", p.region.Region, "network", p.region.Network, "error", err)
 	}
 	p.fail(err.Error())
 }
+
+// awayPassive takes note that nobody answered in the passive region. That is said
+// once for the whole region, and it is tried again as soon as somebody does. The
+// caller holds the lock.
+func (s *Sidecar) awayPassive(e *entry, p *passive, err error) {
+	s.cfg.Log.Debug("a sandbox is not attached to its passive network, as nobody answers there; trying on",
+		"sandbox", e.id, "region", p.region.Region, "network", p.region.Network, "error", err)
+	p.fail(noAnswer)
+}
+
+// noAnswer is the reason why a whole region is away; status has the error.
+const noAnswer = "its control plane does not answer"
 
 // joinPassive takes a second attachment in. The caller holds the lock.
 func (s *Sidecar) joinPassive(e *entry, p *passive, resp api.AttachResponse) error {
@@ -246,6 +254,36 @@ func (s *Sidecar) partPassive(e *entry) []*link {
 	return gone
 }
 
+// tellPassive tells a passive region of the end of a sandbox, which waits for that no
+// longer than its begin did.
+func (s *Sidecar) tellPassive(ctx context.Context, o owedID) {
+	done := make(chan struct{})
+	s.mu.Lock()
+	beside := !s.closing
+	if beside {
+		s.tasks.Go(func() {
+			defer close(done)
+			s.tellDetached(s.background, o.plane, o.id)
+		})
+	}
+	s.mu.Unlock()
+	if !beside {
+		s.tellDetached(ctx, o.plane, o.id)
+		return
+	}
+	waitBriefly(done)
+}
+
+// waitBriefly waits for something that a passive region is asked for.
+func waitBriefly(done <-chan struct{}) {
+	wait := time.NewTimer(passiveWait)
+	defer wait.Stop()
+	select {
+	case <-done:
+	case <-wait.C:
+	}
+}
+
 // renewPassive takes in what a passive region answered about a sandbox that it
 // knows, and says whether it is still wanted.
 func (s *Sidecar) renewPassive(p *controlPlane, resp api.AttachResponse) (bool, error) {
@@ -255,7 +293,7 @@ func (s *Sidecar) renewPassive(p *controlPlane, resp api.AttachResponse) (bool, 
 	if e == nil {
 		return false, nil
 	}
-	e.passive.attachment = resp.Attachment
+	e.passive.attachment, e.warned = resp.Attachment, false
 	if len(resp.Gateways) == 0 {
 		return true, nil
 	}
@@ -353,12 +391,12 @@ func (s *Sidecar) duePassive(p *controlPlane) []passiveTry {
 
 // passiveAway takes note that a region's control plane does not answer at all: who
 // waits for it need not wait any longer once it does. The caller holds the lock.
-func (s *Sidecar) passiveAway(p *controlPlane, err error) {
+func (s *Sidecar) passiveAway(p *controlPlane) {
 	for _, e := range s.entries {
 		if v := e.passive; v != nil && v.plane == p && v.state != passiveReady {
 			v.due, v.retry = time.Time{}, 0
 			if v.state == passiveFailed {
-				v.reason = err.Error()
+				v.reason = noAnswer
 			}
 		}
 	}

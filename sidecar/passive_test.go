@@ -1,8 +1,12 @@
 package sidecar
 
 import (
+	"context"
+	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -134,11 +138,110 @@ func TestBothRegionsAreTold(t *testing.T) {
 	if slices.Contains(w.away.detached, id) {
 		t.Error("an attachment that is another's was detached")
 	}
-	for n := range w.away.list {
-		if n != id {
-			t.Errorf("%s is left in the passive region", n)
+	eventually(t, "all but that have gone in the passive region", func() bool {
+		left := false
+		w.away.with(func() { _, left = w.away.list[id] })
+		return left && w.away.count() == 1
+	})
+}
+
+// A passive region that does not answer delays no sandbox's end; it is told of it
+// when it does.
+func TestPassiveRegionIsSlow(t *testing.T) {
+	w := newEstate(t, quick())
+	box, other := w.stack(t), w.stack(t)
+	w.ready(t, box.ID)
+	w.ready(t, other.ID)
+	slow := make(chan struct{})
+	w.away.with(func() { w.away.slow = slow })
+	began := time.Now()
+	w.detach(t.Context(), box.ID, "test")
+	if took := time.Since(began); took >= closeTimeout/2 {
+		t.Errorf("the end of a sandbox took %v", took)
+	}
+	if w.home.count() != 1 || w.away.count() != 2 {
+		t.Errorf("%d and %d attachments, want 1 and 2", w.home.count(), w.away.count())
+	}
+	close(slow)
+	eventually(t, "the passive region is told", func() bool { return w.away.count() == 1 })
+
+	// Once it is known to be away it is not even asked.
+	w.notNow(true)
+	plane := w.planes["cle1"]
+	if err := w.compare(t.Context(), plane); err == nil {
+		t.Error("the passive region answers")
+	}
+	never := make(chan struct{}) // whoever asks, waits to the end
+	t.Cleanup(func() { close(never) })
+	w.away.with(func() { w.away.slow = never })
+	w.detach(t.Context(), other.ID, "test")
+	w.away.with(func() { w.away.slow, w.away.refuse = nil, nil })
+	if err := w.compare(t.Context(), plane); err != nil || w.away.count() != 0 {
+		t.Errorf("%d attachments are left in the passive region, %v", w.away.count(), err)
+	}
+}
+
+// noted counts what was logged, by level and message.
+type noted struct {
+	slog.Handler
+	mu    sync.Mutex
+	lines map[string]int
+}
+
+func (n *noted) Enabled(context.Context, slog.Level) bool { return true }
+func (n *noted) WithAttrs([]slog.Attr) slog.Handler       { return n }
+
+func (n *noted) Handle(_ context.Context, r slog.Record) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lines[r.Level.String()+" "+r.Message]++
+	return nil
+}
+
+// count counts lines that begin so.
+func (n *noted) count(begin string) (sum int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for line, many := range n.lines {
+		if strings.HasPrefix(line, begin) {
+			sum += many
 		}
 	}
+	return sum
+}
+
+// A region that is away is said once to be, however many sandboxes it concerns; one
+// that refuses a sandbox says so of that sandbox.
+func TestRegionAwayIsSaidOnce(t *testing.T) {
+	log := &noted{lines: map[string]int{}}
+	cfg := quick()
+	cfg.Log = slog.New(log)
+	w := newEstate(t, cfg)
+	cle1 := w.cfg.Regions
+	gone, err := api.NewClient(api.ClientConfig{Address: w.away.address + ".gone", Token: "secret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gone.Close()
+	w.cfg.Regions = oneRegion{gone}
+	for range 3 {
+		if p := w.stack(t).Passive; p.State != passiveFailed || p.Reason != noAnswer {
+			t.Errorf("passive %+v", p)
+		}
+	}
+	if err := w.compare(t.Context(), w.planes["cle1"]); err == nil {
+		t.Fatal("somebody answers")
+	}
+	if per, all := log.count("WARN a sandbox"), log.count("WARN a control plane does not answer"); per != 0 || all != 1 {
+		t.Errorf("warnings: %d of sandboxes, %d of the region; want 0 and 1", per, all)
+	}
+	if n := log.count("DEBUG a sandbox is not attached"); n != 3 {
+		t.Errorf("%d remarks about sandboxes, want 3", n)
+	}
+	w.cfg.Regions = cle1
+	w.notNow(true)
+	w.stack(t)
+	eventually(t, "a sandbox that was refused is warned of", func() bool { return log.count("WARN a sandbox") == 1 })
 }
 
 // What the environment's passive network is may change.

@@ -172,7 +172,7 @@ func (s *Sidecar) noteControl(p *controlPlane, err error) {
 		p.state.since = time.Now()
 	}
 	if err != nil {
-		s.passiveAway(p, err)
+		s.passiveAway(p)
 	}
 	s.mu.Unlock()
 	switch {

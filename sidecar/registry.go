@@ -341,7 +341,7 @@ func (s *Sidecar) detach(ctx context.Context, id, why string) bool {
 	second := s.partEntry(e)
 	s.tellDetached(ctx, s.home, id)
 	if second.id != "" {
-		s.tellDetached(ctx, second.plane, second.id)
+		s.tellPassive(ctx, second)
 	}
 	s.mu.Lock()
 	delete(s.leaving, id)

@@ -89,15 +89,19 @@ func (v *switchover) finish() {
 	r.Took = time.Duration(w.clock.now() - v.began)
 	r.Reset, r.Moved, r.Resent = v.reset.Load(), v.moved.Load(), v.resent.Load()
 	r.DetectionMillis, r.SwitchMillis = millis(r.Detection), millis(r.Took)
-	w.records.add(r)
-	w.switches.add(w.network, r)
-	what := "sandboxes go to another gateway"
-	if !r.Switched {
-		what = "flows that had stayed with a former gateway are ended"
-	}
-	level := slog.LevelInfo
+	what, level := "sandboxes go to another gateway", slog.LevelInfo
 	if r.Lost {
 		level = slog.LevelWarn
+	}
+	if !r.Switched {
+		what = "flows that had stayed with a former gateway are ended"
+		if r.Reset+r.Moved == 0 { // as it nearly always is: it must not crowd out the others
+			level = slog.LevelDebug
+		}
+	}
+	if level > slog.LevelDebug {
+		w.records.add(r)
+		w.switches.add(w.network, r)
 	}
 	w.log.Log(context.Background(), level, what,
 		"network", w.network, "prefers", r.Prefers, "from", r.From.String(), "to", r.To.String(), "reason", r.Reason,

@@ -237,7 +237,8 @@ type plane struct {
 	passive  *api.PassiveRegion
 	list     map[string]spec.Attachment
 	last     int
-	refuse   *api.Error // for every call
+	refuse   *api.Error    // for every call
+	slow     chan struct{} // detaching waits until it is closed; nil: it does not
 	resumed  []api.Resume
 	detached []string
 	dns      []netip.Addr // of both networks
@@ -380,6 +381,11 @@ func (p *plane) show(w http.ResponseWriter, _ *http.Request) {
 func (p *plane) detach(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if slow := p.slow; slow != nil {
+		p.mu.Unlock()
+		<-slow
+		p.mu.Lock()
+	}
 	if p.refused(w) {
 		return
 	}
