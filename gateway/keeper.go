@@ -18,7 +18,7 @@ import (
 
 const (
 	// settleTime is how long the state file waits for more changes before it is written.
-	settleTime = time.Second
+	settleTime = 250 * time.Millisecond
 	// sampleInterval is how often the tunnels are asked where their peers are.
 	sampleInterval = 5 * time.Second
 	// writeShare is how many times longer the keeper rests than a write took, so
