@@ -69,6 +69,8 @@ func (s *Server) newHandler() http.Handler {
 		switch user, password, ok := proxyLogin(r); {
 		case !ok || !s.credentials.match([]byte(user), []byte(password)):
 			s.noteStranger()
+			// The server reads on to the end of the request; a stranger's must come soon.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.cfg.HandshakeTimeout))
 			w.Header().Set("Proxy-Authenticate", `Basic realm="sallyport"`)
 			http.Error(w, "this proxy needs the name and password of its sandbox", http.StatusProxyAuthRequired)
 		case r.Method == http.MethodConnect:

@@ -264,3 +264,16 @@ func TestCurl(t *testing.T) {
 		}
 	}
 }
+
+// A stranger holds no connection by a request that never ends.
+func TestHTTPStrangerIsNotWaitedFor(t *testing.T) {
+	w := newWeb(t, func(c *Config) { c.HandshakeTimeout = 200 * time.Millisecond })
+	c := w.client(t)
+	_, _ = io.WriteString(c, "POST http://origin.example/ HTTP/1.1\r\nHost: origin.example\r\nContent-Length: 100\r\n\r\n")
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	answer, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 407 ") {
+		t.Errorf("%q, %v; want 407 and the end", answer, err)
+	}
+	eventually(t, "there is room for another", func() bool { return w.Stats().Open == 0 })
+}
