@@ -24,6 +24,8 @@ const (
 	// silentLimit is how long nothing may come through a tunnel, probes among it,
 	// before its gateway is looked up again and greeted anew.
 	silentLimit = 3 * time.Second
+	// greetSilence is the same for a gateway that has just been asked about.
+	greetSilence = time.Second
 	// askInterval is how often the control plane is asked which gateways a network
 	// has, besides when one of them is silent.
 	askInterval = 10 * time.Second
@@ -320,12 +322,14 @@ func (s *Sidecar) renew(ctx context.Context, p *controlPlane, resp api.AttachRes
 
 // greetAgain shakes hands anew with the gateways of a network: one that did not know
 // the worker has no session with it either. Once in a comparison is enough for
-// all sandboxes of a tunnel, and gateways that answer need no greeting. The caller
-// holds the lock.
+// all sandboxes of a tunnel, and gateways that answer need no greeting. Neither does
+// one that was silent for a moment only: a greeting that is lost takes the session
+// along, and WireGuard repeats it only after 5 s. The caller holds the lock.
 func (s *Sidecar) greetAgain(n *network) error {
 	var errs []error
+	now := time.Now()
 	for _, l := range n.links {
-		if l.greeted == n.plane.round || l.greeted != neverGreeted && s.wellIn(l) {
+		if l.greeted == n.plane.round || l.greeted != neverGreeted && (s.wellIn(l) || !l.silent(now, greetSilence)) {
 			continue
 		}
 		l.greeted = n.plane.round
