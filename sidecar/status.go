@@ -25,10 +25,12 @@ type listing struct {
 type sandboxStatus struct {
 	spec.Attachment
 	// State is waiting until the sandbox's device came, then running.
-	State   string            `json:"state"`
-	Egress  spec.Traffic      `json:"egress"`
-	Ingress spec.Traffic      `json:"ingress"`
-	Drops   map[string]uint64 `json:"drops,omitempty"` // both directions, by reason
+	State string `json:"state"`
+	// Sent and Received count what passed, from the sandbox and to it. Its address
+	// of the pair is the attachment's egress.
+	Sent     spec.Traffic      `json:"sent"`
+	Received spec.Traffic      `json:"received"`
+	Drops    map[string]uint64 `json:"drops,omitempty"` // both directions, by reason
 	// Passive is the sandbox's attachment to its passive network.
 	Passive passiveStatus `json:"passive,omitzero"`
 	// Proxied says that the sandbox has proxies only, which its command may pass by.
@@ -47,7 +49,7 @@ func (s *Sidecar) listing() listing {
 			v.State = "running"
 		}
 		if e.sw != nil {
-			v.Egress, v.Ingress = e.sw.egress.read(), e.sw.ingress.read()
+			v.Sent, v.Received = e.sw.egress.read(), e.sw.ingress.read()
 			v.Drops = map[string]uint64{}
 			e.sw.dropped[0].into(v.Drops)
 			e.sw.dropped[1].into(v.Drops)

@@ -45,8 +45,8 @@ func TestPacketsThroughTheTunnel(t *testing.T) {
 			t.Errorf("%d drops: %v", n, s.status())
 		}
 		list := s.listing()
-		if list.Attached != 3 || len(list.Sandboxes) != 3 || list.Sandboxes[0].Egress.Packets != 1 ||
-			list.Sandboxes[0].Egress.Bytes != 128 || list.Sandboxes[0].Ingress.Packets != 1 || list.Sandboxes[0].State != "running" {
+		if list.Attached != 3 || len(list.Sandboxes) != 3 || list.Sandboxes[0].Sent.Packets != 1 ||
+			list.Sandboxes[0].Sent.Bytes != 128 || list.Sandboxes[0].Received.Packets != 1 || list.Sandboxes[0].State != "running" {
 			t.Errorf("listing %+v", list)
 		}
 	})
