@@ -104,7 +104,8 @@ units: build ## check the systemd units with systemd-analyze
 		echo "NOT RUN: systemd-analyze is not installed (make deps)"; exit 0; \
 	fi; \
 	root=$$(mktemp -d); trap 'rm -rf "$$root"' EXIT; \
-	mkdir -p "$$root/usr/local/bin" "$$root/etc/systemd/system" "$$root/usr/lib/systemd"; \
+	mkdir -p "$$root/bin" "$$root/usr/local/bin" "$$root/etc/systemd/system" "$$root/usr/lib/systemd"; \
+	install -m 755 /dev/null "$$root/bin/kill"; \
 	cp bin/sallyportd bin/sallyport-sidecar "$$root/usr/local/bin/"; \
 	cp deploy/systemd/*.service "$$root/etc/systemd/system/"; \
 	cp -r /lib/systemd/system "$$root/usr/lib/systemd/"; \
