@@ -285,14 +285,14 @@ func (s *stage) backAndWait(ctx context.Context, sources []netip.Addr, all ...*d
 		return o, nil
 	}
 	// A machine that is busy with other things may keep a gateway from answering for
-	// so long that it passes for dead. Then all of this is as it should be.
+	// so long that it passes for dead. Then this cannot be seen here.
 	host := s.plan.gateways[s.plan.gatewayOf(from.Addr())].Name
 	stall, err := s.stalled(ctx, host, beganAt)
 	switch {
 	case err != nil:
 		return outcome{}, err
 	case stall > 0:
-		return outcome{o.seen + fmt.Sprintf("; this machine kept %s from answering for %s, so it was left", host, milliseconds(stall)), true}, nil
+		return outcome{}, &impossibleError{fmt.Errorf("%s; %s was left, as it did not answer for %s on this machine", o.seen, host, milliseconds(stall))}
 	case lost != nil:
 		o = outcome{o.seen + fmt.Sprintf(", but a connection from %v ended: %v", from.Addr(), lost), false}
 	}
