@@ -63,8 +63,11 @@ func Exec(cfg ExecConfig) (int, error) {
 	if err != nil {
 		return confine.ExitFailed, fmt.Errorf("attach a sandbox: %w", err)
 	}
-	if p := box.Passive; p.State == passiveFailed {
+	switch p := box.Passive; p.State {
+	case passiveFailed:
 		cfg.say("warning: no passive network %s in region %s: %s", p.Network, p.Region, p.Reason)
+	case passivePending:
+		cfg.say("warning: no passive network %s in region %s yet", p.Network, p.Region)
 	}
 	conn, err := client.device(ctx, box.ID)
 	if err != nil {

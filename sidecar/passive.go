@@ -55,6 +55,7 @@ type passive struct {
 	plane      *controlPlane // nil: there is no way to ask that region
 	state      string
 	reason     string
+	warned     bool // that it failed; not again before it was ready
 	trying     bool // a call is under way
 	due        time.Time
 	retry      time.Duration
@@ -110,7 +111,9 @@ func (s *Sidecar) startPassive(e *entry) {
 	try := s.claimPassive(e, time.Now())
 	away := false
 	if try != nil {
-		away = try.plane.state.unreachable != ""
+		if away = try.plane.state.unreachable != ""; away {
+			try.fail(noAnswer) // until it is known better
+		}
 		s.tasks.Go(func() {
 			defer close(done)
 			s.tryPassive(s.background, e, try)
@@ -172,7 +175,8 @@ func (s *Sidecar) tryPassive(ctx context.Context, e *entry, p *passive) {
 func (s *Sidecar) failPassive(e *entry, p *passive, err error) {
 	p.retry = min(max(2*p.retry, passiveRetry), passiveRetryMax)
 	p.due = time.Now().Add(p.retry)
-	if p.state != passiveFailed {
+	if !p.warned {
+		p.warned = true
 		s.cfg.Log.Warn("a sandbox is not attached to its passive network; trying on",
 			"sandbox", e.id, "region", p.region.Region, "network", p.region.Network, "error", err)
 	}
@@ -206,7 +210,7 @@ func (s *Sidecar) joinPassive(e *entry, p *passive, resp api.AttachResponse) err
 		Local:  [2][4]byte{e.attachment.Inner.As4(), a.Inner.As4()},
 		Remote: [2][4]byte{active.info.Gateway.As4(), n.info.Gateway.As4()},
 	}
-	p.attachment, p.joined, p.state, p.reason, p.retry = a, n, passiveReady, "", 0
+	p.attachment, p.joined, p.state, p.reason, p.retry, p.warned = a, n, passiveReady, "", 0, false
 	p.host, _ = preferred(resp.Gateways)
 	delete(p.plane.owed, a.ID)
 	if active.passives[n]++; active.passives[n] == 1 {

@@ -310,8 +310,8 @@ func TestPassiveRegionKnownToBeAway(t *testing.T) {
 		t.Fatal("the passive region answers")
 	}
 	second := w.stack(t)
-	if s := second.Passive.State; s == passiveReady || s == passiveNone {
-		t.Errorf("passive %+v", second.Passive)
+	if p := second.Passive; p.State != passiveFailed || p.Reason != noAnswer {
+		t.Errorf("passive %+v", p)
 	}
 	if socket := w.away.address[len("unix://"):]; !slices.Contains(first.Hide, socket) {
 		t.Errorf("hidden are %v, and not %s", first.Hide, socket)
