@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -507,5 +508,34 @@ func TestEmptySweepIsQuiet(t *testing.T) {
 	w.end()
 	if quiet, loud, kept := log.count("DEBUG"), log.count("WARN"), len(w.records.read()); quiet != 1 || loud != 2 || kept != 2 {
 		t.Errorf("%d quiet and %d loud lines, %d remembered; want 1, 2 and 2", quiet, loud, kept)
+	}
+}
+
+// However many groups leave a path at once, each is told.
+func TestManyGroupsLeave(t *testing.T) {
+	clk := clock{time.Now()}
+	log := slog.New(slog.DiscardHandler)
+	w, err := newWatch(watchConfig{network: "net_a", linger: time.Minute, clock: clk, switches: newSwitchMetrics(), log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.end()
+	var tracks []*track
+	for _, host := range []string{"gw1", "gw2"} {
+		p := newPath(pathConfig{
+			gateway: netip.MustParseAddr("10.0.0.1"), mtu: 1420, sandboxes: newDirectory(), pool: newBufferPool(1420), clock: clk, count: &counters{},
+		}, netip.MustParseAddr("10.0.0.2"))
+		defer func() { _ = p.Close() }()
+		tracks = append(tracks, w.add(&link{network: &network{}, path: p, gateway: spec.Gateway{Host: host}}))
+	}
+	groups := make([]*group, 200)
+	for i := range groups {
+		groups[i] = w.enter(groupKey{host: "gw1", passive: strconv.Itoa(i)}, tracks, tracks)
+	}
+	w.remove(tracks[0])
+	for i, g := range groups {
+		if got := g.choice.Load(); got != uint32(tracks[1].id) {
+			t.Fatalf("group %d takes route %d, want %d", i, got, tracks[1].id)
+		}
 	}
 }

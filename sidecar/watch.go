@@ -41,6 +41,7 @@ type watch struct {
 	last    failover.GroupID
 	probes  []failover.Probe // of the last turn
 	events  []failover.Event // that wait for the next turn
+	unread  uint64           // events of the monitor that were lost, as far as caught up
 }
 
 // track is a path as one watch sees it.
@@ -180,6 +181,22 @@ func (w *watch) settle() {
 		w.happened(e)
 	}
 	w.events = w.events[:0]
+	if lost := w.monitor.Stats().EventsLost; lost != w.unread {
+		w.unread = lost
+		w.catchUp()
+	}
+}
+
+// catchUp carries out what was decided while the monitor had no room for more events:
+// where very many groups leave a path at once. The caller holds the lock.
+func (w *watch) catchUp() {
+	for _, g := range w.groups {
+		from := failover.PathID(g.choice.Load())
+		if to, _ := w.monitor.Choice(g.id); to != from && from != 0 {
+			e := failover.Event{At: failover.Instant(w.clock.now()), Group: g.id, From: from, To: to, Switched: true, Lost: w.isLost(from)}
+			w.happened(e)
+		}
+	}
 }
 
 // happened carries out one decision.
