@@ -16,7 +16,6 @@ import (
 	"sync"
 	"syscall"
 
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 )
@@ -68,7 +67,7 @@ func New(cfg Config) (*Tunnel, error) {
 		peers:  make(map[Key]map[netip.Prefix]struct{}),
 		owner:  make(map[netip.Prefix]Key),
 	}
-	t.dev = device.NewDevice(newAlwaysUp(cfg.Device), conn.NewStdNetBind(), bridge(cfg.Log, &t.foreign))
+	t.dev = device.NewDevice(newAlwaysUp(cfg.Device), new(bind), bridge(cfg.Log, &t.foreign))
 	if err := t.start(cfg); err != nil {
 		t.dev.Close()
 		return nil, err

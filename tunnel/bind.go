@@ -1,0 +1,281 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+// bind is the UDP side of a tunnel: one socket for IPv4 and one for IPv6, on the
+// same port of all addresses.
+//
+// A datagram is answered from the address that it was sent to: a peer behind a
+// firewall or a NAT takes no other answers, and a host has several addresses. The
+// bind that comes with wireguard-go forgets that address whenever the kernel hands
+// over datagrams coalesced (UDP_GRO), which is the only reason to have another.
+type bind struct {
+	mu     sync.RWMutex // guards the two
+	v4, v6 *udpSocket
+}
+
+const (
+	// maxSegments is how many datagrams the kernel joins or cuts at most.
+	maxSegments = 64
+	// maxCoalesced is the largest payload of a UDP datagram over IPv4 (RFC 768).
+	maxCoalesced = 65535 - 20 - 8
+	// bindTries is how often two sockets with the same free port are sought.
+	bindTries = 100
+	// socketBuffer is asked for in both directions, in bytes: some tens of
+	// milliseconds at 1 Gbit/s. The kernel may give less (net.core.rmem_max).
+	socketBuffer = 7 << 20
+)
+
+// Open listens on a port, or on a free one for 0.
+func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.v4 != nil || b.v6 != nil {
+		return nil, 0, conn.ErrBindAlreadyOpen
+	}
+	for try := 1; ; try++ {
+		v4, v6, err := openSockets(port)
+		if port == 0 && errors.Is(err, syscall.EADDRINUSE) && try < bindTries {
+			continue // free for IPv4, taken for IPv6
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		b.v4, b.v6 = v4, v6
+		break
+	}
+	var receive []conn.ReceiveFunc
+	for _, s := range []*udpSocket{b.v4, b.v6} {
+		if s != nil {
+			receive = append(receive, s.receiver())
+			port = s.port
+		}
+	}
+	return receive, port, nil
+}
+
+// openSockets opens what the machine has of IPv4 and IPv6.
+func openSockets(port uint16) (v4, v6 *udpSocket, err error) {
+	if v4, err = openSocket("udp4", port); v4 != nil {
+		port = v4.port
+	}
+	if err != nil && !errors.Is(err, syscall.EAFNOSUPPORT) {
+		return nil, nil, err
+	}
+	v6, err6 := openSocket("udp6", port)
+	switch {
+	case err6 == nil:
+		return v4, v6, nil
+	case v4 != nil && errors.Is(err6, syscall.EAFNOSUPPORT):
+		return v4, nil, nil
+	case v4 != nil:
+		_ = v4.udp.Close()
+	}
+	return nil, nil, err6
+}
+
+// Close ends both sockets; whoever receives gets net.ErrClosed.
+func (b *bind) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	for _, s := range []*udpSocket{b.v4, b.v6} {
+		if s != nil {
+			errs = append(errs, s.udp.Close())
+		}
+	}
+	b.v4, b.v6 = nil, nil
+	return errors.Join(errs...)
+}
+
+// SetMark sets the routing mark of what is sent (SO_MARK).
+func (b *bind) SetMark(mark uint32) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for _, s := range []*udpSocket{b.v4, b.v6} {
+		if s == nil {
+			continue
+		}
+		err := s.control(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)) })
+		if err != nil {
+			return fmt.Errorf("set the mark %d of a UDP socket: %w", mark, err)
+		}
+	}
+	return nil
+}
+
+// BatchSize is how many datagrams are received or sent at once at most.
+func (b *bind) BatchSize() int { return conn.IdealBatchSize }
+
+// Send sends datagrams to an endpoint.
+func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
+	e, ok := to.(*endpoint)
+	if !ok {
+		return conn.ErrWrongEndpointType
+	}
+	b.mu.RLock()
+	s := b.v4
+	if e.to.Addr().Is6() {
+		s = b.v6
+	}
+	b.mu.RUnlock()
+	if s == nil {
+		return syscall.EAFNOSUPPORT
+	}
+	return s.send(bufs, e)
+}
+
+// ParseEndpoint reads an address and a port.
+func (b *bind) ParseEndpoint(text string) (conn.Endpoint, error) {
+	to, err := netip.ParseAddrPort(text)
+	if err != nil {
+		return nil, fmt.Errorf("parse the endpoint %q: %w", text, err)
+	}
+	return newEndpoint(to, source{}), nil
+}
+
+// source is the local address of a flow of datagrams. Its zero value leaves the
+// choice to the kernel.
+type source struct {
+	addr netip.Addr
+	// link is the index of the interface, where the address is link-local and
+	// means nothing without.
+	link uint32
+}
+
+// endpoint is where a peer is and which of our addresses it calls. It does not
+// change but by ClearSrc.
+type endpoint struct {
+	to      netip.AddrPort
+	addr    *net.UDPAddr // the same, as it is sent to
+	from    source
+	cleared atomic.Bool // from is not to be used any more
+}
+
+var _ conn.Endpoint = (*endpoint)(nil)
+
+func newEndpoint(to netip.AddrPort, from source) *endpoint {
+	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	return &endpoint{to: to, addr: net.UDPAddrFromAddrPort(to), from: from}
+}
+
+// source is the address to send from.
+func (e *endpoint) source() source {
+	if e.cleared.Load() {
+		return source{}
+	}
+	return e.from
+}
+
+// ClearSrc leaves the choice of the local address to the kernel.
+func (e *endpoint) ClearSrc() { e.cleared.Store(true) }
+
+// SrcIP is the local address; the zero one: the kernel chooses.
+func (e *endpoint) SrcIP() netip.Addr { return e.source().addr }
+
+// SrcToString is the local address as text.
+func (e *endpoint) SrcToString() string { return e.SrcIP().String() }
+
+// DstIP is the peer's address.
+func (e *endpoint) DstIP() netip.Addr { return e.to.Addr() }
+
+// DstToString is the peer's address and port as text.
+func (e *endpoint) DstToString() string { return e.to.String() }
+
+// DstToBytes is the same as bytes, for WireGuard's cookies.
+func (e *endpoint) DstToBytes() []byte {
+	b, _ := e.to.MarshalBinary() // never fails
+	return b
+}
+
+// batches reads and writes several datagrams at a time; the packet connections of
+// x/net for both versions do.
+type batches interface {
+	ReadBatch(ms []ipv4.Message, flags int) (int, error)
+	WriteBatch(ms []ipv4.Message, flags int) (int, error)
+}
+
+// udpSocket is one of the two sockets.
+type udpSocket struct {
+	udp  *net.UDPConn
+	port uint16
+	io   batches
+	gro  bool        // the kernel joins what arrives
+	gso  atomic.Bool // the kernel cuts what is sent; off once a link refused
+	out  sync.Pool   // *outgoing
+}
+
+func openSocket(network string, port uint16) (*udpSocket, error) {
+	config := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = prepare(int(fd), network) })
+		return errors.Join(err, failed)
+	}}
+	l, err := config.ListenPacket(context.Background(), network, ":"+strconv.Itoa(int(port)))
+	if err != nil {
+		return nil, err
+	}
+	udp, ok := l.(*net.UDPConn)
+	if !ok {
+		_ = l.Close()
+		return nil, fmt.Errorf("listen on %s port %d: not a UDP socket", network, port)
+	}
+	s := &udpSocket{udp: udp, port: udp.LocalAddr().(*net.UDPAddr).AddrPort().Port()}
+	if network == "udp4" {
+		s.io = ipv4.NewPacketConn(udp)
+	} else {
+		s.io = ipv6.NewPacketConn(udp)
+	}
+	s.out.New = func() any { return newOutgoing() }
+	err = s.control(func(fd int) error {
+		joins, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
+		s.gro = err == nil && joins != 0
+		_, err = unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+		s.gso.Store(err == nil)
+		return nil
+	})
+	if err != nil {
+		_ = udp.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// prepare sets the options of a fresh socket. What makes it only faster may fail.
+func prepare(fd int, network string) error {
+	for _, option := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF, unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
+	}
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	if network == "udp4" {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+	}
+	return errors.Join(
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1))
+}
+
+func (s *udpSocket) control(do func(fd int) error) error {
+	raw, err := s.udp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = do(int(fd)) })
+	return errors.Join(err, failed)
+}
