@@ -17,7 +17,7 @@ TESTFLAGS ?=
 PACKAGES := iproute2 iperf3 wireguard-tools wireguard-go curl tcpdump dnsutils iputils-ping nftables systemd gcc libc6-dev git
 
 # A user without a home of their own, like nobody, gets Go's caches in the clone.
-ifeq ($(shell test -n "$$HOME" && test -d "$$HOME" && test -w "$$HOME" && echo home),)
+ifeq ($(shell test -n "$${HOME-}" && test -d "$$HOME" && test -w "$$HOME" && echo home),)
 export GOCACHE := $(CURDIR)/.cache/build
 export GOPATH := $(CURDIR)/.cache/go
 export GOMODCACHE := $(CURDIR)/.cache/go/mod

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sallyport-net/sallyport/control/api"
@@ -130,4 +131,33 @@ func TestStatusOfHosts(t *testing.T) {
 	if st = s.Status(); st.Regions[0].Hosts[0].Draining || st.Networks[0].Hosts[0].UplinkLost {
 		t.Errorf("it did not end: %+v", st)
 	}
+}
+
+// A host that says nothing more is not shown as though all were well.
+func TestStatusOfSilentHosts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t, func(c *StoreConfig) { c.Clock = nil }) // the bubble's
+		silence := func() int { return s.Status().Regions[0].Hosts[0].SilentSeconds }
+		if n := silence(); n != 0 {
+			t.Errorf("silent for %d s, though it was never heard of", n)
+		}
+		if err := s.Report(context.Background(), report(map[string]bool{"net_1": true})); err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range []struct {
+			after time.Duration
+			want  int
+		}{{0, 0}, {3 * time.Second, 0}, {19 * time.Second, 22}} {
+			<-time.After(step.after) // in the bubble, where it takes no time
+			if n := silence(); n != step.want {
+				t.Errorf("silent for %d s, want %d", n, step.want)
+			}
+		}
+		if err := s.Report(context.Background(), report(map[string]bool{"net_1": true})); err != nil {
+			t.Fatal(err)
+		}
+		if n := silence(); n != 0 {
+			t.Errorf("silent for %d s, though it is back", n)
+		}
+	})
 }

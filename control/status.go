@@ -3,6 +3,7 @@ package control
 import (
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
@@ -69,6 +70,9 @@ func (s *Store) regionStatus(r spec.Region) api.RegionStatus {
 		status := api.HostStatus{Name: h.Name, Endpoint: h.Endpoint}
 		if known := s.hosts[h.Name]; known != nil && r.Name == s.cfg.Region {
 			status.Revision, status.Reported, status.Draining = known.revision, known.reported, known.draining
+			if silence := s.cfg.Clock.Now().Sub(known.heard); !known.heard.IsZero() && silence > s.cfg.HostSilence {
+				status.SilentSeconds = int(silence / time.Second)
+			}
 		}
 		out.Hosts = append(out.Hosts, status)
 	}

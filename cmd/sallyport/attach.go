@@ -165,7 +165,7 @@ func attachTable(resp api.AttachResponse, private string) *table {
 	t.row("REGION", n.Region)
 	t.row("INNER ADDRESS", a.Inner)
 	t.row("WORKER ADDRESS", a.Worker)
-	t.row("LEAVES FROM", a.Egress)
+	t.row("ADDRESS OF THE PAIR", a.Egress)
 	t.row("PAIR", pairText(n.Pair))
 	t.row("DNS", joined(n.DNS))
 	t.row("MTU", n.MTU)
@@ -235,7 +235,7 @@ func attachmentsCommand(g *globals) *cobra.Command {
 
 func attachmentsTable(all []spec.Attachment) *table {
 	t := &table{}
-	t.row("ID", "PROJECT", "ENVIRONMENT", "KIND", "RUNTIME", "NETWORK", "INNER", "LEAVES FROM", "SINCE", "BYPASS")
+	t.row("ID", "PROJECT", "ENVIRONMENT", "KIND", "RUNTIME", "NETWORK", "INNER", "OF THE PAIR", "SINCE", "BYPASS")
 	for _, a := range all {
 		network := a.Network
 		if a.Passive {

@@ -172,7 +172,7 @@ func TestAttachMakesAKey(t *testing.T) {
 		t.Error("the private key is not that of the attachment")
 	}
 	for title, want := range map[string]string{
-		"ID": a.ID, "NETWORK": "net_1 (main)", "INNER ADDRESS": "10.20.0.2", "WORKER ADDRESS": "10.20.0.3", "LEAVES FROM": a.Egress.String(),
+		"ID": a.ID, "NETWORK": "net_1 (main)", "INNER ADDRESS": "10.20.0.2", "WORKER ADDRESS": "10.20.0.3", "ADDRESS OF THE PAIR": a.Egress.String(),
 		"PAIR": "203.0.113.1, 203.0.113.2", "DNS": "10.20.0.1", "MTU": "1420", "ACTIVE GATEWAY": "gw-a",
 		"ACTIVE GATEWAY ENDPOINT": "192.0.2.1:51820", "ACTIVE GATEWAY PUBLIC KEY": hostKey,
 	} {
@@ -275,7 +275,7 @@ func TestStatus(t *testing.T) {
 REVISION 2
 ATTACHMENTS 1
 
-REGION POOL HOST ENDPOINT REVISION LAST REPORT STATE
+REGION POOL HOST ENDPOINT REVISION LAST REPORT (UTC) STATE
 iad1 203.0.113.0/28 gw-a 192.0.2.1 2 2025-01-02 03:04:05 -
 fra1 198.51.100.0/28 gw-b 192.0.2.2 - - -
 

@@ -62,17 +62,28 @@ func printStatus(w io.Writer, s api.Status) error {
 
 func hostsTable(s api.Status) *table {
 	t := &table{}
-	t.row("REGION", "POOL", "HOST", "ENDPOINT", "REVISION", "LAST REPORT", "STATE")
+	t.row("REGION", "POOL", "HOST", "ENDPOINT", "REVISION", "LAST REPORT (UTC)", "STATE")
 	for _, r := range s.Regions {
 		for _, h := range r.Hosts {
 			if r.Name != s.Region { // those of other regions report elsewhere
 				t.row(r.Name, cidrsText(r.Pool), h.Name, h.Endpoint, "", "", "")
 				continue
 			}
-			t.row(r.Name, cidrsText(r.Pool), h.Name, h.Endpoint, h.Revision, timeText(h.Reported), flagText(h.Draining, "draining"))
+			t.row(r.Name, cidrsText(r.Pool), h.Name, h.Endpoint, h.Revision, timeText(h.Reported), hostState(h))
 		}
 	}
 	return t
+}
+
+// hostState says what is unusual about a host.
+func hostState(h api.HostStatus) string {
+	switch {
+	case h.SilentSeconds > 0 && h.Draining:
+		return fmt.Sprintf("ended %d s ago", h.SilentSeconds)
+	case h.SilentSeconds > 0:
+		return fmt.Sprintf("silent for %d s", h.SilentSeconds)
+	}
+	return flagText(h.Draining, "draining")
 }
 
 // flagText is what a flag says when it is set.

@@ -182,6 +182,9 @@ type HostStatus struct {
 	Reported time.Time `json:"reported,omitzero"`
 	// Draining says that the host wants no new flows.
 	Draining bool `json:"draining,omitempty"`
+	// SilentSeconds is how long the host of the region that is served here has not
+	// been heard of; 0: it was lately, or never.
+	SilentSeconds int `json:"silentSeconds,omitempty"`
 }
 
 // NetworkStatus is one network, with what its hosts reported last.
