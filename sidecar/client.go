@@ -19,6 +19,10 @@ import (
 	"github.com/sallyport-net/sallyport/sidecar/handover"
 )
 
+// maxAnswer is the largest answer that is read, in bytes: that of a worker with ten
+// thousand sandboxes, and more.
+const maxAnswer = 32 << 20
+
 // localClient calls the local API of the sidecar on this machine.
 type localClient struct {
 	socket string
@@ -72,7 +76,7 @@ func (c *localClient) call(ctx context.Context, method, path string, body []byte
 	if out == nil {
 		return nil
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxRequest)).Decode(out); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
 		return fmt.Errorf("decode the answer of the sidecar at %s: %w", c.socket, err)
 	}
 	return nil

@@ -192,7 +192,7 @@ func (w *estate) settled(t *testing.T, host string) {
 	t.Helper()
 	eventually(t, "all gateways are known, and new flows go by "+host, func() bool {
 		n := w.status().Networks[0]
-		dead := slices.ContainsFunc(n.Paths, func(p pathStatus) bool { return p.State != "good" })
+		dead := slices.ContainsFunc(n.Paths, func(p PathStatus) bool { return p.State != "good" })
 		return !dead && n.Groups[0].Choice != nil && n.Groups[0].Choice.Host == host
 	})
 }
@@ -207,12 +207,12 @@ func (w *estate) chosen(t *testing.T, host string) {
 }
 
 // lastSwitch waits for the report of a switch to a host.
-func (w *estate) lastSwitch(t *testing.T, to string) switchRecord {
+func (w *estate) lastSwitch(t *testing.T, to string) SwitchRecord {
 	t.Helper()
-	var last switchRecord
+	var last SwitchRecord
 	eventually(t, "a switch to "+to+" is reported", func() bool {
 		all := w.status().Networks[0].Switches
-		i := slices.IndexFunc(all, func(r switchRecord) bool { return r.Switched && r.To != nil && r.To.Host == to })
+		i := slices.IndexFunc(all, func(r SwitchRecord) bool { return r.Switched && r.To != nil && r.To.Host == to })
 		if i >= 0 {
 			last = all[i]
 		}

@@ -482,7 +482,7 @@ func TestSwitchIsReported(t *testing.T) {
 func TestSwitchLog(t *testing.T) {
 	var l switchLog
 	for i := range 3 * keptSwitches {
-		l.add(switchRecord{Reset: uint64(i)})
+		l.add(SwitchRecord{Reset: uint64(i)})
 	}
 	if got := l.read(); len(got) != keptSwitches || got[0].Reset != 2*keptSwitches || got[keptSwitches-1].Reset != 3*keptSwitches-1 {
 		t.Errorf("remembered %+v", got)
@@ -498,9 +498,9 @@ func TestEmptySweepIsQuiet(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, v := range []*switchover{
-		{watch: w, record: switchRecord{Lost: true}},
-		{watch: w, record: switchRecord{Lost: true, Reason: "linger"}},
-		{watch: w, record: switchRecord{Lost: true, Switched: true}},
+		{watch: w, record: SwitchRecord{Lost: true}},
+		{watch: w, record: SwitchRecord{Lost: true, Reason: "linger"}},
+		{watch: w, record: SwitchRecord{Lost: true, Switched: true}},
 	} {
 		v.reset.Store(uint64(len(v.record.Reason)))
 		v.finish()

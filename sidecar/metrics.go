@@ -146,7 +146,7 @@ func (s *Sidecar) Collect(ch chan<- prometheus.Metric) {
 // several networks here; its tunnels, which they share, are reported as its own, as
 // the first of them sees them.
 func (s *Sidecar) collectPaths(
-	status sidecarStatus,
+	status Status,
 	gauge func(*prometheus.Desc, float64, ...string),
 	counter func(*prometheus.Desc, uint64, ...string),
 ) {

@@ -37,8 +37,8 @@ const (
 	passiveRetryMax = 30 * time.Second
 )
 
-// passiveStatus is what a sandbox may expect while its own region is unavailable.
-type passiveStatus struct {
+// PassiveStatus is what a sandbox may expect while its own region is unavailable.
+type PassiveStatus struct {
 	// Region and Network are the passive ones; empty where there are none.
 	Region  string `json:"region,omitempty"`
 	Network string `json:"network,omitempty"`
@@ -66,11 +66,11 @@ type passive struct {
 }
 
 // status describes it. It may be nil. The caller holds the lock.
-func (p *passive) status() passiveStatus {
+func (p *passive) status() PassiveStatus {
 	if p == nil {
-		return passiveStatus{State: passiveNone}
+		return PassiveStatus{State: passiveNone}
 	}
-	return passiveStatus{Region: p.region.Region, Network: p.region.Network, State: p.state, Reason: p.reason}
+	return PassiveStatus{Region: p.region.Region, Network: p.region.Network, State: p.state, Reason: p.reason}
 }
 
 // fail takes note of a failure.

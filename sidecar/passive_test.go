@@ -82,7 +82,7 @@ func TestPassiveComesLate(t *testing.T) {
 	w.gw1.end()
 	w.gw2.end()
 	eventually(t, "both are dead", func() bool {
-		return !slices.ContainsFunc(w.status().Networks[0].Paths, func(p pathStatus) bool { return p.State != "dead" })
+		return !slices.ContainsFunc(w.status().Networks[0].Paths, func(p PathStatus) bool { return p.State != "dead" })
 	})
 	w.notNow(false)
 	w.compareAway(t)

@@ -157,7 +157,7 @@ func TestProxiedIsListed(t *testing.T) {
 	}
 	defer c.Close()
 	eventually(t, "the client is counted", func() bool {
-		var all listing
+		var all Listing
 		r.get(t, "/v1/sandboxes", &all)
 		return len(all.Sandboxes) == 1 && all.Sandboxes[0].Proxied && all.Sandboxes[0].Proxy.Open == 1 &&
 			all.Sandboxes[0].State == "running" && all.Attached == 1
@@ -315,7 +315,7 @@ func TestExecPassiveWarning(t *testing.T) {
 		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodPost && r.URL.Path == "/v1/sandboxes" {
 				w.WriteHeader(http.StatusCreated)
-				_ = json.NewEncoder(w).Encode(sandboxAnswer{ID: "x", Network: "net_a", Passive: passiveStatus{Region: "cle1", Network: "net_p", State: state, Reason: "no host"}})
+				_ = json.NewEncoder(w).Encode(sandboxAnswer{ID: "x", Network: "net_a", Passive: PassiveStatus{Region: "cle1", Network: "net_p", State: state, Reason: "no host"}})
 				return
 			}
 			refuse(w, &api.Error{Status: http.StatusNotFound, Code: api.CodeNotFound, Message: "here it ends"})

@@ -51,7 +51,7 @@ type sandboxAnswer struct {
 	// Hide are absolute paths that the sandbox must not find.
 	Hide []string `json:"hide,omitempty"`
 	// Passive is the sandbox's attachment to its passive network.
-	Passive passiveStatus `json:"passive,omitzero"`
+	Passive PassiveStatus `json:"passive,omitzero"`
 	// Proxies are there if they were asked for. The sandbox has no interface then.
 	Proxies *proxiesAnswer `json:"proxies,omitempty"`
 }

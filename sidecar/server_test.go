@@ -81,7 +81,7 @@ func TestBypassIsHeldByItsConnection(t *testing.T) {
 		if err := holdBare(conn); err != nil {
 			t.Fatal(err)
 		}
-		var list listing
+		var list Listing
 		r.get(t, "/v1/sandboxes", &list)
 		if list.Attached != 0 || list.Bypassed[spec.BypassEdge] != 1 || list.Sandboxes[0].State != "running" {
 			t.Errorf("listing %+v", list)

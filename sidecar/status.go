@@ -11,9 +11,9 @@ import (
 	"github.com/sallyport-net/sallyport/sidecar/proxy"
 )
 
-// listing is the answer to GET /v1/sandboxes.
-type listing struct {
-	Sandboxes []sandboxStatus `json:"sandboxes"`
+// Listing is the answer to GET /v1/sandboxes.
+type Listing struct {
+	Sandboxes []SandboxStatus `json:"sandboxes"`
 	// Attached counts those with a tunnel, Bypassed the others by reason.
 	Attached int            `json:"attached"`
 	Bypassed map[string]int `json:"bypassed"`
@@ -21,8 +21,8 @@ type listing struct {
 	BypassedTotal map[string]uint64 `json:"bypassedTotal"`
 }
 
-// sandboxStatus is one sandbox.
-type sandboxStatus struct {
+// SandboxStatus is one sandbox.
+type SandboxStatus struct {
 	spec.Attachment
 	// State is waiting until the sandbox's device came, then running.
 	State string `json:"state"`
@@ -32,19 +32,19 @@ type sandboxStatus struct {
 	Received spec.Traffic      `json:"received"`
 	Drops    map[string]uint64 `json:"drops,omitempty"` // both directions, by reason
 	// Passive is the sandbox's attachment to its passive network.
-	Passive passiveStatus `json:"passive,omitzero"`
+	Passive PassiveStatus `json:"passive,omitzero"`
 	// Proxied says that the sandbox has proxies only, which its command may pass by.
 	Proxied bool         `json:"proxied,omitempty"`
 	Proxy   *proxy.Stats `json:"proxy,omitempty"`
 }
 
 // listing lists the sandboxes by ID.
-func (s *Sidecar) listing() listing {
+func (s *Sidecar) listing() Listing {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := listing{Sandboxes: []sandboxStatus{}, Bypassed: map[string]int{}, BypassedTotal: map[string]uint64{}}
+	out := Listing{Sandboxes: []SandboxStatus{}, Bypassed: map[string]int{}, BypassedTotal: map[string]uint64{}}
 	for _, e := range s.entries {
-		v := sandboxStatus{Attachment: e.attachment, State: "waiting"}
+		v := SandboxStatus{Attachment: e.attachment, State: "waiting"}
 		if e.sw != nil || e.network == nil && e.claimed {
 			v.State = "running"
 		}
@@ -72,7 +72,7 @@ func (s *Sidecar) listing() listing {
 	for why, n := range s.bypassTotal {
 		out.BypassedTotal[why] = n
 	}
-	slices.SortFunc(out.Sandboxes, func(a, b sandboxStatus) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(out.Sandboxes, func(a, b SandboxStatus) int { return strings.Compare(a.ID, b.ID) })
 	return out
 }
 
@@ -133,36 +133,36 @@ func (s *sandbox) addDeviceDrops(egress, ingress map[string]uint64) {
 	}
 }
 
-// sidecarStatus is the answer to GET /v1/status.
-type sidecarStatus struct {
+// Status is the answer to GET /v1/status.
+type Status struct {
 	Region    string        `json:"region"`
 	PublicKey string        `json:"publicKey"`
-	Control   controlStatus `json:"control"`
+	Control   ControlStatus `json:"control"`
 	// Regions are the control planes of passive regions, by region.
-	Regions  map[string]controlStatus `json:"regions,omitempty"`
-	Networks []networkStatus          `json:"networks"`
+	Regions  map[string]ControlStatus `json:"regions,omitempty"`
+	Networks []NetworkStatus          `json:"networks"`
 	// Drops are all drops of the sidecar, by direction and reason.
 	Egress  map[string]uint64 `json:"egressDrops"`
 	Ingress map[string]uint64 `json:"ingressDrops"`
 }
 
-// controlStatus says whether a control plane answers.
-type controlStatus struct {
+// ControlStatus says whether a control plane answers.
+type ControlStatus struct {
 	Reachable bool      `json:"reachable"`
 	Error     string    `json:"error,omitempty"`
 	Since     time.Time `json:"since,omitzero"`
 }
 
 // status says how the control plane answered last. The caller holds the lock.
-func (p *controlPlane) status() controlStatus {
-	return controlStatus{Reachable: p.state.asked && p.state.unreachable == "", Error: p.state.unreachable, Since: p.state.since}
+func (p *controlPlane) status() ControlStatus {
+	return ControlStatus{Reachable: p.state.asked && p.state.unreachable == "", Error: p.state.unreachable, Since: p.state.since}
 }
 
 // status reads everything that is known.
-func (s *Sidecar) status() sidecarStatus {
-	out := sidecarStatus{
-		Region: s.cfg.Region, PublicKey: s.key.Public().String(), Networks: []networkStatus{},
-		Regions: map[string]controlStatus{}, Egress: map[string]uint64{}, Ingress: map[string]uint64{},
+func (s *Sidecar) status() Status {
+	out := Status{
+		Region: s.cfg.Region, PublicKey: s.key.Public().String(), Networks: []NetworkStatus{},
+		Regions: map[string]ControlStatus{}, Egress: map[string]uint64{}, Ingress: map[string]uint64{},
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -182,6 +182,6 @@ func (s *Sidecar) status() sidecarStatus {
 			out.Networks = append(out.Networks, n.status(s.clock.now()))
 		}
 	}
-	slices.SortFunc(out.Networks, func(a, b networkStatus) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(out.Networks, func(a, b NetworkStatus) int { return strings.Compare(a.ID, b.ID) })
 	return out
 }

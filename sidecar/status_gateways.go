@@ -10,21 +10,21 @@ import (
 	"github.com/sallyport-net/sallyport/sidecar/failover"
 )
 
-// networkStatus is a network in which the worker has sandboxes.
-type networkStatus struct {
+// NetworkStatus is a network in which the worker has sandboxes.
+type NetworkStatus struct {
 	ID        string     `json:"id"`
 	Worker    netip.Addr `json:"worker"`
 	Sandboxes int        `json:"sandboxes"`
 	// Paths are the tunnels that its sandboxes may use, those to passive networks too.
-	Paths []pathStatus `json:"paths"`
+	Paths []PathStatus `json:"paths"`
 	// Groups are its sandboxes by the gateways that they prefer.
-	Groups []groupStatus `json:"groups"`
+	Groups []GroupStatus `json:"groups"`
 	// Switches are the last decisions, the oldest first.
-	Switches []switchRecord `json:"switches"`
+	Switches []SwitchRecord `json:"switches"`
 }
 
-// pathStatus is one tunnel.
-type pathStatus struct {
+// PathStatus is one tunnel.
+type PathStatus struct {
 	Gateway spec.Gateway `json:"gateway"`
 	// Network is that of the tunnel, by ID, and Region is its region.
 	Network string `json:"network"`
@@ -48,15 +48,17 @@ type pathStatus struct {
 	Handshake    time.Time    `json:"handshake,omitzero"`
 }
 
-// groupStatus are sandboxes that prefer the same gateways in the same order.
-type groupStatus struct {
+// GroupStatus are sandboxes that prefer the same gateways in the same order.
+type GroupStatus struct {
 	// Prefers is the host that is used while all is well; Passive the ID of the
 	// passive network, empty where there is none.
 	Prefers string `json:"prefers"`
 	Passive string `json:"passive,omitempty"`
 	// Order are the hosts that may be used, Choice is the one that new flows take.
-	Order  []hostName `json:"order"`
-	Choice *hostName  `json:"choice,omitempty"`
+	Order  []HostName `json:"order"`
+	Choice *HostName  `json:"choice,omitempty"`
+	// Since is when the choice became that.
+	Since time.Time `json:"since,omitzero"`
 	// State is preferred, alarmed, stranded, away or held, as package failover says.
 	State     string `json:"state"`
 	Sandboxes int    `json:"sandboxes"`
@@ -64,24 +66,24 @@ type groupStatus struct {
 	Switches  uint64 `json:"switches"`
 	Failbacks uint64 `json:"failbacks"`
 	// Lingering are the hosts that were left and may still carry older flows.
-	Lingering []hostName `json:"lingering,omitempty"`
+	Lingering []HostName `json:"lingering,omitempty"`
 }
 
 // status reads everything that is known of a network. The caller holds the sidecar's
 // lock.
-func (n *network) status(now packet.Instant) networkStatus {
-	v := networkStatus{
+func (n *network) status(now packet.Instant) NetworkStatus {
+	v := NetworkStatus{
 		ID: n.info.ID, Worker: n.worker, Sandboxes: n.attached,
-		Paths: []pathStatus{}, Groups: n.watch.groupStatus(), Switches: n.watch.records.read(),
+		Paths: []PathStatus{}, Groups: n.watch.groupStatus(now), Switches: n.watch.records.read(),
 	}
 	for _, t := range n.watch.followed() {
 		v.Paths = append(v.Paths, t.status(now))
 	}
-	slices.SortStableFunc(v.Paths, func(a, b pathStatus) int {
+	slices.SortStableFunc(v.Paths, func(a, b PathStatus) int {
 		return slices.Compare([]string{a.Region, a.Gateway.Host}, []string{b.Region, b.Gateway.Host})
 	})
 	// The network's own come first.
-	slices.SortStableFunc(v.Paths, func(a, b pathStatus) int {
+	slices.SortStableFunc(v.Paths, func(a, b PathStatus) int {
 		return boolRank(a.Gateway.Role == spec.RolePassive) - boolRank(b.Gateway.Role == spec.RolePassive)
 	})
 	return v
@@ -95,12 +97,12 @@ func boolRank(last bool) int {
 }
 
 // status reads one tunnel as a watch sees it. The caller holds the sidecar's lock.
-func (t *track) status(now packet.Instant) pathStatus {
+func (t *track) status(now packet.Instant) PathStatus {
 	t.watch.mu.Lock()
 	p := t.watch.monitor.Path(t.id)
 	t.watch.mu.Unlock()
 	l := t.link
-	v := pathStatus{
+	v := PathStatus{
 		Gateway: l.gateway, Network: t.host.Network, Region: t.host.Region, State: p.State.String(),
 		Alive:     p.State == failover.PathGood || p.State == failover.PathSuspect,
 		RTTMicros: p.RTT.Microseconds(), Misses: p.Run, Health: uint8(p.Health), Unlisted: !l.unlisted.IsZero(),
@@ -117,14 +119,14 @@ func (t *track) status(now packet.Instant) pathStatus {
 }
 
 // groupStatus reads the groups, those with the most sandboxes first.
-func (w *watch) groupStatus() []groupStatus {
+func (w *watch) groupStatus(now packet.Instant) []GroupStatus {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	out := make([]groupStatus, 0, len(w.groups))
+	out := make([]GroupStatus, 0, len(w.groups))
 	for _, g := range w.groups {
 		m := w.monitor.Group(g.id)
-		v := groupStatus{
-			Prefers: g.key.host, Passive: g.key.passive, Order: make([]hostName, 0, len(g.order)),
+		v := GroupStatus{
+			Prefers: g.key.host, Passive: g.key.passive, Order: make([]HostName, 0, len(g.order)),
 			State: m.State.String(), Sandboxes: g.entries, Switches: m.Switches, Failbacks: m.Failbacks,
 		}
 		for _, t := range g.order {
@@ -132,6 +134,7 @@ func (w *watch) groupStatus() []groupStatus {
 		}
 		if t := w.tracks[m.Choice]; t != nil {
 			v.Choice = &t.host
+			v.Since = time.Now().Add(-time.Duration(now - packet.Instant(m.Since))).UTC()
 		}
 		for id := range g.lingering {
 			if t := w.tracks[id]; t != nil {
@@ -140,7 +143,7 @@ func (w *watch) groupStatus() []groupStatus {
 		}
 		out = append(out, v)
 	}
-	slices.SortFunc(out, func(a, b groupStatus) int {
+	slices.SortFunc(out, func(a, b GroupStatus) int {
 		return slices.Compare([]string{a.Prefers, a.Passive}, []string{b.Prefers, b.Passive})
 	})
 	return out

@@ -14,14 +14,14 @@ import (
 	"github.com/sallyport-net/sallyport/sidecar/failover"
 )
 
-// switchRecord is one decision and what it did.
-type switchRecord struct {
+// SwitchRecord is one decision and what it did.
+type SwitchRecord struct {
 	// At is when it was decided.
 	At time.Time `json:"at"`
 	// Prefers is the host that the sandboxes concerned prefer.
 	Prefers string    `json:"prefers"`
-	From    *hostName `json:"from,omitempty"`
-	To      *hostName `json:"to,omitempty"` // nil: there is none
+	From    *HostName `json:"from,omitempty"`
+	To      *HostName `json:"to,omitempty"` // nil: there is none
 	Reason  string    `json:"reason"`
 	// Switched says that new flows go elsewhere from now on; else only flows that
 	// had stayed behind are concerned.
@@ -46,7 +46,7 @@ type switchRecord struct {
 type switchover struct {
 	watch   *watch
 	began   packet.Instant
-	record  switchRecord // written before the first part begins and after the last
+	record  SwitchRecord // written before the first part begins and after the last
 	pending atomic.Int64 // parts that are not done
 	reset   atomic.Uint64
 	moved   atomic.Uint64
@@ -56,7 +56,7 @@ type switchover struct {
 // newSwitchover describes a decision of now. The caller holds the watch's lock.
 func (w *watch) newSwitchover(g *group, from failover.PathID, reason string) *switchover {
 	v := &switchover{watch: w, began: w.clock.now()}
-	v.record = switchRecord{At: time.Now(), Prefers: g.key.host, Reason: reason}
+	v.record = SwitchRecord{At: time.Now(), Prefers: g.key.host, Reason: reason}
 	if t := w.tracks[from]; t != nil {
 		v.record.From = &t.host
 	}
@@ -112,7 +112,7 @@ func (v *switchover) finish() {
 func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // String is the host and its region.
-func (h *hostName) String() string {
+func (h *HostName) String() string {
 	if h == nil {
 		return "none"
 	}
@@ -125,10 +125,10 @@ const keptSwitches = 16
 // switchLog remembers the last decisions.
 type switchLog struct {
 	mu   sync.Mutex
-	last []switchRecord
+	last []SwitchRecord
 }
 
-func (l *switchLog) add(r switchRecord) {
+func (l *switchLog) add(r SwitchRecord) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.last) == keptSwitches {
@@ -138,10 +138,10 @@ func (l *switchLog) add(r switchRecord) {
 }
 
 // read returns them, the oldest first.
-func (l *switchLog) read() []switchRecord {
+func (l *switchLog) read() []SwitchRecord {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]switchRecord{}, l.last...)
+	return append([]SwitchRecord{}, l.last...)
 }
 
 // switchMetrics count decisions of all networks since the sidecar's start.
@@ -171,7 +171,7 @@ func newSwitchMetrics() *switchMetrics {
 	}
 }
 
-func (m *switchMetrics) add(network string, r switchRecord) {
+func (m *switchMetrics) add(network string, r SwitchRecord) {
 	if r.Switched {
 		m.switches.WithLabelValues(network, r.Reason).Inc()
 		if r.Detection > 0 {

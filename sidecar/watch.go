@@ -52,11 +52,11 @@ type track struct {
 	id     failover.PathID
 	nonce  uint64
 	folded packet.Instant // how much of what was heard the monitor knows
-	host   hostName
+	host   HostName
 }
 
-// hostName names a gateway host in logs and reports.
-type hostName struct {
+// HostName names a gateway host in logs and reports.
+type HostName struct {
 	Host    string `json:"host"`
 	Region  string `json:"region"`
 	Network string `json:"network"` // the network of the tunnel, by ID
@@ -267,7 +267,7 @@ func (w *watch) add(l *link) *track {
 	defer w.mu.Unlock()
 	t := &track{
 		watch: w, link: l, path: l.path, nonce: newNonce(),
-		host: hostName{Host: l.gateway.Host, Region: l.network.info.Region, Network: l.network.info.ID},
+		host: HostName{Host: l.gateway.Host, Region: l.network.info.Region, Network: l.network.info.ID},
 	}
 	if t.id = w.monitor.AddPath(failover.Instant(w.clock.now())); t.id == 0 {
 		return nil
