@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sallyport-net/sallyport/bench/daemon"
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
@@ -324,13 +325,13 @@ func lookMetric(ctx context.Context, s *stage) (outcome, error) {
 
 // wrongSources reads one gateway's count.
 func (s *stage) wrongSources(ctx context.Context, i int) (float64, error) {
-	text, err := get(ctx, s.admins[i], s.adminURL(i, "/metrics"))
+	text, err := daemon.Get(ctx, s.admins[i], s.adminURL(i, "/metrics"))
 	if err != nil {
 		return 0, err
 	}
 	sum, series, err := metricSum(string(text), dropsMetric, `reason="wrong_source"`)
 	if err == nil && series == 0 {
-		err = fmt.Errorf("%s exports no %sreason=\"wrong_source\"}", s.gateways[i].name, dropsMetric)
+		err = fmt.Errorf("%s exports no %sreason=\"wrong_source\"}", s.gateways[i].Name(), dropsMetric)
 	}
 	return sum, err
 }

@@ -149,7 +149,9 @@ func show(ctx context.Context, cfg Config, p *plan, out *printer, r *report) {
 	if r.Failure != "" || r.count(failed) > 0 {
 		r.Logs = make(map[string]string)
 		for _, d := range s.daemons {
-			r.Logs[d.name] = d.tail()
+			if tail := d.Tail(); tail != "" {
+				r.Logs[d.Name()] = tail
+			}
 		}
 	}
 	if err := s.removeFiles(); err != nil && r.Failure == "" {

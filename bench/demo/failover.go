@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/daemon"
 	"github.com/sallyport-net/sallyport/control/spec"
 )
 
@@ -83,12 +84,12 @@ type sidecarSandboxes struct {
 
 // ask gets a document of the sidecar's own API.
 func (s *stage) ask(ctx context.Context, path string, into any) error {
-	b, err := get(ctx, s.local(), "http://sidecar"+path)
+	b, err := daemon.Get(ctx, s.local(), "http://sidecar"+path)
 	if err != nil {
 		return err
 	}
 	if err := json.Unmarshal(b, into); err != nil {
-		return &finalError{fmt.Errorf("decode the sidecar's answer to %s: %w", path, err)}
+		return daemon.Final(fmt.Errorf("decode the sidecar's answer to %s: %w", path, err))
 	}
 	return nil
 }
@@ -114,7 +115,7 @@ func lookWarm(ctx context.Context, s *stage) (o outcome, err error) {
 				return fmt.Errorf("%s: %s", b.Passive.State, b.Passive.Reason)
 			}
 		}
-		return &finalError{errors.New("the sidecar does not know it")}
+		return daemon.Final(errors.New("the sidecar does not know it"))
 	})
 	if err != nil {
 		return outcome{}, err
@@ -212,7 +213,7 @@ func (s *stage) remembered(ctx context.Context) error {
 }
 
 // killAndWait kills daemons and waits for the first answer from one of some sources.
-func (s *stage) killAndWait(ctx context.Context, sources []netip.Addr, all ...*daemon) (outcome, error) {
+func (s *stage) killAndWait(ctx context.Context, sources []netip.Addr, all ...*daemon.Daemon) (outcome, error) {
 	f := &s.failover
 	for i, g := range s.gateways {
 		if !slices.Contains(all, g) {
@@ -225,8 +226,8 @@ func (s *stage) killAndWait(ctx context.Context, sources []netip.Addr, all ...*d
 		s.wrong += n
 	}
 	var err error
-	if f.killed, err = kill(all...); err != nil {
-		return outcome{}, fmt.Errorf("kill daemons: %w", err)
+	if f.killed, err = kill(ctx, all...); err != nil {
+		return outcome{}, err
 	}
 	source, took, err := f.first(f.killed, sources...)
 	if err != nil {
@@ -260,10 +261,10 @@ func lookHostBack(ctx context.Context, s *stage) (outcome, error) {
 
 // backAndWait starts daemons again, and waits for the first answer from one of
 // some sources. A connection of the time between must not notice.
-func (s *stage) backAndWait(ctx context.Context, sources []netip.Addr, all ...*daemon) (outcome, error) {
+func (s *stage) backAndWait(ctx context.Context, sources []netip.Addr, all ...*daemon.Daemon) (outcome, error) {
 	f := &s.failover
 	if err := f.usable(); err != nil {
-		return outcome{}, errors.Join(err, s.startAll(ctx, all...))
+		return outcome{}, errors.Join(err, startAll(ctx, all...))
 	}
 	var from netip.AddrPort
 	var err error
@@ -271,7 +272,7 @@ func (s *stage) backAndWait(ctx context.Context, sources []netip.Addr, all ...*d
 		return outcome{}, err
 	}
 	began, beganAt := monotonic(), time.Now()
-	if err := s.startAll(ctx, all...); err != nil {
+	if err := startAll(ctx, all...); err != nil {
 		return outcome{}, err
 	}
 	source, took, err := f.first(began, sources...)
@@ -320,7 +321,7 @@ func (s *stage) stalled(ctx context.Context, host string, since time.Time) (sile
 func lookRegionKilled(ctx context.Context, s *stage) (outcome, error) {
 	f := &s.failover
 	if err := f.usable(); err != nil {
-		_, killed := kill(s.control, s.gateways[atA], s.gateways[atB])
+		_, killed := kill(ctx, s.control, s.gateways[atA], s.gateways[atB])
 		return outcome{}, errors.Join(err, killed)
 	}
 	var err error

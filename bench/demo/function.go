@@ -18,6 +18,8 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/sallyport-net/sallyport/bench/daemon"
 )
 
 // taskPatience is how long one task of a function may take.
@@ -196,7 +198,7 @@ func requests(ctx context.Context, d dialer, t task) ([]netip.AddrPort, error) {
 
 // request makes one HTTP request and parses the answer.
 func request(ctx context.Context, client *http.Client, target string) (netip.AddrPort, error) {
-	b, err := get(ctx, client, "http://"+target+"/")
+	b, err := daemon.Get(ctx, client, "http://"+target+"/")
 	if err != nil {
 		return netip.AddrPort{}, err
 	}

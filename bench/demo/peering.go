@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sallyport-net/sallyport/bench/daemon"
 	"github.com/sallyport-net/sallyport/control/api"
 )
 
@@ -152,7 +153,7 @@ func lookInward(ctx context.Context, s *stage) (outcome, error) {
 
 // strangers counts what gw-a dropped of acme's because no sandbox had asked for it.
 func (s *stage) strangers(ctx context.Context) (float64, error) {
-	text, err := get(ctx, s.admins[atA], s.adminURL(atA, "/metrics"))
+	text, err := daemon.Get(ctx, s.admins[atA], s.adminURL(atA, "/metrics"))
 	if err != nil {
 		return 0, err
 	}

@@ -122,6 +122,7 @@ func (b *sandbox) end() error {
 	if err == nil {
 		return nil
 	}
+	const tailSize = 4096 // bytes
 	text := bytes.TrimSpace(b.stderr.Bytes())
 	return fmt.Errorf("%w: %s", err, text[max(0, len(text)-tailSize):])
 }

@@ -6,12 +6,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 
+	"github.com/sallyport-net/sallyport/bench/daemon"
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/tunnel"
 )
@@ -32,10 +32,10 @@ type stage struct {
 	origin *originServer
 	office *office
 
-	daemons  []*daemon  // in the order of their start
-	control  *daemon    // iad1's
-	gateways [3]*daemon // gw-c with cle1's control plane
-	sidecar  *daemon
+	daemons  []*daemon.Daemon  // in the order of their start
+	control  *daemon.Daemon    // iad1's
+	gateways [3]*daemon.Daemon // gw-c with cle1's control plane
+	sidecar  *daemon.Daemon
 	admins   [4]*http.Client // of the gateways, and last of the control plane
 	api      *api.Client     // iad1's
 
@@ -114,23 +114,29 @@ func (s *stage) makeFiles() (err error) {
 // they are, the sidecar.
 func (s *stage) startDaemons(ctx context.Context) (err error) {
 	for i, m := range append(s.world.gateways[:], s.world.control) {
-		s.admins[i] = &http.Client{Transport: &http.Transport{DialContext: m.Dial, DisableKeepAlives: true}}
+		s.admins[i] = daemon.NewClient(m.Dial)
 	}
-	s.control = s.newDaemon(s.world.control, regionActive, "sallyportd", s.adminReady(len(s.gateways)))
+	if s.control, err = s.newDaemon(s.world.control, regionActive, "sallyportd", s.adminReady(len(s.gateways))); err != nil {
+		return err
+	}
 	for i, g := range s.plan.gateways {
-		s.gateways[i] = s.newDaemon(s.world.gateways[i], g.Name, "sallyportd", s.adminReady(i))
+		if s.gateways[i], err = s.newDaemon(s.world.gateways[i], g.Name, "sallyportd", s.adminReady(i)); err != nil {
+			return err
+		}
 	}
-	s.sidecar = s.newDaemon(s.world.worker, "sidecar", "sallyport-sidecar", socketReady(s.socket))
+	if s.sidecar, err = s.newDaemon(s.world.worker, "sidecar", "sallyport-sidecar", daemon.Socket(s.socket)); err != nil {
+		return err
+	}
 	s.api, err = api.NewClient(api.ClientConfig{Address: "unix://" + s.apiSocket(regionActive), Token: s.token})
 	if err != nil {
 		return err
 	}
-	if err := s.startAll(ctx, s.control, s.gateways[atC]); err != nil {
+	if err := startAll(ctx, s.control, s.gateways[atC]); err != nil {
 		return err
 	}
 	// The host with the site tunnel first: the other one greets it when it starts.
-	for _, d := range []*daemon{s.gateways[atA], s.gateways[atB], s.sidecar} {
-		if err := s.startAll(ctx, d); err != nil {
+	for _, d := range []*daemon.Daemon{s.gateways[atA], s.gateways[atB], s.sidecar} {
+		if err := startAll(ctx, d); err != nil {
 			return err
 		}
 	}
@@ -149,8 +155,8 @@ func (s *stage) adminURL(i int, path string) string {
 	return "http://" + at.String() + path
 }
 
-func (s *stage) adminReady(i int) func(context.Context) error {
-	return httpReady(s.admins[i], s.adminURL(i, "/readyz"))
+func (s *stage) adminReady(i int) daemon.Probe {
+	return daemon.HTTP{Client: s.admins[i], URL: s.adminURL(i, "/readyz")}
 }
 
 // startResidents starts the two functions that stay.
@@ -163,12 +169,7 @@ func (s *stage) startResidents(ctx context.Context) (err error) {
 
 // local calls the sidecar's own API.
 func (s *stage) local() *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", s.socket)
-		},
-	}}
+	return daemon.Socket(s.socket).Client()
 }
 
 // close ends everything, the newest first, and removes the files. What it
@@ -179,7 +180,7 @@ func (s *stage) close() error {
 		errs = append(errs, b.end())
 	}
 	// The gateways at once: each says for a while that it ends.
-	for _, group := range [][]*daemon{{s.sidecar}, s.gateways[:], {s.control}} {
+	for _, group := range [][]*daemon.Daemon{{s.sidecar}, s.gateways[:], {s.control}} {
 		errs = append(errs, stopAll(group))
 	}
 	errs = append(errs, s.office.close())

@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/sallyport-net/sallyport/bench/daemon"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
@@ -121,7 +122,7 @@ func TestWorld(t *testing.T) {
 	}()
 	client := &http.Client{Transport: &http.Transport{DialContext: w.worker.Dial, DisableKeepAlives: true}}
 	for _, a := range []netip.AddrPort{testPlan.web, testPlan.refused} {
-		b, err := get(t.Context(), client, "http://"+a.String()+"/")
+		b, err := daemon.Get(t.Context(), client, "http://"+a.String()+"/")
 		if err != nil {
 			t.Fatal(err)
 		}
