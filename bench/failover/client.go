@@ -4,20 +4,20 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"time"
+
+	"github.com/sallyport-net/sallyport/bench/daemon"
 )
 
 // sidecarClient asks the sidecar's local API.
 type sidecarClient struct{ http *http.Client }
 
 func newSidecarClient(socket string) *sidecarClient {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}
-	return &sidecarClient{&http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 2 * time.Second}}
+	client := daemon.Socket(socket).Client()
+	client.Timeout = 2 * time.Second
+	return &sidecarClient{client}
 }
 
 // sandboxList is what we read of /v1/sandboxes.
@@ -36,7 +36,7 @@ func (c *sidecarClient) status(ctx context.Context) (s sidecarStatus, err error)
 }
 
 func (c *sidecarClient) get(ctx context.Context, path string, into any) error {
-	b, err := get(ctx, c.http, "http://sidecar"+path)
+	b, err := daemon.Get(ctx, c.http, "http://sidecar"+path)
 	if err == nil {
 		err = json.Unmarshal(b, into)
 	}

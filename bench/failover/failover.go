@@ -22,6 +22,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -62,6 +63,9 @@ func (c *Config) patience() time.Duration {
 func (c *Config) command() string {
 	return fmt.Sprintf("sallyport-bench failover --runs %d --load %v", c.Runs, c.Load)
 }
+
+// program is the path of one of our programs.
+func (c *Config) program(name string) string { return filepath.Join(c.Bin, name) }
 
 // validate checks what the user chose.
 func (c *Config) validate() error {
@@ -195,10 +199,9 @@ func (s *stage) measure(ctx context.Context, p *printer) (*report, error) {
 
 // showLogs prints the ends of the daemons' logs.
 func (s *stage) showLogs(p *printer) {
-	for _, d := range s.processes {
-		if d.cmd == nil {
-			continue // it was never started
+	for _, d := range s.daemons {
+		if tail := d.Tail(); tail != "" {
+			p.line("\nthe end of %s's log:\n%s", d.Name(), tail)
 		}
-		p.line("\nthe end of %s's log:\n%s", d.name, d.tail())
 	}
 }

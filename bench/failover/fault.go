@@ -9,6 +9,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/sallyport-net/sallyport/bench/daemon"
 )
 
 // fault is what is done to whom.
@@ -127,7 +129,7 @@ func (s *stage) prepare(ctx context.Context) error {
 func (s *stage) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, settlePatience, fmt.Errorf("not everything was well within %v", settlePatience))
 	defer cancel()
-	if err := awaitCondition(ctx, func(ctx context.Context) error {
+	if err := daemon.Until(ctx, "the active host is in use and all others could be", func(ctx context.Context) error {
 		st, err := s.sidecar.status(ctx)
 		if err != nil {
 			return err
@@ -140,29 +142,29 @@ func (s *stage) settle(ctx context.Context) error {
 	return err
 }
 
-// victims are the processes that a fault strikes, and the hosts whose links.
-func (s *stage) victims(f fault) (processes []*process, hosts []*gatewayHost) {
+// victims are the daemons that a fault strikes, and the hosts whose links.
+func (s *stage) victims(f fault) (daemons []*daemon.Daemon, hosts []*gatewayHost) {
 	hosts = []*gatewayHost{s.active}
 	if f.region {
 		hosts = s.world.inRegion(activeRegion)
 	}
 	if f.how != byBlackhole {
 		for _, h := range hosts {
-			processes = append(processes, s.gateways[h.name])
+			daemons = append(daemons, s.gateways[h.name])
 		}
 		hosts = nil
 	}
 	if f.region {
 		// The control plane has no link that could be cut: its API crosses by the file
 		// system. Stopped, it is as silent as behind a cut one.
-		processes = append(processes, s.control[activeRegion])
+		daemons = append(daemons, s.control[activeRegion])
 	}
-	return processes, hosts
+	return daemons, hosts
 }
 
 // cut makes the fault.
 func (s *stage) cut(f fault) error {
-	processes, hosts := s.victims(f)
+	daemons, hosts := s.victims(f)
 	sig := syscall.SIGSTOP
 	if f.how == byKill {
 		sig = syscall.SIGKILL
@@ -171,8 +173,8 @@ func (s *stage) cut(f fault) error {
 	for _, h := range hosts {
 		errs = append(errs, h.hole.Set(true))
 	}
-	for _, p := range processes {
-		errs = append(errs, p.signal(sig))
+	for _, d := range daemons {
+		errs = append(errs, d.Signal(sig))
 	}
 	return errors.Join(errs...)
 }
@@ -180,22 +182,22 @@ func (s *stage) cut(f fault) error {
 // restore takes the fault away and starts again what was killed, the control
 // plane first.
 func (s *stage) restore(ctx context.Context, f fault) error {
-	processes, hosts := s.victims(f)
+	daemons, hosts := s.victims(f)
 	var errs []error
 	for _, h := range hosts {
 		errs = append(errs, h.hole.Set(false))
 	}
-	for _, p := range slices.Backward(processes) {
+	for _, d := range slices.Backward(daemons) {
 		if f.how != byKill {
-			errs = append(errs, p.signal(syscall.SIGCONT))
+			errs = append(errs, d.Signal(syscall.SIGCONT))
 			continue
 		}
-		err := p.gone(ctx)
+		err := d.Gone(ctx)
 		if err == nil {
-			err = p.start()
+			err = d.Start()
 		}
 		if err == nil {
-			err = p.ready(ctx)
+			err = d.Await(ctx)
 		}
 		errs = append(errs, err)
 	}

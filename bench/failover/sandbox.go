@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
@@ -11,6 +12,9 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/spec"
 )
+
+// errEnded says that a function is no more.
+var errEnded = errors.New("the function has ended")
 
 // sandbox is a running sandbox with our function in it.
 type sandbox struct {

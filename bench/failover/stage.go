@@ -4,17 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
+	"github.com/sallyport-net/sallyport/bench/daemon"
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
 // adminAddress is where each daemon serves metrics and health, to its own machine.
 const adminAddress = "127.0.0.1:9469"
+
+const (
+	readyPatience = 15 * time.Second
+	// endPatience is how long a program may take to end before it is killed.
+	endPatience = 5 * time.Second
+)
 
 // stage is everything that the runs need.
 type stage struct {
@@ -27,9 +35,9 @@ type stage struct {
 	origin  *originServer
 	sidecar *sidecarClient
 
-	control   map[string]*process // by region
-	gateways  map[string]*process // by host
-	processes []*process          // all, in the order of their start
+	control   map[string]*daemon.Daemon // by region
+	gateways  map[string]*daemon.Daemon // by host
+	daemons   []*daemon.Daemon          // all, in the order of their start
 	sandboxes []*sandbox
 
 	meter *sandbox // the function that measures
@@ -43,7 +51,7 @@ type stage struct {
 // measures. giveUp is called when a daemon ended by itself. The stage is returned
 // with an error, too, for its logs; close it then as well.
 func newStage(ctx context.Context, cfg Config, giveUp context.CancelCauseFunc) (s *stage, err error) {
-	s = &stage{cfg: cfg, giveUp: giveUp, control: make(map[string]*process), gateways: make(map[string]*process)}
+	s = &stage{cfg: cfg, giveUp: giveUp, control: make(map[string]*daemon.Daemon), gateways: make(map[string]*daemon.Daemon)}
 	if s.self, err = os.Executable(); err != nil {
 		return s, fmt.Errorf("find this program: %w", err)
 	}
@@ -84,47 +92,55 @@ func (s *stage) makeFiles() (err error) {
 func (s *stage) socket() string { return filepath.Join(s.dir, "sidecar", "sidecar.sock") }
 
 // startDaemons starts all of them, each once those are ready that it needs.
-func (s *stage) startDaemons(ctx context.Context) error {
+func (s *stage) startDaemons(ctx context.Context) (err error) {
 	for _, region := range []string{activeRegion, passiveRegion} {
-		machine := s.world.control[region]
-		s.control[region] = s.add("control-"+region, "sallyportd", region, machine, httpReady(machine, "http://"+adminAddress+"/readyz"))
-	}
-	for _, h := range s.world.hosts {
-		s.gateways[h.name] = s.add(h.name, "sallyportd", h.name, h.machine, httpReady(h.machine, "http://"+adminAddress+"/readyz"))
-	}
-	s.sidecar = newSidecarClient(s.socket())
-	s.add("sidecar", "sallyport-sidecar", "sidecar", s.world.worker, socketReady(s.socket()))
-	for _, p := range s.processes {
-		_ = os.Remove(p.log) // of an earlier run, where logs are kept
-		if err := p.start(); err != nil {
+		if s.control[region], err = s.addDaemon("control-"+region, region, s.world.control[region]); err != nil {
 			return err
 		}
-		if err := p.ready(ctx); err != nil {
+	}
+	for _, h := range s.world.hosts {
+		if s.gateways[h.name], err = s.addDaemon(h.name, h.name, h.machine); err != nil {
+			return err
+		}
+	}
+	s.sidecar = newSidecarClient(s.socket())
+	if _, err = s.add(daemon.Config{
+		Name: "sidecar", Machine: s.world.worker, Program: s.cfg.program("sallyport-sidecar"), Ready: daemon.Socket(s.socket()),
+	}, "sidecar"); err != nil {
+		return err
+	}
+	for _, d := range s.daemons {
+		if err := d.Start(); err != nil {
+			return err
+		}
+		if err := d.Await(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// add makes a process, which is started later.
-func (s *stage) add(name, program, file string, machine *netlab.Namespace, probe func(context.Context) error) *process {
-	p := &process{
-		name: name, program: s.cfg.program(program), args: []string{"run", "--config", filepath.Join(s.dir, file+".yaml")},
-		machine: machine, log: filepath.Join(s.logs, name+".log"), probe: probe, giveUp: s.giveUp,
-	}
-	s.processes = append(s.processes, p)
-	return p
+// addDaemon describes a sallyportd with settings of a file's name.
+func (s *stage) addDaemon(name, file string, machine *netlab.Namespace) (*daemon.Daemon, error) {
+	client := daemon.NewClient(machine.Dial)
+	client.Timeout = time.Second
+	return s.add(daemon.Config{
+		Name: name, Machine: machine, Program: s.cfg.program("sallyportd"),
+		Ready: daemon.HTTP{Client: client, URL: "http://" + adminAddress + "/readyz"},
+	}, file)
 }
 
-// socketReady tries to connect to a unix socket.
-func socketReady(path string) func(context.Context) error {
-	return func(ctx context.Context) error {
-		c, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-		if err != nil {
-			return err
-		}
-		return c.Close()
+// add describes a daemon, which is started later. It fills in what all have.
+func (s *stage) add(cfg daemon.Config, file string) (*daemon.Daemon, error) {
+	cfg.Args = []string{"run", "--config", filepath.Join(s.dir, file+".yaml")}
+	cfg.Log, cfg.GiveUp = filepath.Join(s.logs, cfg.Name+".log"), s.giveUp
+	cfg.ReadyWithin, cfg.EndWithin = readyPatience, endPatience
+	d, err := daemon.New(cfg)
+	if err != nil {
+		return nil, err
 	}
+	s.daemons = append(s.daemons, d)
+	return d, nil
 }
 
 // startMeter starts the function that measures and learns where it leaves from.
@@ -156,8 +172,8 @@ func (s *stage) close() error {
 	for _, b := range s.sandboxes {
 		errs = append(errs, b.end())
 	}
-	for i := len(s.processes) - 1; i >= 0; i-- {
-		errs = append(errs, s.processes[i].stop())
+	for _, d := range slices.Backward(s.daemons) {
+		errs = append(errs, d.Stop())
 	}
 	if s.origin != nil {
 		errs = append(errs, s.origin.close())
