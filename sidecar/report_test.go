@@ -3,16 +3,20 @@ package sidecar
 import (
 	"encoding/json"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
 )
 
 // What Ask returns is what the sidecar knows, however many sandboxes there are.
 func TestAsk(t *testing.T) {
-	r := serve(t, newPlane(t))
-	open(t, r.Sidecar, "p")
+	p := newPlane(t)
+	p.passive = &api.PassiveRegion{Region: "cle1", Network: "net_p"}
+	r := serve(t, p)
+	box := open(t, r.Sidecar, "p")
 	alive(t, r.Sidecar)
 	const edges = 300
 	for range edges {
@@ -29,6 +33,10 @@ func TestAsk(t *testing.T) {
 	}
 	if got.Attached != 1 || got.Bypassed[spec.BypassEdge] != edges || len(got.Sandboxes) != edges+1 || got.Region != "iad1" || len(got.Networks) != 1 {
 		t.Fatalf("%d attached, %v, %d sandboxes, %d networks of %q", got.Attached, got.Bypassed, len(got.Sandboxes), len(got.Networks), got.Region)
+	}
+	i := slices.IndexFunc(got.Sandboxes, func(b SandboxStatus) bool { return b.ID == box.id })
+	if b := got.Sandboxes[max(i, 0)]; b.Inner != box.inner || b.State != "running" || b.Passive.State != passiveFailed || b.Passive.Network != "net_p" || b.Passive.Reason == "" {
+		t.Errorf("the sandbox is %+v", b)
 	}
 	n := got.Networks[0]
 	if len(n.Paths) != 1 || !n.Paths[0].Alive || n.Paths[0].RTTMicros == 0 || n.Paths[0].Handshake.IsZero() {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,10 +24,13 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-// socketVariable names the sidecar's socket for exec, as --socket does.
+// socketVariable names the sidecar's socket for exec and status, as --socket does.
 const socketVariable = "SALLYPORT_SIDECAR_SOCKET"
 
 const defaultSocket = "/run/sallyport/sidecar.sock"
+
+// socketSetting is where the sidecar serves as long as --socket says nothing else.
+func socketSetting() string { return cmp.Or(os.Getenv(socketVariable), defaultSocket) }
 
 // exit is the end of a command that ran: its code, and nothing to say.
 type exit int
@@ -52,7 +56,7 @@ func execute(args []string) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "sallyport-sidecar:", err)
+	fmt.Fprintln(os.Stderr, "sallyport-sidecar:", clean(err.Error()))
 	var failure *confine.Failure
 	switch {
 	case errors.As(err, &failure):
@@ -71,7 +75,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), execCommand())
+	root.AddCommand(runCommand(), execCommand(), statusCommand())
 	return root
 }
 
@@ -149,10 +153,7 @@ func logger(c config.Log) *slog.Logger {
 }
 
 func execCommand() *cobra.Command {
-	cfg := sidecar.ExecConfig{Messages: os.Stderr, Socket: os.Getenv(socketVariable)}
-	if cfg.Socket == "" {
-		cfg.Socket = defaultSocket
-	}
+	cfg := sidecar.ExecConfig{Messages: os.Stderr, Socket: socketSetting()}
 	var kind, via string
 	cmd := &cobra.Command{
 		Use:   "exec --project P --environment E [--kind K] --runtime R [--proxy] -- CMD [ARG...]",

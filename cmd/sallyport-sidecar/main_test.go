@@ -56,6 +56,7 @@ func TestExitCodes(t *testing.T) {
 		"no such file":   {[]string{"run", "--config", "/nowhere.yaml"}, 1, "/nowhere.yaml"},
 		"bad config":     {[]string{"run", "--config", bad}, 1, "regoin"},
 		"no sidecar":     {append(who, "--", "true"), 125, "sallyport-sidecar run --config FILE"},
+		"status, none":   {[]string{"status", "--socket", socket}, 1, "no sidecar serves at " + socket},
 		"no separator":   {append(who, "true", "--verbose", "--nonsense"), 125, "sallyport-sidecar run --config FILE"},
 		"no project":     {[]string{"exec", "--", "true"}, 125, "project"},
 		"no command":     {who, 125, "at least 1 arg"},
