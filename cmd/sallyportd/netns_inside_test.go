@@ -174,19 +174,37 @@ func datagram(ctx context.Context, target string) ([]netip.AddrPort, error) {
 		return nil, err
 	}
 	defer c.Close()
-	deadline, _ := ctx.Deadline()
-	_ = c.SetDeadline(deadline)
-	if _, err := c.Write([]byte("whence?")); err != nil {
-		return nil, err
-	}
 	b := make([]byte, 128)
-	n, err := c.Read(b)
+	n, err := ask(ctx, c, b)
 	if err != nil {
 		return nil, err
 	}
 	text, _, _ := strings.Cut(string(b[:n]), " ")
 	a, err := netip.ParseAddrPort(text)
 	return []netip.AddrPort{a}, err
+}
+
+// askAgain is how long an answer to a datagram is waited for before it is asked
+// again: UDP may lose one, and programs that use it live with that.
+const askAgain = time.Second
+
+// ask asks whence until an answer is read into b or ctx ends.
+func ask(ctx context.Context, c net.Conn, b []byte) (int, error) {
+	end, _ := ctx.Deadline()
+	for {
+		if _, err := c.Write([]byte("whence?")); err != nil {
+			return 0, err
+		}
+		until := time.Now().Add(askAgain)
+		if until.After(end) {
+			until = end
+		}
+		_ = c.SetReadDeadline(until)
+		n, err := c.Read(b)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !time.Now().Before(end) {
+			return n, err
+		}
+	}
 }
 
 // ping sends an echo request by the kind of socket that needs no privilege.
