@@ -132,8 +132,8 @@ gateway host that holds the passive pair; an origin that tells everyone their so
 - The faults take turns. The cut comes up to %v after everything is set up, at random, so that it meets every phase of the probes.
   Then all is restored, and the next run begins when the sidecar uses the active host again and the others answer.
 - "Back" is the time from the repair, when what was killed has been started again and is ready, until a new connection leaves
-  by the active host. A gateway writes who is attached to its state file within about a second; one that is killed before, as in
-  the first run, waits until the worker calls it anew, which takes seconds.
+  by the active host. A gateway writes who is attached to its state file within a second; one that is killed before waits
+  until the worker calls it anew, which takes seconds.
 - A percentile is the smallest value that so many percent of the runs do not exceed; of %d runs or fewer the p99 is the maximum.
 - A wrong source is any packet that leaves a gateway host from an address that is neither one of the dedicated addresses that
   it holds nor, for the tunnels' datagrams, its own; likewise for the worker, which may send nothing but the tunnels'. Captures
