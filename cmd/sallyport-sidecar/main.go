@@ -17,6 +17,7 @@ import (
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/config"
+	"github.com/sallyport-net/sallyport/internal/console"
 	"github.com/sallyport-net/sallyport/sidecar"
 	"github.com/sallyport-net/sallyport/sidecar/confine"
 )
@@ -56,7 +57,7 @@ func execute(args []string) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "sallyport-sidecar:", clean(err.Error()))
+	fmt.Fprintln(os.Stderr, "sallyport-sidecar:", console.Clean(err.Error()))
 	var failure *confine.Failure
 	switch {
 	case errors.As(err, &failure):

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/console"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/sidecar"
 )
@@ -52,7 +53,7 @@ More than 50 sandboxes are counted instead, unless with --all.`,
 				return err
 			}
 			if output == "json" {
-				return printJSON(cmd.OutOrStdout(), r)
+				return console.JSON(cmd.OutOrStdout(), r)
 			}
 			return printReport(cmd.OutOrStdout(), r, all, time.Now())
 		},
@@ -66,27 +67,27 @@ More than 50 sandboxes are counted instead, unless with --all.`,
 
 // printReport prints tables, what concerns most sandboxes first.
 func printReport(w io.Writer, r sidecar.Report, all bool, now time.Time) error {
-	head := &table{}
-	head.row("REGION", r.Region)
-	head.row("PUBLIC KEY", r.PublicKey)
-	head.row("ATTACHED", r.Attached)
+	head := &console.Table{}
+	head.Row("REGION", r.Region)
+	head.Row("PUBLIC KEY", r.PublicKey)
+	head.Row("ATTACHED", r.Attached)
 	for _, why := range slices.Sorted(maps.Keys(r.BypassedTotal)) {
-		head.row("BYPASS: "+why, fmt.Sprintf("%d now, %d since the start", r.Bypassed[why], r.BypassedTotal[why]))
+		head.Row("BYPASS: "+why, fmt.Sprintf("%d now, %d since the start", r.Bypassed[why], r.BypassedTotal[why]))
 	}
-	tables := []*table{head, planesTable(r.Status), groupsTable(r.Status), pathsTable(r.Status, now), switchesTable(r.Status), dropsTable(r.Status)}
+	tables := []*console.Table{head, planesTable(r.Status), groupsTable(r.Status), pathsTable(r.Status, now), switchesTable(r.Status), dropsTable(r.Status)}
 	if all || len(r.Sandboxes) <= listedSandboxes {
-		return printTables(w, append(tables, sandboxesTable(r.Listing))...)
+		return console.PrintAll(w, append(tables, sandboxesTable(r.Listing))...)
 	}
-	if err := printTables(w, append(tables, countsTable(r.Listing), reasonsTable(r.Listing))...); err != nil {
+	if err := console.PrintAll(w, append(tables, countsTable(r.Listing), reasonsTable(r.Listing))...); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(w, "\n%d sandboxes are not listed; --all lists them.\n", len(r.Sandboxes))
 	return err
 }
 
-func planesTable(s sidecar.Status) *table {
-	t := &table{}
-	t.row("CONTROL PLANE", "OF", "STATE", "SINCE (UTC)", "ERROR")
+func planesTable(s sidecar.Status) *console.Table {
+	t := &console.Table{}
+	t.Row("CONTROL PLANE", "OF", "STATE", "SINCE (UTC)", "ERROR")
 	add := func(region, role string, c sidecar.ControlStatus) {
 		state := "unreachable"
 		switch {
@@ -95,7 +96,7 @@ func planesTable(s sidecar.Status) *table {
 		case c.Since.IsZero():
 			state = "not asked yet"
 		}
-		t.row(region, role, state, timeText(c.Since), c.Error)
+		t.Row(region, role, state, timeText(c.Since), c.Error)
 	}
 	add(s.Region, "own region", s.Control)
 	for _, region := range slices.Sorted(maps.Keys(s.Regions)) {
@@ -104,31 +105,31 @@ func planesTable(s sidecar.Status) *table {
 	return t
 }
 
-func groupsTable(s sidecar.Status) *table {
-	t := &table{}
-	t.row("NETWORK", "SANDBOXES", "PREFER", "IN USE", "STATE", "SINCE (UTC)", "SWITCHES", "PASSIVE NETWORK", "OLD FLOWS ON")
+func groupsTable(s sidecar.Status) *console.Table {
+	t := &console.Table{}
+	t.Row("NETWORK", "SANDBOXES", "PREFER", "IN USE", "STATE", "SINCE (UTC)", "SWITCHES", "PASSIVE NETWORK", "OLD FLOWS ON")
 	for _, n := range s.Networks {
 		for _, g := range n.Groups {
 			var left []string
 			for _, h := range g.Lingering {
 				left = append(left, h.String())
 			}
-			t.row(n.ID, g.Sandboxes, g.Prefers, g.Choice, g.State, timeText(g.Since), g.Switches, g.Passive, strings.Join(left, ", "))
+			t.Row(n.ID, g.Sandboxes, g.Prefers, g.Choice, g.State, timeText(g.Since), g.Switches, g.Passive, strings.Join(left, ", "))
 		}
 	}
 	return t
 }
 
-func pathsTable(s sidecar.Status, now time.Time) *table {
-	t := &table{}
-	t.row("NETWORK", "ROLE", "HOST", "REGION", "ENDPOINT", "STATE", "RTT", "MISSES", "HEALTH", "LAST HANDSHAKE")
+func pathsTable(s sidecar.Status, now time.Time) *console.Table {
+	t := &console.Table{}
+	t.Row("NETWORK", "ROLE", "HOST", "REGION", "ENDPOINT", "STATE", "RTT", "MISSES", "HEALTH", "LAST HANDSHAKE")
 	for _, n := range s.Networks {
 		for _, p := range n.Paths {
 			role := string(p.Gateway.Role)
 			if p.Network != n.ID {
 				role += " (" + p.Network + ")"
 			}
-			t.row(n.ID, role, p.Gateway.Host, p.Region, endpointText(p.Gateway.Endpoint), pathState(p), rttText(p.RTTMicros), p.Misses, pathHealth(p), agoText(p.Handshake, now))
+			t.Row(n.ID, role, p.Gateway.Host, p.Region, endpointText(p.Gateway.Endpoint), pathState(p), rttText(p.RTTMicros), p.Misses, pathHealth(p), agoText(p.Handshake, now))
 		}
 	}
 	return t
@@ -155,42 +156,42 @@ func pathHealth(p sidecar.PathStatus) string {
 	return healthText(packet.Health(p.Health))
 }
 
-func switchesTable(s sidecar.Status) *table {
-	t := &table{}
-	t.row("SWITCHED (UTC)", "NETWORK", "PREFER", "FROM", "TO", "REASON", "DETECTION", "FLOWS RESET", "FLOWS MOVED")
+func switchesTable(s sidecar.Status) *console.Table {
+	t := &console.Table{}
+	t.Row("SWITCHED (UTC)", "NETWORK", "PREFER", "FROM", "TO", "REASON", "DETECTION", "FLOWS RESET", "FLOWS MOVED")
 	for _, n := range s.Networks {
 		for _, r := range n.Switches {
 			reason := r.Reason
 			if !r.Switched {
 				reason += " (old flows only)"
 			}
-			t.row(timeText(r.At), n.ID, r.Prefers, r.From, r.To, reason, fmt.Sprintf("%.0f ms", r.DetectionMillis), r.Reset, r.Moved)
+			t.Row(timeText(r.At), n.ID, r.Prefers, r.From, r.To, reason, fmt.Sprintf("%.0f ms", r.DetectionMillis), r.Reset, r.Moved)
 		}
 	}
 	return t
 }
 
-func dropsTable(s sidecar.Status) *table {
-	t := &table{}
-	t.row("DIRECTION", "DROPPED BECAUSE", "PACKETS")
+func dropsTable(s sidecar.Status) *console.Table {
+	t := &console.Table{}
+	t.Row("DIRECTION", "DROPPED BECAUSE", "PACKETS")
 	for _, reason := range slices.Sorted(maps.Keys(s.Egress)) {
-		t.row("egress", reason, s.Egress[reason])
+		t.Row("egress", reason, s.Egress[reason])
 	}
 	for _, reason := range slices.Sorted(maps.Keys(s.Ingress)) {
-		t.row("ingress", reason, s.Ingress[reason])
+		t.Row("ingress", reason, s.Ingress[reason])
 	}
 	return t
 }
 
-func sandboxesTable(l sidecar.Listing) *table {
-	t := &table{}
-	t.row("SANDBOX", "NETWORK", "INNER ADDRESS", "PAIR ADDRESS", "STATE", "SENT", "RECEIVED", "PASSIVE", "PASSIVE NETWORK", "WHY NOT READY")
+func sandboxesTable(l sidecar.Listing) *console.Table {
+	t := &console.Table{}
+	t.Row("SANDBOX", "NETWORK", "INNER ADDRESS", "PAIR ADDRESS", "STATE", "SENT", "RECEIVED", "PASSIVE", "PASSIVE NETWORK", "WHY NOT READY")
 	for _, b := range l.Sandboxes {
 		passive := b.Passive.Network
 		if b.Passive.Region != "" {
 			passive += " in " + b.Passive.Region
 		}
-		t.row(b.ID, b.Network, addressText(b.Inner), addressText(b.Egress), sandboxState(b), trafficText(b.Sent), trafficText(b.Received), b.Passive.State, passive, b.Passive.Reason)
+		t.Row(b.ID, b.Network, addressText(b.Inner), addressText(b.Egress), sandboxState(b), trafficText(b.Sent), trafficText(b.Received), b.Passive.State, passive, b.Passive.Reason)
 	}
 	return t
 }
@@ -210,43 +211,43 @@ func sandboxState(b sidecar.SandboxStatus) string {
 type alike struct{ network, state, passive string }
 
 // countsTable counts sandboxes instead of listing them.
-func countsTable(l sidecar.Listing) *table {
+func countsTable(l sidecar.Listing) *console.Table {
 	counts := make(map[alike]int)
 	for _, b := range l.Sandboxes {
 		counts[alike{b.Network, sandboxState(b), b.Passive.State}]++
 	}
-	t := &table{}
-	t.row("NETWORK", "STATE", "PASSIVE", "SANDBOXES")
+	t := &console.Table{}
+	t.Row("NETWORK", "STATE", "PASSIVE", "SANDBOXES")
 	for _, k := range slices.SortedFunc(maps.Keys(counts), func(a, b alike) int {
 		return cmp.Or(cmp.Compare(a.network, b.network), cmp.Compare(a.state, b.state), cmp.Compare(a.passive, b.passive))
 	}) {
-		t.row(k.network, k.state, k.passive, counts[k])
+		t.Row(k.network, k.state, k.passive, counts[k])
 	}
 	return t
 }
 
 // reasonsTable counts the reasons why passive networks are not ready, those of the
 // most sandboxes first.
-func reasonsTable(l sidecar.Listing) *table {
+func reasonsTable(l sidecar.Listing) *console.Table {
 	counts, rest := make(map[string]int), 0
 	for _, b := range l.Sandboxes {
 		if b.Passive.Reason != "" {
 			counts[b.Passive.Reason]++
 		}
 	}
-	t := &table{}
-	t.row("SANDBOXES", "PASSIVE NETWORK NOT READY BECAUSE")
+	t := &console.Table{}
+	t.Row("SANDBOXES", "PASSIVE NETWORK NOT READY BECAUSE")
 	for i, why := range slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
 		return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b))
 	}) {
 		if i < listedReasons {
-			t.row(counts[why], why)
+			t.Row(counts[why], why)
 		} else {
 			rest += counts[why]
 		}
 	}
 	if rest > 0 {
-		t.row(rest, "of other reasons, which --all lists")
+		t.Row(rest, "of other reasons, which --all lists")
 	}
 	return t
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/console"
 )
 
 func attachCommand(g *globals) *cobra.Command {
@@ -132,9 +133,9 @@ func attach(ctx context.Context, c *api.Client, req api.AttachRequest, p printer
 		return attachWGQuick(ctx, c, resp, private, p)
 	}
 	if p.json {
-		return printJSON(p.w, attached{AttachResponse: resp, PrivateKey: private})
+		return console.JSON(p.w, attached{AttachResponse: resp, PrivateKey: private})
 	}
-	return attachTable(resp, private).print(p.w)
+	return attachTable(resp, private).Print(p.w)
 }
 
 // attachWGQuick prints a stock client's configuration. Where there can be none, the
@@ -153,34 +154,34 @@ func attachWGQuick(ctx context.Context, c *api.Client, resp api.AttachResponse, 
 	return err
 }
 
-func attachTable(resp api.AttachResponse, private string) *table {
+func attachTable(resp api.AttachResponse, private string) *console.Table {
 	a, n := resp.Attachment, resp.Network
-	t := &table{}
-	t.row("ID", a.ID)
+	t := &console.Table{}
+	t.Row("ID", a.ID)
 	if a.Bypass != "" {
-		t.row("BYPASS", a.Bypass)
+		t.Row("BYPASS", a.Bypass)
 		return t
 	}
-	t.row("NETWORK", titled(n.ID, n.Name))
-	t.row("REGION", n.Region)
-	t.row("INNER ADDRESS", a.Inner)
-	t.row("WORKER ADDRESS", a.Worker)
-	t.row("ADDRESS OF THE PAIR", a.Egress)
-	t.row("PAIR", pairText(n.Pair))
-	t.row("DNS", joined(n.DNS))
-	t.row("MTU", n.MTU)
+	t.Row("NETWORK", titled(n.ID, n.Name))
+	t.Row("REGION", n.Region)
+	t.Row("INNER ADDRESS", a.Inner)
+	t.Row("WORKER ADDRESS", a.Worker)
+	t.Row("ADDRESS OF THE PAIR", a.Egress)
+	t.Row("PAIR", pairText(n.Pair))
+	t.Row("DNS", joined(n.DNS))
+	t.Row("MTU", n.MTU)
 	for _, gw := range resp.Gateways {
 		name := strings.ToUpper(string(gw.Role)) + " GATEWAY"
-		t.row(name, gw.Host)
-		t.row(name+" ENDPOINT", gw.Endpoint)
-		t.row(name+" PUBLIC KEY", gw.PublicKey)
+		t.Row(name, gw.Host)
+		t.Row(name+" ENDPOINT", gw.Endpoint)
+		t.Row(name+" PUBLIC KEY", gw.PublicKey)
 	}
 	if resp.Passive != nil {
-		t.row("PASSIVE REGION", resp.Passive.Region)
+		t.Row("PASSIVE REGION", resp.Passive.Region)
 	}
-	t.row("PUBLIC KEY", a.PublicKey)
+	t.Row("PUBLIC KEY", a.PublicKey)
 	if private != "" {
-		t.row("PRIVATE KEY (shown once)", private)
+		t.Row("PRIVATE KEY (shown once)", private)
 	}
 	return t
 }
@@ -200,7 +201,7 @@ func detachCommand(g *globals) *cobra.Command {
 					return explain(err)
 				}
 				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), map[string]string{"detached": args[0]})
+					return console.JSON(cmd.OutOrStdout(), map[string]string{"detached": args[0]})
 				}
 				_, err := fmt.Fprintf(cmd.OutOrStdout(), "detached %s\n", args[0])
 				return err
@@ -221,27 +222,27 @@ func attachmentsCommand(g *globals) *cobra.Command {
 					return explain(err)
 				}
 				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), api.AttachmentList{Attachments: append([]spec.Attachment{}, all...)})
+					return console.JSON(cmd.OutOrStdout(), api.AttachmentList{Attachments: append([]spec.Attachment{}, all...)})
 				}
 				if len(all) == 0 {
 					_, err := fmt.Fprintln(cmd.OutOrStdout(), "nobody is attached")
 					return err
 				}
-				return attachmentsTable(all).print(cmd.OutOrStdout())
+				return attachmentsTable(all).Print(cmd.OutOrStdout())
 			})
 		},
 	}
 }
 
-func attachmentsTable(all []spec.Attachment) *table {
-	t := &table{}
-	t.row("ID", "PROJECT", "ENVIRONMENT", "KIND", "RUNTIME", "NETWORK", "INNER", "OF THE PAIR", "SINCE", "BYPASS")
+func attachmentsTable(all []spec.Attachment) *console.Table {
+	t := &console.Table{}
+	t.Row("ID", "PROJECT", "ENVIRONMENT", "KIND", "RUNTIME", "NETWORK", "INNER", "OF THE PAIR", "SINCE", "BYPASS")
 	for _, a := range all {
 		network := a.Network
 		if a.Passive {
 			network += " (passive)"
 		}
-		t.row(a.ID, a.Project, a.Environment, a.Kind, a.Runtime, network, addrText(a.Inner), addrText(a.Egress), a.Created.UTC().Format(time.DateTime), a.Bypass)
+		t.Row(a.ID, a.Project, a.Environment, a.Kind, a.Runtime, network, addrText(a.Inner), addrText(a.Egress), a.Created.UTC().Format(time.DateTime), a.Bypass)
 	}
 	return t
 }

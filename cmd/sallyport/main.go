@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sallyport-net/sallyport/internal/console"
 )
 
 // version is set by the linker.
@@ -21,7 +23,7 @@ func main() {
 	err := command().ExecuteContext(ctx)
 	stop()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "sallyport:", clean(err.Error()))
+		fmt.Fprintln(os.Stderr, "sallyport:", console.Clean(err.Error()))
 		os.Exit(1)
 	}
 }

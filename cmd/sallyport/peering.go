@@ -11,6 +11,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/console"
 )
 
 func peeringCommand(g *globals) *cobra.Command {
@@ -35,13 +36,13 @@ func peeringListCommand(g *globals) *cobra.Command {
 					return explain(err)
 				}
 				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), list)
+					return console.JSON(cmd.OutOrStdout(), list)
 				}
 				if len(list.Peerings) == 0 {
 					_, err := fmt.Fprintln(cmd.OutOrStdout(), "there are no peerings")
 					return err
 				}
-				return peeringsTable(list.Peerings).print(cmd.OutOrStdout())
+				return peeringsTable(list.Peerings).Print(cmd.OutOrStdout())
 			})
 		},
 	}
@@ -80,9 +81,9 @@ one goes, and which routes are needed.`,
 					}
 					return text.print(cmd.OutOrStdout())
 				case g.output == "json":
-					return printJSON(cmd.OutOrStdout(), p)
+					return console.JSON(cmd.OutOrStdout(), p)
 				}
-				return peeringTable(p).print(cmd.OutOrStdout())
+				return peeringTable(p).Print(cmd.OutOrStdout())
 			})
 		},
 	}
@@ -90,41 +91,41 @@ one goes, and which routes are needed.`,
 	return cmd
 }
 
-func peeringsTable(list []api.PeeringStatus) *table {
-	t := &table{}
-	t.row("ID", "NETWORK", "RANGES", "STATE", "SITE HOST", "LAST HANDSHAKE", "PACKETS OUT", "PACKETS IN", "FOREIGN SOURCE")
+func peeringsTable(list []api.PeeringStatus) *console.Table {
+	t := &console.Table{}
+	t.Row("ID", "NETWORK", "RANGES", "STATE", "SITE HOST", "LAST HANDSHAKE", "PACKETS OUT", "PACKETS IN", "FOREIGN SOURCE")
 	for _, p := range list {
 		var r spec.PeeringReport
 		handshake := ""
 		if p.Report != nil {
 			r, handshake = *p.Report, timeText(p.Report.Handshake)
 		}
-		t.row(p.ID, p.Network, cidrsText(p.CIDRs), p.State, p.Host, handshake, r.Egress.Packets, r.Ingress.Packets, r.Foreign)
+		t.Row(p.ID, p.Network, cidrsText(p.CIDRs), p.State, p.Host, handshake, r.Egress.Packets, r.Ingress.Packets, r.Foreign)
 	}
 	return t
 }
 
-func peeringTable(p api.PeeringStatus) *table {
-	t := &table{}
-	t.row("ID", p.ID)
-	t.row("STATE", p.State)
+func peeringTable(p api.PeeringStatus) *console.Table {
+	t := &console.Table{}
+	t.Row("ID", p.ID)
+	t.Row("STATE", p.State)
 	if !p.Requested.IsZero() {
-		t.row("REQUESTED", timeText(p.Requested))
+		t.Row("REQUESTED", timeText(p.Requested))
 	}
-	t.row("NETWORK", p.Network)
-	t.row("NETWORK CIDR", p.NetworkCIDR)
-	t.row("SITE HOST", p.Host)
-	t.row("SITE ENDPOINT", endpointText(p.SiteEndpoint))
-	t.row("SITE PUBLIC KEY", p.SitePublicKey)
-	t.row("THEIR RANGES", cidrsText(p.CIDRs))
-	t.row("THEIR ENDPOINT", endpointText(p.Endpoint))
-	t.row("THEIR PUBLIC KEY", p.PublicKey)
-	t.row("ROUTE THEY NEED", fmt.Sprintf("%v to their side of the tunnel", p.NetworkCIDR))
+	t.Row("NETWORK", p.Network)
+	t.Row("NETWORK CIDR", p.NetworkCIDR)
+	t.Row("SITE HOST", p.Host)
+	t.Row("SITE ENDPOINT", endpointText(p.SiteEndpoint))
+	t.Row("SITE PUBLIC KEY", p.SitePublicKey)
+	t.Row("THEIR RANGES", cidrsText(p.CIDRs))
+	t.Row("THEIR ENDPOINT", endpointText(p.Endpoint))
+	t.Row("THEIR PUBLIC KEY", p.PublicKey)
+	t.Row("ROUTE THEY NEED", fmt.Sprintf("%v to their side of the tunnel", p.NetworkCIDR))
 	if r := p.Report; r != nil {
-		t.row("LAST HANDSHAKE", timeText(r.Handshake))
-		t.row("PACKETS OUT", r.Egress.Packets)
-		t.row("PACKETS IN", r.Ingress.Packets)
-		t.row("FOREIGN SOURCE", r.Foreign)
+		t.Row("LAST HANDSHAKE", timeText(r.Handshake))
+		t.Row("PACKETS OUT", r.Egress.Packets)
+		t.Row("PACKETS IN", r.Ingress.Packets)
+		t.Row("FOREIGN SOURCE", r.Foreign)
 	}
 	return t
 }

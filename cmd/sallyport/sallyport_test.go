@@ -368,25 +368,3 @@ func TestVersion(t *testing.T) {
 		t.Errorf("got %q, %v", out, err)
 	}
 }
-
-func TestClean(t *testing.T) {
-	for in, want := range map[string]string{
-		"plain":         "plain",
-		"a\x1b[2Jb":     "a�[2Jb",
-		"bell\a\r\x7f":  "bell���",
-		"\u009b31m":     "�31m",
-		"\u202etxt.exe": "�txt.exe",
-		"two\nlines":    "two\nlines",
-		"Zürich 東京":     "Zürich 東京",
-		"not\xffUTF-8":  "not�UTF-8",
-	} {
-		if got := clean(in); got != want {
-			t.Errorf("%q: got %q, want %q", in, got, want)
-		}
-	}
-	var tb table
-	tb.row("a\nb", "", 7)
-	if got := strings.Join(tb.rows[0], "|"); got != "a�b|-|7" {
-		t.Errorf("got %q", got)
-	}
-}

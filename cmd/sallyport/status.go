@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sallyport-net/sallyport/control/api"
+	"github.com/sallyport-net/sallyport/internal/console"
 )
 
 func statusCommand(g *globals) *cobra.Command {
@@ -26,7 +27,7 @@ func statusCommand(g *globals) *cobra.Command {
 					return explain(err)
 				}
 				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), s)
+					return console.JSON(cmd.OutOrStdout(), s)
 				}
 				return printStatus(cmd.OutOrStdout(), s)
 			})
@@ -36,40 +37,26 @@ func statusCommand(g *globals) *cobra.Command {
 
 // printStatus prints the status as tables with blank lines between them.
 func printStatus(w io.Writer, s api.Status) error {
-	head := &table{}
-	head.row("REGION", s.Region)
-	head.row("REVISION", s.Revision)
-	head.row("ATTACHMENTS", s.Attachments)
+	head := &console.Table{}
+	head.Row("REGION", s.Region)
+	head.Row("REVISION", s.Revision)
+	head.Row("ATTACHMENTS", s.Attachments)
 	for _, reason := range slices.Sorted(maps.Keys(s.BypassesTotal)) {
-		head.row("BYPASS: "+reason, fmt.Sprintf("%d now, %d since the start", s.Bypasses[reason], s.BypassesTotal[reason]))
+		head.Row("BYPASS: "+reason, fmt.Sprintf("%d now, %d since the start", s.Bypasses[reason], s.BypassesTotal[reason]))
 	}
-	tables := []*table{head, hostsTable(s), networksTable(s), keysTable(s), sitesTable(s), dropsTable(s)}
-	for i, t := range tables {
-		if len(t.rows) < 2 && i > 0 { // nothing but its title
-			continue
-		}
-		if i > 0 {
-			if _, err := fmt.Fprintln(w); err != nil {
-				return err
-			}
-		}
-		if err := t.print(w); err != nil {
-			return err
-		}
-	}
-	return nil
+	return console.PrintAll(w, head, hostsTable(s), networksTable(s), keysTable(s), sitesTable(s), dropsTable(s))
 }
 
-func hostsTable(s api.Status) *table {
-	t := &table{}
-	t.row("REGION", "POOL", "HOST", "ENDPOINT", "REVISION", "LAST REPORT (UTC)", "STATE")
+func hostsTable(s api.Status) *console.Table {
+	t := &console.Table{}
+	t.Row("REGION", "POOL", "HOST", "ENDPOINT", "REVISION", "LAST REPORT (UTC)", "STATE")
 	for _, r := range s.Regions {
 		for _, h := range r.Hosts {
 			if r.Name != s.Region { // those of other regions report elsewhere
-				t.row(r.Name, cidrsText(r.Pool), h.Name, h.Endpoint, "", "", "")
+				t.Row(r.Name, cidrsText(r.Pool), h.Name, h.Endpoint, "", "", "")
 				continue
 			}
-			t.row(r.Name, cidrsText(r.Pool), h.Name, h.Endpoint, h.Revision, timeText(h.Reported), hostState(h))
+			t.Row(r.Name, cidrsText(r.Pool), h.Name, h.Endpoint, h.Revision, timeText(h.Reported), hostState(h))
 		}
 	}
 	return t
@@ -94,9 +81,9 @@ func flagText(set bool, text string) string {
 	return ""
 }
 
-func networksTable(s api.Status) *table {
-	t := &table{}
-	t.row("NETWORK", "TEAM", "CIDR", "ATTACHED", "PAIR", "SESSIONS", "PACKETS OUT", "PACKETS IN", "WRONG SOURCE")
+func networksTable(s api.Status) *console.Table {
+	t := &console.Table{}
+	t.Row("NETWORK", "TEAM", "CIDR", "ATTACHED", "PAIR", "SESSIONS", "PACKETS OUT", "PACKETS IN", "WRONG SOURCE")
 	for _, n := range s.Networks {
 		var sessions [2]int
 		var out, in, wrong uint64
@@ -105,26 +92,26 @@ func networksTable(s api.Status) *table {
 			sessions[1] += h.Sessions[1]
 			out, in, wrong = out+h.Egress.Packets, in+h.Ingress.Packets, wrong+h.WrongSource
 		}
-		t.row(titled(n.ID, n.Name), n.Team, n.CIDR, n.Attachments, pairText(n.Pair), fmt.Sprintf("%d, %d", sessions[0], sessions[1]), out, in, wrong)
+		t.Row(titled(n.ID, n.Name), n.Team, n.CIDR, n.Attachments, pairText(n.Pair), fmt.Sprintf("%d, %d", sessions[0], sessions[1]), out, in, wrong)
 	}
 	return t
 }
 
-func keysTable(s api.Status) *table {
-	t := &table{}
-	t.row("NETWORK", "HOST", "ENDPOINT", "UPLINK", "PEERS", "PUBLIC KEY")
+func keysTable(s api.Status) *console.Table {
+	t := &console.Table{}
+	t.Row("NETWORK", "HOST", "ENDPOINT", "UPLINK", "PEERS", "PUBLIC KEY")
 	for _, n := range s.Networks {
 		for _, h := range n.Hosts {
-			t.row(titled(n.ID, n.Name), h.Host, endpointText(h.Endpoint), flagText(h.UplinkLost, "lost"), h.Peers, h.PublicKey)
+			t.Row(titled(n.ID, n.Name), h.Host, endpointText(h.Endpoint), flagText(h.UplinkLost, "lost"), h.Peers, h.PublicKey)
 		}
 	}
 	return t
 }
 
 // sitesTable lists the networks with a site tunnel or a peering connection.
-func sitesTable(s api.Status) *table {
-	t := &table{}
-	t.row("NETWORK", "PEERINGS", "SITE HOST", "SITE ENDPOINT", "FOREIGN SOURCE", "SITE PUBLIC KEY")
+func sitesTable(s api.Status) *console.Table {
+	t := &console.Table{}
+	t.Row("NETWORK", "PEERINGS", "SITE HOST", "SITE ENDPOINT", "FOREIGN SOURCE", "SITE PUBLIC KEY")
 	for _, n := range s.Networks {
 		var counts []string
 		for _, state := range slices.Sorted(maps.Keys(n.Peerings)) {
@@ -140,10 +127,10 @@ func sitesTable(s api.Status) *table {
 			for _, p := range h.Site.Peerings {
 				foreign += p.Foreign
 			}
-			t.row(titled(n.ID, n.Name), peerings, h.Host, endpointText(h.Site.Endpoint), foreign, h.Site.PublicKey)
+			t.Row(titled(n.ID, n.Name), peerings, h.Host, endpointText(h.Site.Endpoint), foreign, h.Site.PublicKey)
 		}
 		if !reported && peerings != "" {
-			t.row(titled(n.ID, n.Name), peerings, "", "", "", "")
+			t.Row(titled(n.ID, n.Name), peerings, "", "", "", "")
 		}
 	}
 	return t
@@ -156,9 +143,9 @@ func endpointText(a netip.AddrPort) string {
 	return a.String()
 }
 
-func dropsTable(s api.Status) *table {
-	t := &table{}
-	t.row("NETWORK", "DROPPED BECAUSE", "PACKETS")
+func dropsTable(s api.Status) *console.Table {
+	t := &console.Table{}
+	t.Row("NETWORK", "DROPPED BECAUSE", "PACKETS")
 	for _, n := range s.Networks {
 		sum := make(map[string]uint64)
 		for _, h := range n.Hosts {
@@ -168,7 +155,7 @@ func dropsTable(s api.Status) *table {
 		}
 		for _, reason := range slices.Sorted(maps.Keys(sum)) {
 			if sum[reason] > 0 {
-				t.row(titled(n.ID, n.Name), reason, sum[reason])
+				t.Row(titled(n.ID, n.Name), reason, sum[reason])
 			}
 		}
 	}

@@ -25,6 +25,8 @@ var plan = []room{
 		why: "settings are read and validated without touching the machine; only the types that they fill may be seen, so that no setting acts while it is parsed"},
 	{path: "internal/simnet", may: []string{"internal/packet"},
 		why: "a simulated internet knows packets only; one that knew the code under test could agree with its mistakes"},
+	{path: "internal/console",
+		why: "how text gets onto a terminal depends on nothing that it tells; every program's commands may print by it"},
 	{path: "internal/netlab", may: []string{"internal/hostnet"},
 		why: "a laboratory of real namespaces serves every room's tests; one that imported a room would close a circle with them"},
 	{path: "internal/archtest",
@@ -64,7 +66,7 @@ var plan = []room{
 	{path: "deploy",
 		why: "what is deployed is files; its tests hold them against the repository as text"},
 
-	{path: "cmd/sallyport", may: []string{"internal/config", "control/spec", "control/api"},
+	{path: "cmd/sallyport", may: []string{"internal/config", "internal/console", "control/spec", "control/api"},
 		why: "the operator's CLI stays small and portable: it links neither gVisor, netlink nor etcd"},
 	{path: "cmd/sallyportd", may: []string{"*"}, why: "a program wires what it needs"},
 	{path: "cmd/sallyport-sidecar", may: []string{"*"}, why: "a program wires what it needs"},
