@@ -36,8 +36,6 @@ const (
 	sweepRound = 40
 	// insistInterval is the pause between attempts to reach the host with the site.
 	insistInterval = time.Second
-	// fragmentMemory bounds the fragments of one network, in bytes.
-	fragmentMemory = 4 << 20
 )
 
 // network is one network on this host: its Forwarder, what the Forwarder wraps,
@@ -104,8 +102,10 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 	fc := ForwarderConfig{
 		Name: "sallyport-" + n.ID, Network: n.CIDR, Gateway: gw, External: n.Pair,
 		MTU: tunnelMTU, Clock: cfg.Clock, Resolvers: cfg.Daemon.DNS.Upstreams,
-		Policy:     snapshot,
-		Reassembly: packet.ReassemblyConfig{MaxBytes: fragmentMemory},
+		Policy: snapshot,
+		Reassembly: packet.ReassemblyConfig{
+			MaxBytes: cfg.Daemon.Limits.FragmentBytes, MaxPerSource: cfg.Daemon.Limits.FragmentBytesPerSandbox,
+		},
 	}
 	addresses, err := net.openTables(cfg, &fc)
 	if err != nil {

@@ -105,8 +105,15 @@ func auditSessions(tb reporter, t *Table) {
 
 func auditHosts(tb reporter, t *Table, want map[uint32]*host) {
 	tb.Helper()
+	ports := uint32(0)
+	defer func() {
+		if ports != t.network.ports {
+			tb.Fatalf("all together hold %d ports, but %d are counted", ports, t.network.ports)
+		}
+	}()
 	for i := uint32(1); i < t.hosts.top; i++ {
 		h, w := t.hosts.at(i), want[i]
+		ports += h.ports
 		if w == nil {
 			w = &host{}
 		}

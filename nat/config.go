@@ -92,7 +92,9 @@ type Limits struct {
 	// Sessions counts (mapping, remote endpoint) pairs: default 65536.
 	Sessions int
 	// Ports counts external ports and identifiers of all protocols; a TCP
-	// connection that is mapped by its destination counts one. Default 65536.
+	// connection that is mapped by its destination counts one. Default 16384: one
+	// that lets all of them go at once and takes as many again, while the first are
+	// on hold, still leaves its neighbours half of the 64512 ports of an address.
 	Ports int
 	// HalfOpen counts TCP connections whose handshake is not complete: default 4096.
 	HalfOpen int
@@ -111,7 +113,7 @@ func (l *Limits) complete() error {
 	for _, f := range []struct {
 		v        *int
 		standard int
-	}{{&l.Sessions, 65536}, {&l.Ports, 65536}, {&l.HalfOpen, 4096}, {&l.NewPerSecond, 20000}} {
+	}{{&l.Sessions, 65536}, {&l.Ports, 16384}, {&l.HalfOpen, 4096}, {&l.NewPerSecond, 20000}} {
 		switch {
 		case *f.v == 0:
 			*f.v = f.standard
@@ -119,16 +121,41 @@ func (l *Limits) complete() error {
 			*f.v = unlimited
 		}
 	}
-	if l.NewPerSecond > maxRate {
-		l.NewPerSecond = unlimited
+	return completeRate(&l.NewPerSecond, &l.Burst)
+}
+
+// completeRate checks a rate that is not 0, and its burst.
+func completeRate(rate, burst *int) error {
+	if *rate > maxRate {
+		*rate = unlimited
 	}
-	if l.Burst == 0 && l.NewPerSecond != unlimited {
-		l.Burst = 2 * l.NewPerSecond
+	if *rate == unlimited {
+		return nil
 	}
-	if l.NewPerSecond != unlimited && (l.Burst < 1 || l.Burst > 2*maxRate) {
-		return fmt.Errorf("nat: a burst of %d new sessions cannot be: set 1 to %d, or leave it out", l.Burst, 2*maxRate)
+	if *burst == 0 {
+		*burst = 2 * *rate
+	}
+	if *burst < 1 || *burst > 2*maxRate {
+		return fmt.Errorf("nat: a burst of %d new sessions cannot be: set 1 to %d, or leave it out", *burst, 2*maxRate)
 	}
 	return nil
+}
+
+// NetworkLimits bound what all inner addresses of a table hold together, beside
+// [Config.MaxSessions]. They mean what those of [Limits] mean; a zero or a
+// negative value is no limit. As they hold for one table, a network has them
+// once for each of its external addresses.
+type NetworkLimits struct {
+	Ports, HalfOpen, NewPerSecond, Burst int
+}
+
+func (l *NetworkLimits) complete() error {
+	for _, v := range []*int{&l.Ports, &l.HalfOpen, &l.NewPerSecond} {
+		if *v <= 0 || *v > unlimited {
+			*v = unlimited
+		}
+	}
+	return completeRate(&l.NewPerSecond, &l.Burst)
 }
 
 // PortRange is the range of external ports, both ends included.
@@ -143,6 +170,7 @@ type Config struct {
 	Identity bool
 	Timers   Timers
 	Limits   Limits
+	Network  NetworkLimits
 	// Ports is the range of external ports and echo identifiers: default
 	// 1024-65535 (P-1). It may not begin below 1024 (U-3a).
 	Ports PortRange
@@ -194,7 +222,10 @@ func (c *Config) complete() error {
 	if err := c.Timers.complete(); err != nil {
 		return err
 	}
-	return c.Limits.complete()
+	if err := c.Limits.complete(); err != nil {
+		return err
+	}
+	return c.Network.complete()
 }
 
 // completeMapping checks what inner endpoints are mapped to.

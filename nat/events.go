@@ -13,7 +13,7 @@ type EventKind uint8
 const (
 	Created   EventKind = iota + 1 // a mapping (UDP, ICMP) or a connection (TCP) was made; in an identity table any session
 	Closed                         // it has gone
-	Refused                        // a quota refused a new one; at most one event per second and inner address
+	Refused                        // a quota refused a new one; at most one event per second and inner address, and one for the quotas of all together
 	Exhausted                      // no external port was free; at most one event per second
 )
 
@@ -47,12 +47,17 @@ const (
 	ReasonRate      // the inner address makes new sessions faster than it may
 	ReasonDraining  // the dedicated address is being drained
 	ReasonNoPorts   // every external port is in use or on hold
+
+	ReasonNetworkPorts    // all inner addresses together hold as many ports as they may
+	ReasonNetworkHalfOpen // all together open as many connections as they may
+	ReasonNetworkRate     // all together make new sessions faster than they may
 	numReasons
 )
 
 var reasonNames = [numReasons]string{
 	"none", "expired", "finished", "revoked", "port_refused", "uplink_closed", "reused",
 	"table_full", "sessions", "ports", "half_open", "rate", "draining", "no_ports",
+	"network_ports", "network_half_open", "network_rate",
 }
 
 // String returns the reason's name as it stands in logs and metrics.

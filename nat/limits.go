@@ -52,9 +52,19 @@ func (t *Table) bucket() uint32 { return uint32(t.config.Limits.Burst) * ticksPe
 
 // fill adds the tokens of the time since the last filling.
 func (t *Table) fill(h *host) {
-	passed := t.tick - h.filled
-	h.filled = t.tick
-	h.tokens = uint32(min(uint64(t.bucket()), uint64(h.tokens)+uint64(passed)*uint64(t.config.Limits.NewPerSecond)))
+	h.fill(t.tick, t.config.Limits.NewPerSecond, t.bucket())
+}
+
+func (h *host) fill(tick uint32, rate int, bucket uint32) {
+	passed := tick - h.filled
+	h.filled = tick
+	h.tokens = uint32(min(uint64(bucket), uint64(h.tokens)+uint64(passed)*uint64(rate)))
+}
+
+// fillNetwork is fill of the bucket that all inner addresses share.
+func (t *Table) fillNetwork() {
+	n := &t.config.Network
+	t.network.fill(t.tick, n.NewPerSecond, uint32(n.Burst)*ticksPerSecond)
 }
 
 // admit says whether an inner address may have one more session, of a
@@ -71,19 +81,30 @@ func (t *Table) admit(h *host, f flow, port, half bool) packet.Outcome {
 		return t.refuse(h, f, ReasonSessions, packet.SessionLimit)
 	case port && int(h.ports) >= l.Ports:
 		return t.refuse(h, f, ReasonPorts, packet.SessionLimit)
+	case port && int(t.network.ports) >= t.config.Network.Ports:
+		return t.refuse(&t.network, f, ReasonNetworkPorts, packet.SessionLimit)
 	}
 	return t.admitOpening(h, f, half)
 }
 
 // admitOpening is the part of admit that a connection which starts again in
-// its old record must pass, too.
+// its old record must pass, too. An inner address meets its own limit first, so
+// that whoever asks for too much is not refused on the account of all.
 func (t *Table) admitOpening(h *host, f flow, half bool) packet.Outcome {
 	if half && int(h.halfOpen) >= t.config.Limits.HalfOpen {
 		return t.refuse(h, f, ReasonHalfOpen, packet.SessionLimit)
 	}
+	if half && int(t.halfOpen) >= t.config.Network.HalfOpen {
+		return t.refuse(&t.network, f, ReasonNetworkHalfOpen, packet.SessionLimit)
+	}
 	if t.config.Limits.NewPerSecond != unlimited {
 		if t.fill(h); h.tokens < ticksPerSecond {
 			return t.refuse(h, f, ReasonRate, packet.RateLimit)
+		}
+	}
+	if t.config.Network.NewPerSecond != unlimited {
+		if t.fillNetwork(); t.network.tokens < ticksPerSecond {
+			return t.refuse(&t.network, f, ReasonNetworkRate, packet.RateLimit)
 		}
 	}
 	return packet.Pass
@@ -94,9 +115,13 @@ func (t *Table) charge(h *host) {
 	if t.config.Limits.NewPerSecond != unlimited {
 		h.tokens -= ticksPerSecond
 	}
+	if t.config.Network.NewPerSecond != unlimited {
+		t.network.tokens -= ticksPerSecond
+	}
 }
 
-// refuse tells, once per second and inner address, that a flow was refused.
+// refuse tells, once per second and inner address, that a flow was refused. For
+// the limits of all together h is Table.network.
 func (t *Table) refuse(h *host, f flow, why Reason, o packet.Outcome) packet.Outcome {
 	t.stats.Refused[why]++
 	if !h.warned || t.tick-h.told >= ticksPerSecond {

@@ -150,6 +150,122 @@ func TestBucketOutlivesSessions(t *testing.T) {
 	}
 }
 
+// C-4, A-2: what all inner addresses hold together is bounded, too; who is refused for
+// it hears once a second for all, and nobody loses what exists.
+func TestC4NetworkPorts(t *testing.T) {
+	for _, mode := range []Mapping{AddressAndPortDependent, EndpointIndependent} {
+		l := newLab(t, func(c *Config) { c.Network.Ports, c.TCPMapping = 4, mode })
+		at := must2(l.udpOut(box, web))(l, packet.Pass)
+		c := l.conn(box2, web).open()
+		must2(l.echoOut(box2, web.Addr()))(l, packet.Pass)
+		must2(l.echoOut(box, web.Addr()))(l, packet.Pass)
+		l.events()
+		for range 3 {
+			must2(l.udpOut(box2, web))(l, packet.SessionLimit)
+			l.conn(box, web).mustSend(packet.SessionLimit, seg{flags: packet.SYN, seq: 1})
+		}
+		e := l.events()
+		if len(e) != 1 || e[0].Kind != Refused || e[0].Reason != ReasonNetworkPorts || e[0].Inner != box2 || e[0].Remote != web {
+			t.Errorf("mode %d: events %+v, want one refusal", mode, e)
+		}
+		must2(l.udpOut(box, other))(l, packet.Pass) // needs no port
+		must2(l.udpIn(web, at))(l, packet.Pass)
+		c.dataOut(1)
+		audit(t, l.Table)
+		if s := l.Stats(); s.Ports != 4 || s.Refused.Of(ReasonNetworkPorts) != 6 {
+			t.Errorf("mode %d: %d ports, %d refusals", mode, s.Ports, s.Refused.Of(ReasonNetworkPorts))
+		}
+		l.Close(Flow{Proto: packet.UDP, External: at}, l.now)
+		must2(l.udpOut(box2, web))(l, packet.Pass)
+		if n := l.Revoke(box2.Addr(), l.now); n != 3 || l.Stats().Ports != 1 {
+			t.Errorf("mode %d: %d sessions revoked, %d ports left", mode, n, l.Stats().Ports)
+		}
+	}
+}
+
+// half-open connections of all together; an inner address at its own limit
+// is told of that one.
+func TestA24NetworkHalfOpen(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.Network.HalfOpen, c.Limits.HalfOpen = 5, 3 })
+	for i := range 3 {
+		l.conn(box, makeEndpoint(0xcb007101, port(i)).addrPort()).syn()
+	}
+	closed := l.conn(box2, web).open()
+	closed.finOut()
+	closed.finIn()
+	l.conn(box2, other).syn()
+	last := l.conn(box2, web2).syn()
+	l.conn(box, other).mustSend(packet.SessionLimit, seg{flags: packet.SYN, seq: 1})
+	closed.mustSend(packet.SessionLimit, seg{flags: packet.SYN, seq: closed.out + 10})
+	if s := l.Stats(); s.Refused.Of(ReasonHalfOpen) != 1 || s.Refused.Of(ReasonNetworkHalfOpen) != 1 || s.HalfOpen != 5 {
+		t.Errorf("refusals %v with %d half-open", s.Refused, s.HalfOpen)
+	}
+	last.mustRecv(packet.Pass, seg{flags: synAck, seq: last.in, ack: last.out})
+	last.in++
+	last.mustSend(packet.Pass, seg{flags: packet.ACK, seq: last.out, ack: last.in})
+	closed.mustSend(packet.Pass, seg{flags: packet.SYN, seq: closed.out + 10})
+	audit(t, l.Table)
+}
+
+// C-4: new sessions per second of all together, in both kinds of tables.
+func TestC4NetworkRate(t *testing.T) {
+	for _, kind := range []bool{false, true} {
+		l := newLab(t, func(c *Config) {
+			c.Network.NewPerSecond, c.Network.Burst = 10, 20
+			if c.Identity = kind; kind {
+				c.External = netip.Addr{}
+			}
+		})
+		fresh := func(n int) (passed int) {
+			for i := range n {
+				o := l.egress(packet.BuildUDP(l.buf[:], makeEndpoint(0x0a000000+uint32(i), uint16(l.now>>20)).addrPort(), web, nil, 64, 0))
+				switch o {
+				case packet.Pass:
+					passed++
+				case packet.RateLimit:
+				default:
+					t.Fatal(o)
+				}
+			}
+			return passed
+		}
+		if n := fresh(30); n != 20 {
+			t.Errorf("identity %v: %d passed, want the burst of 20", kind, n)
+		}
+		if l.wait(time.Second); fresh(30) != 10 {
+			t.Errorf("identity %v: not the 10 of a second passed", kind)
+		}
+		e := l.events()
+		if n := l.Stats().Refused.Of(ReasonNetworkRate); n != 30 || e[20].Reason != ReasonNetworkRate || e[len(e)-1].Reason != ReasonNetworkRate || len(e) != 32 {
+			t.Errorf("identity %v: %d refusals, %d events", kind, n, len(e))
+		}
+		audit(t, l.Table)
+	}
+}
+
+// with the settings' defaults no inner address takes all ports, even when it lets
+// all go at once and takes new ones while the old are on hold.
+func TestA2DefaultPortsLeaveRoom(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.Limits.NewPerSecond = -1 })
+	take := func() (n int) {
+		for p := 1; p < 1<<16; p++ {
+			if _, o := l.udpOut(netip.AddrPortFrom(box.Addr(), uint16(p)), web); o == packet.Pass {
+				n++
+			}
+		}
+		return n
+	}
+	first := take()
+	if l.Revoke(box.Addr(), l.now) != first {
+		t.Fatal("not all went")
+	}
+	take()
+	if left := l.Stats().FreePorts.Of(packet.UDP); left < 64512/2-1024 {
+		t.Errorf("%d ports are left of 64512", left)
+	}
+	must2(l.udpOut(box2, web))(l, packet.Pass)
+}
+
 // A negative limit is none.
 func TestUnlimited(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.Limits = Limits{-1, -1, -1, -1, 0} })
@@ -190,6 +306,7 @@ func TestConfigErrors(t *testing.T) {
 		{func(c *Config) { c.MaxSessions = 1 << 30 }, "sessions"},
 		{func(c *Config) { c.EventBuffer = -1 }, "event buffer"},
 		{func(c *Config) { c.Limits.Burst = -5 }, "burst"},
+		{func(c *Config) { c.Network.NewPerSecond, c.Network.Burst = 1, -5 }, "burst"},
 		{func(c *Config) { c.Timers.UDP = 119 * time.Second }, "UDP"},               // U-5
 		{func(c *Config) { c.Timers.TCPEstablished = time.Hour }, "TCPEstablished"}, // T-5
 		{func(c *Config) { c.Timers.TCPClosing = 239 * time.Second }, "TCPClosing"}, // T-5

@@ -192,6 +192,7 @@ type Stats struct {
 	Sessions   PerProtocol // sessions, including those whose time is over but that Expire has not met
 	Mappings   int         // endpoint-independent mappings
 	HalfOpen   int         // TCP connections whose handshake is not complete
+	Ports      int         // external ports, as Limits.Ports counts them
 	Hosts      int         // inner addresses known
 	HeldTuples int         // TCP tuples on hold
 	HeldPorts  int         // ports and identifiers on hold
@@ -211,6 +212,7 @@ func (t *Table) Stats() Stats {
 	s := t.stats
 	s.Mappings = t.mappings.live
 	s.HalfOpen = int(t.halfOpen)
+	s.Ports = int(t.network.ports)
 	s.Hosts = t.hosts.live
 	s.HeldTuples, s.HeldPorts = t.tuples.len(), t.heldPorts.len()
 	s.Crowded = len(t.crowds)

@@ -143,6 +143,7 @@ func (t *Table) bind(f flow, hi uint32) (uint32, bool) {
 	}
 	h.mappings = i
 	h.ports++
+	t.network.ports++
 	t.inner.insert(t.key.sum(uint64(f.from), uint64(f.proto)), i)
 	return i, true
 }
@@ -172,6 +173,7 @@ func (t *Table) unbind(i uint32, why Reason) {
 		h.mappings = m.next
 	}
 	h.ports--
+	t.network.ports--
 	t.inner.remove(t.key.sum(uint64(m.from()), uint64(m.proto)), i)
 	which := spaceOf(m.proto)
 	t.spaces[which].assign(m.port, 0)

@@ -242,7 +242,7 @@ func TestRefusedTupleInCrowd(t *testing.T) {
 
 // P-3: 64-bit words of the generator spread over 16-bit ports as log2(64512) bits do.
 func TestP3Entropy(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.Limits.HalfOpen = -1 })
+	l := newLab(t, func(c *Config) { c.Limits.HalfOpen, c.Limits.Ports = -1, -1 })
 	counts := map[uint16]int{}
 	for i := range 20_000 {
 		c := l.conn(box, makeEndpoint(0xcb007100+uint32(i), 443).addrPort()).syn()

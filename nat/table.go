@@ -79,6 +79,7 @@ type Table struct {
 	events   ring
 	stats    Stats
 	halfOpen uint32
+	network  host // all inner addresses together: ports, the bucket, when a refusal was told
 	draining bool
 	warned   bool   // told is valid
 	told     uint32 // tick of the last Exhausted event
@@ -111,6 +112,9 @@ func New(c Config) (*Table, error) {
 	}
 	if !c.Identity {
 		t.blank = newPortSet(c.Ports, c.Reserved)
+	}
+	if c.Network.NewPerSecond != unlimited {
+		t.network.tokens = uint32(c.Network.Burst) * ticksPerSecond
 	}
 	t.key = hashKey{t.dice.source.Uint64(), t.dice.source.Uint64()}
 	t.config.Reserved = nil // the caller's memory; blank knows them
@@ -293,6 +297,7 @@ func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session)
 		s.owner, s.flags = m, mapped
 	} else if !t.config.Identity {
 		h.ports++
+		t.network.ports++
 		if c := t.crowds[f.to]; c != nil {
 			c.set.take(port)
 		}
@@ -350,6 +355,7 @@ func (t *Table) removeSession(i uint32, why Reason) {
 	}
 	if !shared {
 		h.ports--
+		t.network.ports--
 		if why != ReasonReused {
 			t.holdTuple(makeTuple(port, remote))
 		}

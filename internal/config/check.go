@@ -134,8 +134,15 @@ func (d *document) limits(raw rawLimits) Limits {
 		whatElse string
 	}{
 		{"sessions_per_ip", raw.SessionsPerIP, 1 << 28, "as many as one dedicated address may carry"},
+		{"ports_per_ip", raw.PortsPerIP, 1 << 28, "as many as all sandboxes of one dedicated address may hold"},
+		{"half_open_per_ip", raw.HalfOpenPerIP, 1 << 28, "as many as all sandboxes of one dedicated address may have waiting"},
+		{"new_flows_per_second_per_ip", raw.NewFlowsPerSecondPerIP, 100_000_000, "as many as all sandboxes of one dedicated address may open"},
 		{"sessions_per_sandbox", raw.SessionsPerSandbox, 1 << 28, "as many as one sandbox may hold"},
+		{"ports_per_sandbox", raw.PortsPerSandbox, 1 << 28, "as many as one sandbox may hold"},
+		{"half_open_per_sandbox", raw.HalfOpenPerSandbox, 1 << 28, "as many as one sandbox may have waiting"},
 		{"new_flows_per_second", raw.NewFlowsPerSecond, 100_000_000, "as many as one sandbox may open"},
+		{"fragment_bytes", raw.FragmentBytes, 1 << 30, "the bytes that one network's fragments may take"},
+		{"fragment_bytes_per_sandbox", raw.FragmentBytesPerSandbox, 1 << 30, "the bytes that the fragments of one sandbox may take"},
 		{"pending_connects", raw.PendingConnects, 1 << 20, "as many as one network may have waiting"},
 		{"pending_connects_per_destination", raw.PendingConnectsPerDestination, 1 << 20, "as many as may wait for one destination"},
 	} {
@@ -145,6 +152,9 @@ func (d *document) limits(raw rawLimits) Limits {
 	}
 	if raw.PendingConnectsPerDestination > raw.PendingConnects && raw.PendingConnects >= 1 {
 		d.wrong("limits.pending_connects_per_destination", fmt.Sprintf("%d is more than limits.pending_connects, %d: one dead destination could take all of them", raw.PendingConnectsPerDestination, raw.PendingConnects), "write less")
+	}
+	if raw.FragmentBytesPerSandbox > raw.FragmentBytes && raw.FragmentBytes >= 1 {
+		d.wrong("limits.fragment_bytes_per_sandbox", fmt.Sprintf("%d is more than limits.fragment_bytes, %d: one sandbox could take all of them", raw.FragmentBytesPerSandbox, raw.FragmentBytes), "write less")
 	}
 	return Limits(raw)
 }

@@ -38,7 +38,7 @@ func TestDaemonDefaults(t *testing.T) {
 		Admin:     Admin{Listen: netip.MustParseAddrPort("127.0.0.1:9469")},
 		WireGuard: WireGuard{Ports: spec.PortRange{First: 51820, Last: 52843}},
 		Uplink:    "sockets",
-		Limits:    Limits{1 << 20, 65536, 20000, 4096, 1024},
+		Limits:    Limits{1 << 20, 1 << 20, 65536, 200_000, 65536, 16384, 4096, 20000, 4 << 20, 256 << 10, 4096, 1024},
 		Timers:    Timers{300 * time.Second, 7440 * time.Second, 240 * time.Second, 60 * time.Second},
 		Drain:     500 * time.Millisecond,
 		Health:    Health{Interval: time.Second},
@@ -99,6 +99,10 @@ func TestErrorsSayWhere(t *testing.T) {
 			`d.yaml:6:46: dns.upstreams[2]: "dns.example" is not the IPv4 address of a resolver; write one such as 192.0.2.53 or 192.0.2.53:5353`}},
 		{"one destination takes all", daemon, minimal + "limits: {pending_connects: 5}\n", []string{
 			`d.yaml:7:9: limits.pending_connects_per_destination: 1024 is more than limits.pending_connects, 5: one dead destination could take all of them; write less`}},
+		{"limits of sandboxes", daemon, minimal + "limits: {ports_per_sandbox: 0, half_open_per_ip: -1, fragment_bytes: 1000}\n", []string{
+			`d.yaml:7:9: limits.fragment_bytes_per_sandbox: 262144 is more than limits.fragment_bytes, 1000: one sandbox could take all of them; write less`,
+			`d.yaml:7:29: limits.ports_per_sandbox: 0 cannot be; write 1 to 268435456: as many as one sandbox may hold`,
+			`d.yaml:7:50: limits.half_open_per_ip: -1 cannot be; write 1 to 268435456: as many as all sandboxes of one dedicated address may have waiting`}},
 		{"log", daemon, minimal + "log: {level: loud, format: xml}\n", []string{
 			`d.yaml:7:14: log.level: there is no "loud"; use debug or info or warn or error`,
 			`d.yaml:7:28: log.format: there is no "xml"; use text or json`}},
@@ -283,7 +287,7 @@ type zeros struct{}
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 
 func TestNATConfig(t *testing.T) {
-	d, err := ReadDaemon("d.yaml", strings.NewReader(minimal+"wireguard: {ports: 51820-51822}\nadmin: {listen: '0.0.0.0:9469'}\nlimits: {sessions_per_ip: 1000, sessions_per_sandbox: 100, new_flows_per_second: 10}\n"))
+	d, err := ReadDaemon("d.yaml", strings.NewReader(minimal+"wireguard: {ports: 51820-51822}\nadmin: {listen: '0.0.0.0:9469'}\nlimits: {sessions_per_ip: 1000, sessions_per_sandbox: 100, new_flows_per_second: 10, new_flows_per_second_per_ip: 30, ports_per_sandbox: 50, ports_per_ip: 500, half_open_per_sandbox: 20, half_open_per_ip: 200}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +296,8 @@ func TestNATConfig(t *testing.T) {
 	if !slices.Equal(c.Reserved, []uint16{51820, 51821, 51822, 9469}) {
 		t.Errorf("reserved %v", c.Reserved)
 	}
-	if c.External != external || c.MaxSessions != 1000 || c.Limits.Sessions != 100 || c.Limits.NewPerSecond != 10 ||
+	if c.External != external || c.MaxSessions != 1000 || c.Limits != (nat.Limits{Sessions: 100, Ports: 50, HalfOpen: 20, NewPerSecond: 10}) ||
+		c.Network != (nat.NetworkLimits{Ports: 500, HalfOpen: 200, NewPerSecond: 30}) ||
 		c.Timers.UDP != 300*time.Second || c.Timers.TCPOpening != 240*time.Second || c.Timers.TCPClosing != 240*time.Second ||
 		c.Timers.TCPEstablished != 7440*time.Second || c.Timers.ICMP != 60*time.Second {
 		t.Errorf("got %+v", c)

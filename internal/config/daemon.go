@@ -126,10 +126,15 @@ type DNS struct {
 
 // Limits bound what one network, address or sandbox may use.
 type Limits struct {
-	// SessionsPerIP bounds the table of one dedicated address.
-	SessionsPerIP int
-	// SessionsPerSandbox and NewFlowsPerSecond bound one inner address.
-	SessionsPerSandbox, NewFlowsPerSecond int
+	// These bound the table of one dedicated address, all sandboxes together. Ports
+	// count external ports and identifiers, and TCP connections that are mapped by
+	// their destination; half-open are TCP connections whose handshake is not complete.
+	SessionsPerIP, PortsPerIP, HalfOpenPerIP, NewFlowsPerSecondPerIP int
+	// These bound one inner address of it.
+	SessionsPerSandbox, PortsPerSandbox, HalfOpenPerSandbox, NewFlowsPerSecond int
+	// FragmentBytes bound the memory of one network's datagrams that wait for more of
+	// their fragments, FragmentBytesPerSandbox those of one source address.
+	FragmentBytes, FragmentBytesPerSandbox int
 	// PendingConnects bounds the TCP connections of one network that wait for the
 	// far side, PendingConnectsPerDestination those to one address.
 	PendingConnects, PendingConnectsPerDestination int
@@ -203,8 +208,15 @@ type rawDNS struct {
 
 type rawLimits struct {
 	SessionsPerIP                 int `yaml:"sessions_per_ip"`
+	PortsPerIP                    int `yaml:"ports_per_ip"`
+	HalfOpenPerIP                 int `yaml:"half_open_per_ip"`
+	NewFlowsPerSecondPerIP        int `yaml:"new_flows_per_second_per_ip"`
 	SessionsPerSandbox            int `yaml:"sessions_per_sandbox"`
+	PortsPerSandbox               int `yaml:"ports_per_sandbox"`
+	HalfOpenPerSandbox            int `yaml:"half_open_per_sandbox"`
 	NewFlowsPerSecond             int `yaml:"new_flows_per_second"`
+	FragmentBytes                 int `yaml:"fragment_bytes"`
+	FragmentBytesPerSandbox       int `yaml:"fragment_bytes_per_sandbox"`
 	PendingConnects               int `yaml:"pending_connects"`
 	PendingConnectsPerDestination int `yaml:"pending_connects_per_destination"`
 }
@@ -232,8 +244,15 @@ func defaultDaemon() rawDaemon {
 		Uplink:    UplinkSockets,
 		Limits: rawLimits{
 			SessionsPerIP:                 1 << 20,
+			PortsPerIP:                    1 << 20,
+			HalfOpenPerIP:                 65536,
+			NewFlowsPerSecondPerIP:        200_000,
 			SessionsPerSandbox:            65536,
+			PortsPerSandbox:               16384,
+			HalfOpenPerSandbox:            4096,
 			NewFlowsPerSecond:             20000,
+			FragmentBytes:                 4 << 20,
+			FragmentBytesPerSandbox:       256 << 10,
 			PendingConnects:               4096,
 			PendingConnectsPerDestination: 1024,
 		},

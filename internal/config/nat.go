@@ -18,7 +18,14 @@ func NATConfig(d Daemon, external netip.Addr) nat.Config {
 		MaxSessions: d.Limits.SessionsPerIP,
 		Limits: nat.Limits{
 			Sessions:     d.Limits.SessionsPerSandbox,
+			Ports:        d.Limits.PortsPerSandbox,
+			HalfOpen:     d.Limits.HalfOpenPerSandbox,
 			NewPerSecond: d.Limits.NewFlowsPerSecond,
+		},
+		Network: nat.NetworkLimits{
+			Ports:        d.Limits.PortsPerIP,
+			HalfOpen:     d.Limits.HalfOpenPerIP,
+			NewPerSecond: d.Limits.NewFlowsPerSecondPerIP,
 		},
 		Timers: nat.Timers{
 			UDP:            d.Timers.UDP,
