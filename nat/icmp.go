@@ -9,7 +9,8 @@ import (
 
 // An ICMP error is translated where the packet that it quotes belongs to a
 // live session (RFC 5508 section 4), with its type and code as they are. It
-// refreshes and removes nothing (I-6, U-12, T-10); where it came from does not matter (U-12 a).
+// refreshes and removes nothing (I-6, U-12, T-10); where it came from does not matter (U-12 a),
+// as long as somebody may send from there at all.
 
 // minMTU is the least next-hop MTU that is believed. Lower ones serve to
 // tell hosts apart or to slow them down; every host must be able to take 576 bytes (RFC 791).
@@ -23,6 +24,9 @@ func (t *Table) ingressError(p *packet.Packet) packet.Outcome {
 	e := &p.Inner
 	if !e.Dst.Is4() || e.Src != p.Dst {
 		return packet.NoMapping
+	}
+	if c := packet.ClassOf(p.Src); c.MartianSource() && (c != packet.ClassLoopback || packet.ClassOf(t.config.External) != c) {
+		return packet.Martian
 	}
 	if e.Proto == packet.ICMP && p.B[e.L4] != packet.ICMPEchoRequest {
 		return packet.NoMapping // no reply to an echo ever leaves

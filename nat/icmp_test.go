@@ -232,3 +232,29 @@ func TestI5ErrorsFromInside(t *testing.T) {
 		}
 	}
 }
+
+// an error from an address that nobody has is not believed, whatever it
+// quotes; loopback reports only where the dedicated address is one itself.
+func TestR3ErrorsFromMartians(t *testing.T) {
+	for from, want := range map[string]packet.Outcome{
+		"0.0.0.0": packet.Martian, "127.0.0.1": packet.Martian, "224.0.0.1": packet.Martian, "240.0.0.1": packet.Martian,
+		"255.255.255.255": packet.Martian, "10.9.9.9": packet.Pass, "100.64.0.1": packet.Pass, "169.254.3.3": packet.Pass,
+	} {
+		l := newLab(t, nil)
+		must2(l.udpOut(box, web))(l, packet.Pass)
+		quote := l.quoteOf(28)
+		if o := l.ingress(l.errorAbout(11, 0, 0, netip.MustParseAddr(from), external, quote)); o != want {
+			t.Errorf("from %s: %v, want %v", from, o, want)
+		}
+	}
+	looped := netip.MustParseAddr("127.0.0.10")
+	l := newLab(t, func(c *Config) { c.External = looped })
+	l.parse(packet.BuildUDP(l.buf[:], box, web, nil, 64, 1))
+	if o := l.Egress(&l.p, l.now); o != packet.Pass {
+		t.Fatal(o)
+	}
+	l.parse(l.errorAbout(3, 3, 0, netip.MustParseAddr("127.0.0.1"), looped, l.quoteOf(28)))
+	if o := l.Ingress(&l.p, l.now); o != packet.Pass {
+		t.Errorf("in a region of loopback: %v", o)
+	}
+}

@@ -58,6 +58,12 @@ func (c Class) Host() bool {
 	return false
 }
 
+// MartianSource says whether nobody may send from an address of this class, so
+// that a packet which claims to is never forwarded (RFC 1812 section 5.3.7).
+// Link-local addresses are none: routers of clouds report from there. Loopback is the
+// caller's own business where all that it knows lies in 127.0.0.0/8.
+func (c Class) MartianSource() bool { return !c.Host() && c != ClassLinkLocal }
+
 // String returns the class's name.
 func (c Class) String() string {
 	switch c {

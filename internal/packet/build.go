@@ -53,14 +53,27 @@ func fits(dst []byte, n int) bool { return n <= len(dst) && n <= 0xffff }
 // << 24 of 12/0, else 0. As much is quoted as fits in 576 bytes, from the bytes
 // as they stand now: build the error before the packet is rewritten.
 //
-// It returns 0 where RFC 1812 section 4.3.2.7 forbids an error: about an ICMP
-// error, a fragment other than the first, a packet to or from an address that
-// is not one host's.
+// An error to the far side about a packet that was translated on its way in must
+// quote it as the far side sent it, with the external address. The setters undo
+// each other, so whoever has kept the destination puts it back first:
+//
+//	was := netip.AddrPortFrom(p.Dst, p.DstPort)
+//	if table.Ingress(p, now) == packet.Pass && p.DF && len(p.B) > mtu {
+//		p.SetDestination(was)
+//		n = packet.BuildICMPError(buf, packet.ICMPUnreachable, 4, mtu, was.Addr(), p)
+//	}
+//
+// It returns 0 for other types than 3, 11 and 12, redirects among them, and
+// where RFC 1812 section 4.3.2.7 forbids an error: about an ICMP error, a
+// fragment other than the first, a packet to or from an address that is not
+// one host's.
 func BuildICMPError(dst []byte, typ, code uint8, info uint32, from netip.Addr, about *Packet) int {
-	if about.Kind == KindUnknown || about.Kind == KindICMPError || !answerable(about) {
+	switch typ {
+	case ICMPUnreachable, ICMPTimeExceeded, ICMPParameter:
+	default:
 		return 0
 	}
-	if about.Kind == KindFragment && binary.BigEndian.Uint16(about.B[6:])&offsetMask != 0 {
+	if !mayCauseError(about) || !answerable(about) {
 		return 0
 	}
 	quote := min(len(about.B), errorMax-ipv4Len-icmpLen)
@@ -76,6 +89,23 @@ func BuildICMPError(dst []byte, typ, code uint8, info uint32, from netip.Addr, a
 	copy(m[icmpLen:], about.B[:quote])
 	binary.BigEndian.PutUint16(m[2:], checksum(m, 0))
 	return n
+}
+
+// mayCauseError says whether p is neither an ICMP error, whole or in part, nor
+// a fragment other than the first.
+func mayCauseError(p *Packet) bool {
+	switch p.Kind {
+	case KindUnknown, KindICMPError:
+		return false
+	case KindFragment:
+		if binary.BigEndian.Uint16(p.B[6:])&offsetMask != 0 {
+			return false
+		}
+		if p.Proto == ICMP { // the one field of it that Parse has not looked at
+			return len(p.B) > p.L4 && (p.B[p.L4] == ICMPEchoRequest || p.B[p.L4] == ICMPEchoReply)
+		}
+	}
+	return true
 }
 
 // answerable says whether p came from one host and went to one.

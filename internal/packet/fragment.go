@@ -18,7 +18,8 @@ const optionCopied = 0x80
 //
 // b is a sound IPv4 packet, itself perhaps a fragment; it may be as small as
 // to need only one. Its DF bit is the caller's business. A length of 0 says
-// that dst is too short or that mtu leaves no room for eight bytes.
+// that dst is too short, that mtu leaves no room for eight bytes, or that the
+// fragment b itself begins too far behind for offsets to tell (a ping of death).
 func NextFragment(dst, b []byte, mtu, at int) (n, next int) {
 	head := int(b[0]&15) * 4
 	payload := b[head:]
@@ -31,7 +32,9 @@ func NextFragment(dst, b []byte, mtu, at int) (n, next int) {
 	if rest > room {
 		rest = room &^ 7
 	}
-	if rest < 0 || rest == 0 && len(payload) > 0 || size+rest > len(dst) {
+	frag := binary.BigEndian.Uint16(b[6:])
+	off := int(frag&offsetMask) + at/8
+	if rest < 0 || rest == 0 && len(payload) > 0 || size+rest > len(dst) || off > offsetMask {
 		return 0, 0
 	}
 	if at == 0 {
@@ -42,14 +45,13 @@ func NextFragment(dst, b []byte, mtu, at int) (n, next int) {
 		copiedOptions(dst[ipv4Len:size], b[ipv4Len:head])
 	}
 	copy(dst[size:], payload[at:at+rest])
-	frag := binary.BigEndian.Uint16(b[6:])
+	frag = frag&^offsetMask | uint16(off)
 	next = at + rest
 	if next == len(payload) {
 		next = 0
 	} else {
 		frag |= flagMF
 	}
-	frag += uint16(at / 8)
 	dst[0] = 0x40 | uint8(size/4)
 	binary.BigEndian.PutUint16(dst[2:], uint16(size+rest))
 	binary.BigEndian.PutUint16(dst[6:], frag)

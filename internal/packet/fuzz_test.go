@@ -12,10 +12,10 @@ func seeds(f *testing.F) {
 		tcpPacket(f, TCPHeader{Src: inner, Dst: remote, Flags: SYN, MSS: 1460}, ""),
 		tcpPacket(f, TCPHeader{Src: inner, Dst: remote, Flags: PSH | ACK}, "hello"),
 		udpPacket(f, inner, remote, "ping"),
-		withOptions(udpPacket(f, inner, remote, "ping"), 7, 3, 4, 148, 4, 0, 0),
+		withOptions(udpPacket(f, inner, remote, "ping"), 30, 3, 4, 148, 4, 0, 0),
 		echoPacket(f, innerA, remoteA, false, 77, "abc"),
 		errorPacket(f, 3, 4, tcpPacket(f, TCPHeader{Src: ext, Dst: remote, Flags: SYN}, "")[:28]),
-		errorPacket(f, 11, 0, withOptions(udpPacket(f, ext, remote, "x"), 7, 3, 4)),
+		errorPacket(f, 11, 0, withOptions(udpPacket(f, ext, remote, "x"), 30, 3, 4)),
 		errorPacket(f, 3, 3, echoPacket(f, extA, remoteA, false, 5, "x")),
 		piece(f, UDP, 1, 8, true, make([]byte, 16)),
 	} {

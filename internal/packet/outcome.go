@@ -16,6 +16,7 @@ const (
 	NotIPv4                           // IPv6 and everything else that is not IPv4
 	BadProtocol                       // a transport that is not translated (RFC 6888 REQ-1)
 	SourceRoute                       // LSRR or SSRR (RFC 7126)
+	AddressOption                     // an option in which hosts record their addresses (RFC 7126): record route, timestamp
 	Fragment                          // a fragment that could not be used
 	FragmentOverlap                   // overlapping fragments: the datagram is dropped
 	FragmentLimit                     // reassembly memory or time ran out
@@ -62,6 +63,7 @@ var outcomeNames = [numOutcomes]string{
 	NotIPv4:            "not_ipv4",
 	BadProtocol:        "bad_protocol",
 	SourceRoute:        "source_route",
+	AddressOption:      "address_option",
 	Fragment:           "fragment",
 	FragmentOverlap:    "fragment_overlap",
 	FragmentLimit:      "fragment_limit",

@@ -17,10 +17,12 @@ const (
 	flagMF     = 0x2000
 	offsetMask = 0x1fff
 
-	optionEnd  = 0
-	optionNOP  = 1
-	optionLSRR = 131
-	optionSSRR = 137
+	optionEnd         = 0
+	optionNOP         = 1
+	optionRecordRoute = 7
+	optionTimestamp   = 68
+	optionLSRR        = 131
+	optionSSRR        = 137
 )
 
 // The ICMP types that are translated (RFC 5508 REQ-10 a), and those that the
@@ -100,8 +102,11 @@ func soundHeader(b []byte, head int) bool {
 	return sound(b[:head], 0)
 }
 
-// walkOptions checks that the options are well-formed (RFC 791 section 3.1)
-// and that none is a source route (RFC 7126 sections 4.3 and 4.4).
+// walkOptions checks that the options are well-formed (RFC 791 section 3.1),
+// that none is a source route (RFC 7126 sections 4.3 and 4.4), and that none
+// records addresses (sections 4.5 and 4.7): a sandbox's own stands in the first
+// slot before the packet comes here, and no translator would find it. All
+// others pass as they are.
 func walkOptions(o []byte) Outcome {
 	for len(o) > 0 {
 		switch o[0] {
@@ -112,6 +117,8 @@ func walkOptions(o []byte) Outcome {
 			continue
 		case optionLSRR, optionSSRR:
 			return SourceRoute
+		case optionRecordRoute, optionTimestamp:
+			return AddressOption
 		}
 		if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
 			return Malformed

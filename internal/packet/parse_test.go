@@ -37,7 +37,7 @@ func TestParseKinds(t *testing.T) {
 	if p.Kind != KindFragment || p.Data() != nil || p.ChecksumOK() {
 		t.Errorf("fragment: %+v", p)
 	}
-	p = mustParse(t, withOptions(udpPacket(t, inner, remote, "ping"), 7, 7, 4, 0, 0, 0, 0)) // record route
+	p = mustParse(t, withOptions(udpPacket(t, inner, remote, "ping"), 30, 7, 4, 0, 0, 0, 0)) // an experiment of RFC 4727
 	if p.L4 != 28 || string(p.Data()) != "ping" {
 		t.Errorf("options: %+v", p)
 	}
@@ -91,10 +91,12 @@ func TestParseRefuses(t *testing.T) {
 		{"header checksum (R-2)", edit(udp(), func(b []byte) { b[10] ^= 1 }), Malformed},
 		{"LSRR (R-5)", withOptions(udp(), 131, 7, 4, 1, 2, 3, 4), SourceRoute},
 		{"SSRR behind NOPs (R-5)", withOptions(udp(), 1, 1, 137, 3, 4), SourceRoute},
-		{"LSRR behind another option", withOptions(udp(), 7, 3, 4, 131, 3, 4), SourceRoute},
-		{"option of length 1", withOptions(udp(), 7, 1, 0, 0), Malformed},
-		{"option beyond the header", withOptions(udp(), 7, 9, 0, 0), Malformed},
-		{"option without a length", withOptions(udp(), 1, 1, 1, 7), Malformed},
+		{"LSRR behind another option", withOptions(udp(), 30, 3, 4, 131, 3, 4), SourceRoute},
+		{"record route (R-5, A-18)", withOptions(udp(), 7, 7, 8, 10, 0, 0, 7), AddressOption},
+		{"timestamp behind router alert (R-5, A-18)", withOptions(udp(), 148, 4, 0, 0, 68, 12, 13, 1, 10, 0, 0, 7, 0, 0, 0, 0), AddressOption},
+		{"option of length 1", withOptions(udp(), 30, 1, 0, 0), Malformed},
+		{"option beyond the header", withOptions(udp(), 30, 9, 0, 0), Malformed},
+		{"option without a length", withOptions(udp(), 1, 1, 1, 30), Malformed},
 		{"GRE (C-1)", fixHeader(edit(udp(), func(b []byte) { b[9] = 47 })), BadProtocol},
 		{"fragment of ESP", fixHeader(edit(udp(), func(b []byte) { b[9], b[6] = 50, 0x20 })), BadProtocol},
 		{"UDP header cut", fixHeader(edit(udp()[:27], func(b []byte) { b[3] = 27 })), MalformedL4},
@@ -124,7 +126,8 @@ func TestParseRefuses(t *testing.T) {
 		{"embedded IHL beyond the quotation", icmp(edit(udp()[:30], func(b []byte) { b[0] = 0x46 })), MalformedL4},
 		{"seven bytes of transport quoted", icmp(udp()[:27]), MalformedL4},
 		{"embedded total length too small", icmp(fixHeader(edit(udp(), func(b []byte) { b[3] = 27 }))), MalformedL4},
-		{"embedded option of length 0", icmp(withOptions(udp(), 7, 0, 0, 0)), MalformedL4},
+		{"embedded option of length 0", icmp(withOptions(udp(), 30, 0, 0, 0)), MalformedL4},
+		{"embedded record route (A-18)", icmp(withOptions(udp(), 7, 7, 8, 10, 0, 0, 7)), MalformedL4},
 		{"embedded later fragment", icmp(fixHeader(edit(udp(), func(b []byte) { b[7] = 1 }))), Fragment},
 		{"embedded GRE", icmp(fixHeader(edit(udp(), func(b []byte) { b[9] = 47 }))), BadProtocol},
 		{"error about an error", icmp(errorPacket(t, 3, 3, udp())), ICMPType},

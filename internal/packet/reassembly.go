@@ -17,6 +17,9 @@ const (
 	// maxFragments per datagram: 65,535 bytes in fragments of the least MTU that
 	// is still in use (552 of RFC 1191's table) are 123.
 	maxFragments = 128
+	// expireBudget is how many datagrams one call forgets at most, so that the
+	// end of a flood is no pause on the packet path.
+	expireBudget = 512
 )
 
 // ReassemblyConfig bounds a Reassembler. Zero fields take the default.
@@ -67,6 +70,7 @@ type Reassembler struct {
 	used      int
 	oldest    *datagram // the timeout is one for all: order of arrival is order of expiry
 	newest    *datagram
+	expired   int // forgotten for their time since Expire was last asked
 	whole     []byte
 }
 
@@ -86,6 +90,7 @@ type datagram struct {
 	have       int    // bytes of payload in parts
 	end        int    // payload length, known from the last fragment; -1 before
 	header     []byte // IP header of the first fragment
+	ecn        uint8  // set of the ECN codepoints of the parts: bit c for codepoint c
 	condemned  bool
 	prev, next *datagram
 }
@@ -117,14 +122,21 @@ func (r *Reassembler) Used() int { return r.used }
 // datagram says that the fragment is kept and others are awaited; everything
 // else that it was dropped.
 //
-// The DF bit of a whole datagram is clear: it has been fragmented before.
+// The DF bit of a whole datagram is clear: it has been fragmented before. Its
+// header is that of the first fragment, but for congestion that another one met
+// (RFC 3168 section 5.3); congestion beside a fragment that says its sender
+// would not know what that is loses the datagram.
 func (r *Reassembler) Add(p *Packet, now Instant) ([]byte, Outcome) {
-	r.Expire(now)
+	r.sweep(now)
 	f, ok := fragmentOf(p)
 	if !ok {
 		return nil, Fragment
 	}
 	d := r.datagrams[f.key]
+	if d != nil && r.due(d, now) {
+		r.expire(d)
+		d = nil
+	}
 	if d == nil {
 		if !r.affords(f.key.src, datagramCost) {
 			return nil, FragmentLimit
@@ -153,7 +165,7 @@ func (r *Reassembler) Add(p *Packet, now Instant) ([]byte, Outcome) {
 	if d.end < 0 || d.have < d.end {
 		return nil, Pass
 	}
-	if len(d.header)+d.end > 0xffff { // the first header may be longer than that of the last
+	if len(d.header)+d.end > 0xffff || !d.congestionTold() { // the first header may be longer than that of the last
 		r.remove(d)
 		return nil, Fragment
 	}
@@ -162,15 +174,32 @@ func (r *Reassembler) Add(p *Packet, now Instant) ([]byte, Outcome) {
 	return r.whole, Pass
 }
 
-// Expire forgets the datagrams whose time is over and returns their number,
-// those condemned included. Add does it too.
+// Expire forgets datagrams whose time is over, 512 at most, and returns how many
+// were forgotten so since it was last called, those condemned included: Add
+// forgets them too, and never uses one whose time is over.
 func (r *Reassembler) Expire(now Instant) int {
-	n := 0
-	for r.oldest != nil && now-r.oldest.began >= Instant(r.config.Timeout) {
-		r.remove(r.oldest)
-		n++
-	}
+	r.sweep(now)
+	n := r.expired
+	r.expired = 0
 	return n
+}
+
+func (r *Reassembler) sweep(now Instant) {
+	for range expireBudget {
+		if r.oldest == nil || !r.due(r.oldest, now) {
+			return
+		}
+		r.expire(r.oldest)
+	}
+}
+
+func (r *Reassembler) expire(d *datagram) {
+	r.remove(d)
+	r.expired++
+}
+
+func (r *Reassembler) due(d *datagram, now Instant) bool {
+	return now-d.began >= Instant(r.config.Timeout)
 }
 
 // fragment is a parsed fragment; data and header are views of the packet.
@@ -214,14 +243,14 @@ func fragmentOf(p *Packet) (f fragment, ok bool) {
 }
 
 // place finds where among its parts the datagram wants f. An exact copy of a
-// part is not needed and does no harm.
+// part is not needed and does no harm (RFC 8200 section 4.5 says so of IPv6).
 func (d *datagram) place(f fragment) (int, Outcome) {
 	stop := f.off + len(f.data)
 	if d.end >= 0 && stop > d.end {
 		return 0, FragmentOverlap
 	}
 	i, found := slices.BinarySearchFunc(d.parts, f.off, func(q part, off int) int { return q.off - off })
-	if found && bytes.Equal(d.parts[i].data, f.data) {
+	if found && f.last == (stop == d.end) && bytes.Equal(d.parts[i].data, f.data) {
 		return 0, Fragment
 	}
 	if found ||
@@ -238,6 +267,7 @@ func (d *datagram) place(f fragment) (int, Outcome) {
 func (d *datagram) insert(i int, f fragment) {
 	d.parts = slices.Insert(d.parts, i, part{off: f.off, data: bytes.Clone(f.data)})
 	d.have += len(f.data)
+	d.ecn |= 1 << (f.header[1] & ecnMask)
 	if f.last {
 		d.end = f.off + len(f.data)
 	}
@@ -259,9 +289,23 @@ func (r *Reassembler) assemble(d *datagram) {
 	}
 	binary.BigEndian.PutUint16(w[2:], uint16(total))
 	w[6], w[7], w[10], w[11] = 0, 0, 0, 0
+	if d.ecn&ecnMet != 0 {
+		w[1] |= ecnCE
+	}
 	binary.BigEndian.PutUint16(w[10:], checksum(w[:len(d.header)], 0))
 	r.whole = w
 }
+
+// The ECN field of the IP header (RFC 3168 section 5), and sets of its codepoints.
+const (
+	ecnMask   = 3
+	ecnCE     = 3
+	ecnMet    = 1 << ecnCE
+	ecnNotECT = 1 << 0
+)
+
+// congestionTold says whether the whole datagram can tell of the congestion that its parts met.
+func (d *datagram) congestionTold() bool { return d.ecn&ecnMet == 0 || d.ecn&ecnNotECT == 0 }
 
 func (r *Reassembler) affords(src [4]byte, cost int) bool {
 	return r.used+cost <= r.config.MaxBytes && r.perSource[src]+cost <= r.config.MaxPerSource

@@ -135,11 +135,14 @@ func (p *Packet) DecrementTTL() Outcome {
 func (p *Packet) ID() uint16 { return binary.BigEndian.Uint16(p.B[4:]) }
 
 // ClampMSS lowers the maximum segment size announced in a SYN or SYN-ACK to
-// mss bytes and says whether it did. It never raises one and never adds one.
+// mss bytes and says whether it did. It never raises one and never adds one. Of
+// several announcements, of which hosts believe the first or the last, it
+// lowers each.
 func (p *Packet) ClampMSS(mss uint16) bool {
 	if p.Kind != KindTCP || p.Flags&SYN == 0 {
 		return false
 	}
+	lowered := false
 	t := p.B[p.L4 : len(p.B)-p.Payload]
 	for i := tcpLen; i < len(t) && t[i] != optionEnd; {
 		if t[i] == optionNOP {
@@ -147,14 +150,14 @@ func (p *Packet) ClampMSS(mss uint16) bool {
 			continue
 		}
 		if i+2 > len(t) || t[i+1] < 2 || i+int(t[i+1]) > len(t) {
-			return false
+			break
 		}
-		if t[i] == 2 && t[i+1] == 4 {
-			return clamp(t, i+2, mss)
+		if t[i] == 2 && t[i+1] == 4 && clamp(t, i+2, mss) {
+			lowered = true
 		}
 		i += int(t[i+1])
 	}
-	return false
+	return lowered
 }
 
 // clamp lowers the word at t[i:], which may stand across two words of the

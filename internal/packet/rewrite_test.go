@@ -286,6 +286,7 @@ func TestClampMSS(t *testing.T) {
 		{"behind NOPs, word aligned", segment(SYN, 1, 1, 2, 4, 5, 180, 1, 1), 1380, 1380},
 		{"behind a NOP, across two words", segment(SYN, 1, 2, 4, 5, 180, 1, 1, 1), 1380, 1380},
 		{"behind window scale", segment(SYN, 3, 3, 7, 2, 4, 5, 180, 0), 536, 536},
+		{"two of them", segment(SYN, 2, 4, 5, 180, 2, 4, 5, 181), 1380, 1380},
 		{"equal", segment(SYN, mss...), 1460, 0},
 		{"never raised", segment(SYN, mss...), 1500, 0},
 		{"not a SYN", segment(ACK, mss...), 1380, 0},
@@ -310,6 +311,9 @@ func TestClampMSS(t *testing.T) {
 		i := bytes.Index(row.b[40:], []byte{2, 4}) + 42
 		if got := binary.BigEndian.Uint16(row.b[i:]); got != row.want || !soundWhole(row.b) {
 			t.Errorf("%s: MSS %d, sound %v", row.name, got, soundWhole(row.b))
+		}
+		if mustParse(t, row.b).ClampMSS(row.to) {
+			t.Errorf("%s: one was left", row.name)
 		}
 	}
 	p := mustParse(t, udpPacket(t, inner, remote, "x"))
