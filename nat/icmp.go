@@ -77,7 +77,7 @@ func (t *Table) egressError(p *packet.Packet) packet.Outcome {
 	case t.config.Identity || e.Proto == packet.TCP:
 		i = t.findOutbound(t.flowHash(e.Proto, inner, remote), e.Proto, inner, remote)
 	default:
-		if m := t.findMapping(e.Proto, inner); m != 0 {
+		if m := t.findMapping(t.innerHash(e.Proto, inner), e.Proto, inner); m != 0 {
 			port := t.mappings.at(m).port
 			i = t.findInbound(t.inboundHash(e.Proto, port, remote), e.Proto, port, remote)
 		}

@@ -11,9 +11,9 @@ import (
 
 // egressTracked lets a datagram or an echo request pass and takes note of where it
 // goes, so that an answer from there passes, too.
-func (t *Table) egressTracked(p *packet.Packet) packet.Outcome {
-	f := flow{p.Proto, makeEndpoint(number(p.Src), p.SrcPort), makeEndpoint(number(p.Dst), p.DstPort), 0}
-	i := t.findOutbound(t.flowHash(f.proto, f.from, f.to), f.proto, f.from, f.to)
+func (t *Table) egressTracked(p *packet.Packet, l *lookup) packet.Outcome {
+	f := flow{p.Proto, l.from, l.to, 0}
+	i := t.outgoing(l)
 	if i != 0 && due(t.sessions.at(i).deadline, t.tick) {
 		t.removeSession(i, ReasonExpired)
 		i = 0
@@ -34,7 +34,7 @@ func (t *Table) egressTracked(p *packet.Packet) packet.Outcome {
 	}
 	t.charge(h)
 	i, s := t.addSession(f, f.from.port(), hi, 0)
-	t.last = i
+	t.last, l.hint = i, i
 	s.state, s.deadline = stateLive, deadline
 	t.tellSession(Created, s, ReasonNone)
 	return packet.Pass

@@ -280,62 +280,19 @@ func BenchmarkIdentity(b *testing.B) {
 		c.Limits = Limits{Sessions: -1, Ports: -1, HalfOpen: -1, NewPerSecond: -1}
 	})
 	p := &population{n: 200_000, lab: l}
-	l.build(box, web, seg{flags: packet.ACK})
-	copy(p.raw[:], l.buf[:40])
+	datagram := func(from, to netip.AddrPort) *packet.Packet {
+		p.datagram(0, from, to)
+		packet.Parse(&p.p, p.bufs[0][:p.sizes[0]])
+		return &p.p
+	}
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		k := p.scattered(i)
-		p.view(0, inside(k), remote(k))
-		p.p.Kind, p.p.Proto = packet.KindUDP, packet.UDP
-		if l.Egress(&p.p, l.now) != packet.Pass {
+		k := int(uint64(i) * 0x9e3779b97f4a7c15 >> 20 % uint64(p.n)) // an order that no cache foresees
+		if l.Egress(datagram(inside(k), remote(k)), l.now) != packet.Pass {
 			b.Fatal("dropped")
 		}
-		p.view(0, remote(k), inside(k))
-		p.p.Kind, p.p.Proto = packet.KindUDP, packet.UDP
-		if l.Ingress(&p.p, l.now) != packet.Pass {
+		if l.Ingress(datagram(remote(k), inside(k)), l.now) != packet.Pass {
 			b.Fatal("dropped")
 		}
 	}
-}
-
-// A mark is its session's own, whatever the protocol, and stays until it is taken away.
-func TestMarks(t *testing.T) {
-	l := newIdentityLab(t, nil)
-	conns := map[netip.AddrPort]*conn{}
-	out := func(from netip.AddrPort, mark bool) {
-		t.Helper()
-		conns[from].dataOut(10)
-		l.Mark(mark)
-		must2(l.udpOut(from, web))(l, packet.Pass)
-		l.Mark(!mark)
-		must2(l.echoOut(from, web.Addr()))(l, packet.Pass)
-		l.Mark(mark)
-	}
-	in := func(from netip.AddrPort, mark bool) {
-		t.Helper()
-		conns[from].dataIn(10)
-		if l.Marked() != mark {
-			t.Errorf("TCP of %v: marked %v", from, !mark)
-		}
-		must2(l.udpIn(web, from))(l, packet.Pass)
-		if l.Marked() == mark {
-			t.Errorf("UDP of %v: marked %v", from, mark)
-		}
-		must2(l.echoTo(web.Addr(), from))(l, packet.Pass)
-		if l.Marked() != mark {
-			t.Errorf("echo of %v: marked %v", from, !mark)
-		}
-	}
-	for _, from := range []netip.AddrPort{box, twin} {
-		conns[from] = l.conn(from, web)
-		conns[from].open()
-	}
-	for _, mark := range []bool{true, false} {
-		out(box, mark)
-		out(twin, !mark)
-		in(box, mark)
-		in(twin, !mark)
-		in(box, mark)
-	}
-	audit(t, l.Table)
 }

@@ -91,6 +91,24 @@ func (c *cursor) next() uint32 {
 	return 0
 }
 
+// home returns the slot where the walk of a hash begins.
+func (x *index) home(h uint64) uint64 {
+	if x.shards == nil {
+		return 0
+	}
+	s := x.shards[h%shardCount].slots
+	if len(s) == 0 {
+		return 0
+	}
+	return s[int(h>>32)&(len(s)-1)]
+}
+
+// first returns the first candidate of a hash, or 0.
+func (x *index) first(h uint64) uint32 {
+	c := x.find(h)
+	return c.next()
+}
+
 // insert adds record i under h. The caller knows that it isn't there.
 func (x *index) insert(h uint64, i uint32) {
 	if x.shards == nil {

@@ -22,9 +22,9 @@ func spaceOf(p packet.Proto) int {
 
 // egressMapped translates a packet whose mapping does not depend on where it
 // goes: UDP, and echo requests, whose identifier stands for the port (U-1, I-1).
-func (t *Table) egressMapped(p *packet.Packet) packet.Outcome {
-	f := flow{p.Proto, makeEndpoint(number(p.Src), p.SrcPort), makeEndpoint(number(p.Dst), p.DstPort), 0}
-	i := t.findMapping(f.proto, f.from)
+func (t *Table) egressMapped(p *packet.Packet, l *lookup) packet.Outcome {
+	f := flow{p.Proto, l.from, l.to, 0}
+	i := t.binding(l)
 	if i != 0 && due(t.mappings.at(i).deadline, t.tick) {
 		t.removeMapping(i, ReasonExpired)
 		i = 0
@@ -32,7 +32,7 @@ func (t *Table) egressMapped(p *packet.Packet) packet.Outcome {
 	deadline := t.datagramDeadline(f.proto)
 	if i != 0 {
 		port := t.mappings.at(i).port
-		if k := t.findInbound(t.inboundHash(f.proto, port, f.to), f.proto, port, f.to); k != 0 {
+		if k := t.bound(l, port); k != 0 {
 			t.refresh(t.sessions.at(k), t.mappings.at(i), deadline)
 			p.SetSource(t.externalPort(port))
 			return packet.Pass
@@ -95,9 +95,8 @@ func (t *Table) open(f flow, m, deadline uint32) (uint32, packet.Outcome) {
 // reply. It passes only from an address and port that the mapping has sent to
 // (U-8, C-7: filtering depends on address and port), and refreshes nothing
 // (U-6a, X-8).
-func (t *Table) ingressMapped(p *packet.Packet) packet.Outcome {
-	from := makeEndpoint(number(p.Src), p.SrcPort)
-	i := t.arriving(p.Proto, from, makeEndpoint(number(p.Dst), p.DstPort))
+func (t *Table) ingressMapped(p *packet.Packet, l *lookup) packet.Outcome {
+	i := t.incoming(l)
 	if i == 0 || due(t.sessions.at(i).deadline, t.tick) {
 		return t.missed(p.Proto, p.DstPort)
 	}
@@ -144,7 +143,7 @@ func (t *Table) bind(f flow, hi uint32) (uint32, bool) {
 	h.mappings = i
 	h.ports++
 	t.network.ports++
-	t.inner.insert(t.key.sum(uint64(f.from), uint64(f.proto)), i)
+	t.inner.insert(t.innerHash(f.proto, f.from), i)
 	return i, true
 }
 
@@ -174,7 +173,7 @@ func (t *Table) unbind(i uint32, why Reason) {
 	}
 	h.ports--
 	t.network.ports--
-	t.inner.remove(t.key.sum(uint64(m.from()), uint64(m.proto)), i)
+	t.inner.remove(t.innerHash(m.proto, m.from()), i)
 	which := spaceOf(m.proto)
 	t.spaces[which].assign(m.port, 0)
 	t.holdPort(which, m.port)

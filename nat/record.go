@@ -76,6 +76,17 @@ func (s *session) link() *uint32 { return &s.next }
 func (s *session) from() endpoint { return makeEndpoint(s.inner, s.innerPort) }
 func (s *session) to() endpoint   { return makeEndpoint(s.remote, s.remotePort) }
 
+// between says whether s is the session of a protocol between two endpoints.
+func (s *session) between(p packet.Proto, from, to endpoint) bool {
+	return s.from() == from && s.to() == to && s.proto == p
+}
+
+// answers says whether s is the session of a protocol between an external port
+// and a remote.
+func (s *session) answers(p packet.Proto, port uint16, remote endpoint) bool {
+	return s.to() == remote && s.port == port && s.proto == p
+}
+
 // mapping is the endpoint-independent binding of an inner endpoint to an
 // external port (RFC 4787 REQ-1). It has at least one session as long as it lives.
 type mapping struct {
@@ -93,6 +104,9 @@ type mapping struct {
 func (m *mapping) link() *uint32 { return &m.next }
 
 func (m *mapping) from() endpoint { return makeEndpoint(m.inner, m.innerPort) }
+
+// of says whether m is the mapping of an inner endpoint.
+func (m *mapping) of(p packet.Proto, from endpoint) bool { return m.from() == from && m.proto == p }
 
 // host is an inner address and what it holds.
 type host struct {

@@ -86,6 +86,8 @@ type Table struct {
 
 	last uint32 // the session of the packet that an identity table let pass last
 
+	scratch [batchMax]lookup // of a batch
+
 	sweep, hostSweep uint32 // the records that Expire looked at last
 }
 
@@ -143,12 +145,19 @@ func (t *Table) clock(now packet.Instant) {
 // and must be dropped.
 func (t *Table) Egress(p *packet.Packet, now packet.Instant) packet.Outcome {
 	t.clock(now)
-	o := t.egress(p)
+	o := t.screenOut(p)
+	if o == packet.Pass {
+		var l lookup
+		t.aimOut(&l, p)
+		l.hash = t.hashOf(&l)
+		o = t.actOut(p, &l)
+	}
 	t.stats.Egress[o&(countersSize-1)]++
 	return o
 }
 
-func (t *Table) egress(p *packet.Packet) packet.Outcome {
+// screenOut says what needs no look at the state.
+func (t *Table) screenOut(p *packet.Packet) packet.Outcome {
 	if p.Kind == packet.KindUnknown || !p.Src.Is4() || !p.Dst.Is4() {
 		return packet.Malformed
 	}
@@ -161,28 +170,25 @@ func (t *Table) egress(p *packet.Packet) packet.Outcome {
 	if t.config.Identity && p.Src == p.Dst {
 		return packet.SpoofedSource // A-14, too: nobody goes through us to itself
 	}
-	switch p.Kind {
-	case packet.KindTCP:
-		return t.egressTCP(p)
-	case packet.KindUDP:
-		return t.egressDatagram(p)
-	case packet.KindICMPQuery:
-		if p.ICMPType != packet.ICMPEchoRequest {
-			return packet.NoMapping // no request ever comes in, so there is nothing to reply to
-		}
-		return t.egressDatagram(p)
-	case packet.KindICMPError:
-		return t.egressError(p)
+	if p.Kind == packet.KindICMPQuery && p.ICMPType != packet.ICMPEchoRequest {
+		return packet.NoMapping // no request ever comes in, so there is nothing to reply to
 	}
-	return packet.Fragment
+	return packet.Pass
 }
 
-// egressDatagram is egress of UDP and echo requests.
-func (t *Table) egressDatagram(p *packet.Packet) packet.Outcome {
-	if t.config.Identity {
-		return t.egressTracked(p)
+// actOut does with a packet that was screened what its session says.
+func (t *Table) actOut(p *packet.Packet, l *lookup) packet.Outcome {
+	switch {
+	case p.Kind == packet.KindTCP:
+		return t.egressTCP(p, l)
+	case p.Kind == packet.KindICMPError:
+		return t.egressError(p)
+	case l.via == viaOutbound:
+		return t.egressTracked(p, l)
+	case l.via == viaInner:
+		return t.egressMapped(p, l)
 	}
-	return t.egressMapped(p)
+	return packet.Fragment
 }
 
 // Ingress translates a packet that came back to the external address: its
@@ -191,12 +197,19 @@ func (t *Table) egressDatagram(p *packet.Packet) packet.Outcome {
 // any outcome but Pass the packet is unchanged and must be dropped, silently (T-4, A-9).
 func (t *Table) Ingress(p *packet.Packet, now packet.Instant) packet.Outcome {
 	t.clock(now)
-	o := t.ingress(p)
+	o := t.screenIn(p)
+	if o == packet.Pass {
+		var l lookup
+		t.aimIn(&l, p)
+		l.hash = t.hashOf(&l)
+		o = t.actIn(p, &l)
+	}
 	t.stats.Ingress[o&(countersSize-1)]++
 	return o
 }
 
-func (t *Table) ingress(p *packet.Packet) packet.Outcome {
+// screenIn is screenOut of a packet from outside.
+func (t *Table) screenIn(p *packet.Packet) packet.Outcome {
 	if p.Kind == packet.KindUnknown || !p.Src.Is4() || !p.Dst.Is4() {
 		return packet.Malformed
 	}
@@ -206,16 +219,19 @@ func (t *Table) ingress(p *packet.Packet) packet.Outcome {
 	if p.Src == p.Dst {
 		return packet.Martian
 	}
+	if p.Kind == packet.KindICMPQuery && p.ICMPType != packet.ICMPEchoReply {
+		return packet.NoMapping // the address never answers an echo
+	}
+	return packet.Pass
+}
+
+// actIn is actOut of a packet from outside.
+func (t *Table) actIn(p *packet.Packet, l *lookup) packet.Outcome {
 	switch p.Kind {
 	case packet.KindTCP:
-		return t.ingressTCP(p)
-	case packet.KindUDP:
-		return t.ingressMapped(p)
-	case packet.KindICMPQuery:
-		if p.ICMPType != packet.ICMPEchoReply {
-			return packet.NoMapping // the address never answers an echo
-		}
-		return t.ingressMapped(p)
+		return t.ingressTCP(p, l)
+	case packet.KindUDP, packet.KindICMPQuery:
+		return t.ingressMapped(p, l)
 	case packet.KindICMPError:
 		return t.ingressError(p)
 	}
@@ -249,7 +265,7 @@ func (t *Table) arriving(p packet.Proto, from, to endpoint) uint32 {
 func (t *Table) findInbound(h uint64, p packet.Proto, port uint16, remote endpoint) uint32 {
 	c := t.inbound.find(h)
 	for i := c.next(); i != 0; i = c.next() {
-		if s := t.sessions.at(i); s.to() == remote && s.port == port && s.proto == p {
+		if t.sessions.at(i).answers(p, port, remote) {
 			return i
 		}
 	}
@@ -260,18 +276,23 @@ func (t *Table) findInbound(h uint64, p packet.Proto, port uint16, remote endpoi
 func (t *Table) findOutbound(h uint64, p packet.Proto, from, to endpoint) uint32 {
 	c := t.outbound.find(h)
 	for i := c.next(); i != 0; i = c.next() {
-		if s := t.sessions.at(i); s.from() == from && s.to() == to && s.proto == p {
+		if t.sessions.at(i).between(p, from, to) {
 			return i
 		}
 	}
 	return 0
 }
 
+// innerHash is the hash of the inner index.
+func (t *Table) innerHash(p packet.Proto, from endpoint) uint64 {
+	return t.key.sum(uint64(from), uint64(p))
+}
+
 // findMapping returns the mapping of an inner endpoint, or 0.
-func (t *Table) findMapping(p packet.Proto, from endpoint) uint32 {
-	c := t.inner.find(t.key.sum(uint64(from), uint64(p)))
+func (t *Table) findMapping(h uint64, p packet.Proto, from endpoint) uint32 {
+	c := t.inner.find(h)
 	for i := c.next(); i != 0; i = c.next() {
-		if m := t.mappings.at(i); m.from() == from && m.proto == p {
+		if t.mappings.at(i).of(p, from) {
 			return i
 		}
 	}

@@ -76,9 +76,9 @@ func (t *Table) enter(s *session, to state) {
 	}
 }
 
-func (t *Table) egressTCP(p *packet.Packet) packet.Outcome {
-	f := flow{packet.TCP, makeEndpoint(number(p.Src), p.SrcPort), makeEndpoint(number(p.Dst), p.DstPort), p.Seq}
-	i := t.findOutbound(t.flowHash(f.proto, f.from, f.to), f.proto, f.from, f.to)
+func (t *Table) egressTCP(p *packet.Packet, l *lookup) packet.Outcome {
+	f := flow{packet.TCP, l.from, l.to, p.Seq}
+	i := t.outgoing(l)
 	if i != 0 && due(t.sessions.at(i).deadline, t.tick) {
 		t.removeSession(i, ReasonExpired)
 		i = 0
@@ -102,16 +102,15 @@ func (t *Table) egressTCP(p *packet.Packet) packet.Outcome {
 	} else {
 		t.track(s, p, outward)
 	}
-	t.last = i
+	t.last, l.hint = i, i
 	if !t.config.Identity {
 		p.SetSource(t.externalPort(t.sessions.at(i).port))
 	}
 	return packet.Pass
 }
 
-func (t *Table) ingressTCP(p *packet.Packet) packet.Outcome {
-	from := makeEndpoint(number(p.Src), p.SrcPort)
-	i := t.arriving(packet.TCP, from, makeEndpoint(number(p.Dst), p.DstPort))
+func (t *Table) ingressTCP(p *packet.Packet, l *lookup) packet.Outcome {
+	i := t.incoming(l)
 	if i != 0 && due(t.sessions.at(i).deadline, t.tick) {
 		t.removeSession(i, ReasonExpired)
 		i = 0
@@ -137,7 +136,7 @@ func (t *Table) connect(f flow, p *packet.Packet) (uint32, packet.Outcome) {
 	independent := t.config.TCPMapping == EndpointIndependent
 	m := uint32(0)
 	if independent {
-		m = t.findMapping(f.proto, f.from)
+		m = t.findMapping(t.innerHash(f.proto, f.from), f.proto, f.from)
 	}
 	if o := t.admit(h, f, m == 0, true); o != packet.Pass {
 		return 0, o
