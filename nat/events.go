@@ -173,11 +173,24 @@ func (t *Table) Drain(dst []Event) int {
 		if t.config.Identity {
 			dst[i].External = dst[i].Inner
 		}
+		if t.taken(e) {
+			dst[i].Reason = ReasonReused
+		}
 		if e.hasRemote {
 			dst[i].Remote = e.remote.addrPort()
 		}
 	}
 	return n
+}
+
+// taken says whether the tuple of a connection that ended has a new one by
+// now: a mapping that outlives its connections gives it to whoever asks for the
+// same remote, at once. What belongs to the tuple is the new one's then.
+func (t *Table) taken(e record) bool {
+	if e.kind != Closed || e.proto != packet.TCP || t.config.TCPMapping != EndpointIndependent {
+		return false
+	}
+	return t.findInbound(t.inboundHash(e.proto, e.port, e.remote), e.proto, e.port, e.remote) != 0
 }
 
 // tellSession emits an event about a TCP connection or a tracked flow; other

@@ -112,9 +112,7 @@ func TestIdentityTracksTCP(t *testing.T) {
 	c := l.conn(box, web).open()
 	c.mustRecv(packet.Filtered, seg{flags: packet.RST, seq: c.in + 1<<20})
 	c.state("established")
-	c.finOut()
-	c.finIn()
-	c.state("closed")
+	c.finish()
 	c.syn() // again, from the same port
 	c.state("opening")
 	c.mustRecv(packet.Filtered, seg{flags: rstAck, ack: c.out + 5})

@@ -296,6 +296,15 @@ func (c *conn) finIn() {
 	c.in++
 }
 
+// finish closes the connection from inside, to the last ACK.
+func (c *conn) finish() {
+	c.Helper()
+	c.finOut()
+	c.finIn()
+	c.mustSend(packet.Pass, seg{flags: packet.ACK, seq: c.out, ack: c.in})
+	c.state("closed")
+}
+
 // session returns what the table says of the connection.
 func (c *conn) session() (Session, bool) {
 	for s := range c.Sessions() {

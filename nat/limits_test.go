@@ -67,8 +67,7 @@ func TestA24HalfOpen(t *testing.T) {
 	l.conn(box, other).mustSend(packet.SessionLimit, seg{flags: packet.SYN, seq: 1})
 	l.conn(box2, other).syn()
 	live.dataOut(10)
-	live.finOut()
-	live.finIn()
+	live.finish()
 	live.mustSend(packet.SessionLimit, seg{flags: packet.SYN, seq: live.out + 10}) // starting again is opening, too
 	l.wait(241 * time.Second)
 	l.settle()
@@ -191,8 +190,7 @@ func TestA24NetworkHalfOpen(t *testing.T) {
 		l.conn(box, makeEndpoint(0xcb007101, port(i)).addrPort()).syn()
 	}
 	closed := l.conn(box2, web).open()
-	closed.finOut()
-	closed.finIn()
+	closed.finish()
 	l.conn(box2, other).syn()
 	last := l.conn(box2, web2).syn()
 	l.conn(box, other).mustSend(packet.SessionLimit, seg{flags: packet.SYN, seq: 1})

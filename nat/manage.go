@@ -231,7 +231,7 @@ func (t *Table) Stats() Stats {
 type Session struct {
 	Proto                   packet.Proto
 	Inner, External, Remote netip.AddrPort // of an echo the ports are identifiers, and 0 of the remote; Inner is External in an identity table
-	State                   string         // live, opening, established, closed, reset
+	State                   string         // live, opening, established, closing, closed, reset
 	Created, Expires        packet.Instant // to a tick; Expires is when it goes if nothing more is heard
 }
 

@@ -50,10 +50,15 @@ type session struct {
 	// What TCP has said, per direction (outward, inward).
 	end [2]uint32 // sequence number behind the last byte sent (SND.NXT)
 	ack [2]uint32 // highest acknowledgement sent; the peer's initial number before any
-	win [2]uint32 // largest window offered, in bytes
+	win [2]uint16 // largest window offered; in units of its scale once opened
+	// again is the sequence number behind a SYN that came from inside while the
+	// connection was open, againScale its window scale. Valid where flags has renewing.
+	again uint32
 	// flags are the milestones of the handshake and of the close.
 	flags sessionFlags
-	scale uint8 // window scales: low nibble outward, high nibble inward
+	scale uint8 // window scales offered: low nibble outward, high nibble inward
+
+	againScale uint8
 }
 
 type sessionFlags uint8
@@ -66,6 +71,7 @@ const (
 	finOut                            // FIN from inside
 	finIn                             // FIN from outside
 	marked                            // see Table.Mark
+	renewing                          // see session.again
 
 	// opened: the handshake is complete.
 	opened = synIn | ackedOut | ackedIn

@@ -342,7 +342,7 @@ func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session)
 // frees goes on hold, unless a new connection takes its place.
 func (t *Table) removeSession(i uint32, why Reason) {
 	s := t.sessions.at(i)
-	if why == ReasonExpired && (s.state == stateClosed || s.state == stateReset) {
+	if why == ReasonExpired && s.state.ended() {
 		why = ReasonFinished
 	}
 	t.stats.Ended[why]++

@@ -18,18 +18,27 @@ const (
 	stateOpening
 	// stateEstablished: both SYNs have been acknowledged. Timer TCPEstablished,
 	// refreshed by acceptable segments. One FIN does not leave it: the other
-	// direction may go on for as long as it likes (T-2).
+	// direction may go on for as long as it likes (T-2). Neither do two, as long as
+	// data before them is not acknowledged: it may take hours to drain.
 	stateEstablished
-	// stateClosed: both FINs were seen. Timer TCPClosing, refreshed by nothing.
-	// A SYN from inside starts the connection again (S-5).
+	// stateClosing: both FINs were seen, and all that goes before them is
+	// acknowledged. Timer TCPClosing, which is one of idleness (RFC 5382 REQ-5):
+	// refreshed by acceptable segments, as FINs are sent again for minutes. Data
+	// behind a FIN shows that FIN to be forged, and leads back.
+	stateClosing
+	// stateClosed: both FINs are acknowledged. Timer TCPClosing, refreshed by
+	// nothing. A SYN from inside starts the connection again (S-5).
 	stateClosed
 	// stateReset: an exact RST was seen (TRANS in RFC 6146). Timer TCPClosing,
-	// refreshed by nothing; an acceptable segment brings the connection back
-	// a SYN from inside starts it again.
+	// refreshed by nothing; an acceptable segment brings back a connection whose
+	// handshake is complete, a SYN from inside starts it again.
 	stateReset
 )
 
-var stateNames = [...]string{"free", "live", "opening", "established", "closed", "reset"}
+var stateNames = [...]string{"free", "live", "opening", "established", "closing", "closed", "reset"}
+
+// ended says whether nothing is left of a connection but its last packets.
+func (s state) ended() bool { return s == stateClosing || s == stateClosed || s == stateReset }
 
 // The directions as indexes of what a session knows of each.
 const (
@@ -43,13 +52,24 @@ func after(a, b uint32) bool { return int32(a-b) > 0 }
 // noScale is the window scale of a side that offered none; RFC 7323 allows up to 14.
 const noScale = 15
 
-// start makes s a connection whose first SYN is p.
-func (t *Table) start(s *session, p *packet.Packet) {
-	s.flags &= mapped
-	s.end = [2]uint32{outward: p.End()}
-	s.ack = [2]uint32{inward: p.Seq}
-	s.win = [2]uint32{outward: uint32(p.Window)}
-	s.scale = windowScale(p)
+// attempt is what a SYN from inside says.
+type attempt struct {
+	isn, end uint32 // its sequence number, and the one behind it
+	win      uint16
+	scale    uint8
+}
+
+func attemptOf(p *packet.Packet) attempt {
+	return attempt{p.Seq, p.End(), p.Window, windowScale(p)}
+}
+
+// start makes s a connection whose first SYN is a.
+func (t *Table) start(s *session, a attempt) {
+	s.flags &= mapped | marked
+	s.end = [2]uint32{outward: a.end}
+	s.ack = [2]uint32{inward: a.isn}
+	s.win = [2]uint16{outward: a.win}
+	s.scale = a.scale | noScale<<4
 	t.enter(s, stateOpening)
 	s.deadline = t.tick + 1 + t.ticks.opening
 }
@@ -98,7 +118,7 @@ func (t *Table) egressTCP(p *packet.Packet, l *lookup) packet.Outcome {
 			return o
 		}
 		t.charge(h)
-		t.start(s, p)
+		t.start(s, attemptOf(p))
 	} else {
 		t.track(s, p, outward)
 	}
@@ -159,7 +179,7 @@ func (t *Table) connect(f flow, p *packet.Packet) (uint32, packet.Outcome) {
 	}
 	t.charge(h)
 	i, s := t.addSession(f, port, hi, m)
-	t.start(s, p)
+	t.start(s, attemptOf(p))
 	t.tellSession(Created, s, ReasonNone)
 	return i, packet.Pass
 }
@@ -175,37 +195,37 @@ func (t *Table) track(s *session, p *packet.Packet, d int) packet.Outcome {
 	case p.Flags&packet.RST != 0:
 		return t.trackRST(s, p, d)
 	}
-	if s.flags&synIn == 0 {
-		return packet.Pass // nothing to compare with: a challenge ACK, or data ahead of the answer
+	if s.flags&synIn == 0 || s.state == stateClosed {
+		return packet.Pass // nothing to compare with (a challenge ACK, or data ahead of the answer), or nothing left to learn
 	}
 	if !s.acceptable(p, d) {
 		return packet.Pass // the hosts answer it as RFC 9293 and 5961 say
 	}
 	if s.flags&opened != opened && after(p.Ack, s.ack[d]) {
-		s.flags |= acknowledged(d)
+		s.learn(acknowledged(d))
 	}
 	s.advance(p, d)
-	if p.Flags&packet.FIN != 0 {
-		s.flags |= finOf(d)
-	}
 	t.progress(s)
 	return packet.Pass
 }
 
-// progress enters the state that the milestones say, and sets the timer.
+// progress enters the state that the milestones say, and sets the timer. A
+// connection whose handshake is not complete stays where it is.
 func (t *Table) progress(s *session) {
-	switch {
-	case s.state == stateClosed:
-	case s.flags&(finOut|finIn) == finOut|finIn:
-		t.enter(s, stateClosed)
-		s.deadline = t.tick + 1 + t.ticks.closing
-	case s.flags&opened == opened:
-		t.enter(s, stateEstablished)
-		s.deadline = t.tick + 1 + t.ticks.established
-	case s.state == stateReset:
-		t.enter(s, stateOpening)
-		s.deadline = t.tick + 1 + t.ticks.opening
+	if s.flags&opened != opened {
+		return
 	}
+	to, timer := stateEstablished, t.ticks.established
+	if s.flags&(finOut|finIn) == finOut|finIn {
+		switch out, in := s.end[outward]-s.ack[inward], s.end[inward]-s.ack[outward]; {
+		case out == 0 && in == 0:
+			to, timer = stateClosed, t.ticks.closing
+		case out <= 1 && in <= 1: // nothing but a FIN is not acknowledged
+			to, timer = stateClosing, t.ticks.closing
+		}
+	}
+	t.enter(s, to)
+	s.deadline = t.tick + 1 + timer
 }
 
 func acknowledged(d int) sessionFlags {
@@ -226,51 +246,66 @@ func finOf(d int) sessionFlags {
 // a connection that is open changes nothing: it passes, and so does the
 // challenge ACK that answers it (S-2).
 func (t *Table) trackSYN(s *session, p *packet.Packet, d int) {
-	if s.state != stateOpening {
-		return
-	}
-	if d == outward {
+	switch {
+	case d == inward:
+		t.trackSYNIn(s, p)
+	case p.Flags&packet.ACK == 0:
 		t.trackSYNOut(s, p)
-		return
+	case s.state == stateOpening && s.flags&synIn != 0 && after(p.Ack, s.ack[outward]) && !after(p.Ack, s.end[inward]):
+		s.ack[outward] = p.Ack // our half of a simultaneous open
+		s.learn(ackedIn)
+		s.deadline = t.tick + 1 + t.ticks.opening
+		t.progress(s)
 	}
-	answer := p.Flags&packet.ACK != 0
-	if answer && (!after(p.Ack, s.ack[inward]) || after(p.Ack, s.end[outward])) {
-		return // answers another SYN, or is a forgery
-	}
-	if s.flags&ackedOut != 0 || s.flags&synIn != 0 && !answer {
-		return // a retransmission
-	}
-	s.flags = s.flags&^ackedIn | synIn
-	s.end[inward], s.ack[outward], s.win[inward] = p.End(), p.Seq, uint32(p.Window)
-	theirs := windowScale(p)
-	if ours := s.scale & 15; ours == noScale || theirs == noScale {
-		s.scale = 0 // RFC 7323 section 2.2: both or none
-	} else {
-		s.scale = ours | theirs<<4
-	}
-	if answer {
-		s.flags |= ackedOut
-		s.ack[inward] = p.Ack
-	}
-	s.deadline = t.tick + 1 + t.ticks.opening
 }
 
+// trackSYNIn takes note of the remote's SYN. Only one that acknowledges ours is
+// certainly the remote's, so it takes the place of one that does not, which anybody
+// may have sent, and which refreshes nothing.
+func (t *Table) trackSYNIn(s *session, p *packet.Packet) {
+	answer := p.Flags&packet.ACK != 0
+	if answer && s.flags&renewing != 0 && p.Ack == s.again {
+		t.start(s, attempt{s.again - 1, s.again, 65535, s.againScale}) // the remote has forgotten the old one, too
+	}
+	switch {
+	case s.state != stateOpening || s.flags&ackedOut != 0:
+		return // a retransmission, or a forgery
+	case answer && (!after(p.Ack, s.ack[inward]) || after(p.Ack, s.end[outward])):
+		return // answers another SYN, or is a forgery
+	case s.flags&synIn != 0 && !answer:
+		return
+	}
+	if s.flags&synIn == 0 || p.End() != s.end[inward] {
+		s.flags = s.flags&^ackedIn | synIn
+		s.end[inward], s.ack[outward], s.win[inward] = p.End(), p.Seq, p.Window
+		s.scale = s.scale&15 | windowScale(p)<<4
+	}
+	if answer {
+		s.ack[inward] = p.Ack
+		s.learn(ackedOut)
+		s.deadline = t.tick + 1 + t.ticks.opening
+		t.progress(s)
+	}
+}
+
+// trackSYNOut takes note of a SYN from inside that does not start a connection
+// at once.
 func (t *Table) trackSYNOut(s *session, p *packet.Packet) {
 	switch {
-	case p.Flags&packet.ACK != 0: // our half of a simultaneous open
-		if s.flags&synIn != 0 && after(p.Ack, s.ack[outward]) && !after(p.Ack, s.end[inward]) {
-			s.ack[outward] = p.Ack
-			s.flags |= ackedIn
-			s.deadline = t.tick + 1 + t.ticks.opening
+	case s.state != stateOpening || s.flags&ackedOut != 0:
+		// The host has forgotten the connection (RFC 9293 section 3.5.1). If the remote has
+		// not, it answers with a challenge; if it has, with the handshake of a new one.
+		if after(p.Seq, s.end[outward]) || after(s.ack[inward]-s.room(inward)-1, p.Seq) {
+			s.flags |= renewing
+			s.again, s.againScale = p.Seq+1, windowScale(p)
 		}
-	case s.flags&ackedOut != 0:
 	case p.Seq == s.ack[inward]: // a retransmission
 		if after(p.End(), s.end[outward]) {
 			s.end[outward] = p.End()
 		}
 		s.deadline = t.tick + 1 + t.ticks.opening
 	default: // another attempt from the same port
-		t.start(s, p)
+		t.start(s, attemptOf(p))
 	}
 }
 
@@ -278,22 +313,22 @@ func (t *Table) trackSYNOut(s *session, p *packet.Packet) {
 // exactly what the receiver expects next: what it has acknowledged, or what
 // stands behind all that was sent to it (S-1, RFC 5961 section 3). It passes
 // within the window, so that the receiver can challenge it, and from outside not beyond.
+// One that refuses a SYN must acknowledge it (RFC 9293 section 3.10.7.3).
 func (t *Table) trackRST(s *session, p *packet.Packet, d int) packet.Outcome {
-	if d == inward && s.flags&synIn == 0 { // refuses our SYN: must acknowledge it (RFC 9293 section 3.10.7.3)
+	next := s.ack[1-d]
+	switch {
+	case d == inward && s.flags&renewing != 0 && p.Flags&packet.ACK != 0 && p.Ack == s.again:
+	case d == inward && s.flags&ackedOut == 0:
 		if p.Flags&packet.ACK == 0 || !after(p.Ack, s.ack[inward]) || after(p.Ack, s.end[outward]) {
 			return packet.Filtered
 		}
-		t.reset(s)
-		return packet.Pass
-	}
-	next := s.ack[1-d]
-	if p.Seq == next || p.Seq == s.end[d] {
-		t.reset(s)
-		return packet.Pass
-	}
-	if d == inward && p.Seq-next > max(s.win[outward], 1) {
+	case p.Seq == next || p.Seq == s.end[d]:
+	case d == inward && p.Seq-next > s.room(outward):
 		return packet.Filtered
+	default:
+		return packet.Pass
 	}
+	t.reset(s)
 	return packet.Pass
 }
 
@@ -313,27 +348,68 @@ func (t *Table) reset(s *session) {
 // window before (RFC 9293 section 3.10.7.4, RFC 5961 section 5.2).
 func (s *session) acceptable(p *packet.Packet, d int) bool {
 	o := 1 - d
-	room := max(s.win[o], 1)
+	room := s.room(o)
 	if after(p.Seq, s.ack[o]+room) || after(s.end[d]-room, p.End()+1) {
 		return false
 	}
-	if p.Flags&packet.ACK == 0 {
-		return true
-	}
-	return !after(p.Ack, s.end[o]) && !after(s.ack[d]-max(s.win[d], 1), p.Ack)
+	return !after(p.Ack, s.end[o]) && !after(s.ack[d]-s.room(d), p.Ack)
 }
 
-// advance notes what an acceptable segment of direction d tells.
+// advance notes what an acceptable segment of direction d tells. What lies
+// beyond the window, but for the byte of a probe or a FIN, the receiver cuts off.
 func (s *session) advance(p *packet.Packet, d int) {
-	if end := p.End(); after(end, s.end[d]) {
-		s.end[d] = end
+	end := p.End()
+	if most := s.ack[1-d] + s.room(1-d) + 1; after(end, most) {
+		end = most
 	}
-	if p.Flags&packet.ACK != 0 && after(p.Ack, s.ack[d]) {
+	if after(end, s.end[d]) {
+		s.end[d] = end
+		s.flags &^= finOf(d) // nothing comes behind a FIN: the one before was forged
+		if p.Flags&packet.FIN != 0 {
+			s.flags |= finOf(d)
+		}
+	}
+	if after(p.Ack, s.ack[d]) {
 		s.ack[d] = p.Ack
 	}
-	if w := uint32(p.Window) << (s.scale >> (4 * d) & 15); w > s.win[d] {
-		s.win[d] = w
+	w := p.Window
+	if s.flags&opened != opened {
+		w = uint16(min(uint32(w)<<s.shift(d), 65535))
 	}
+	s.win[d] = max(s.win[d], w)
+}
+
+// learn adds a milestone of the handshake. With the last one the windows
+// are counted in units of their scale, rounded up.
+func (s *session) learn(f sessionFlags) {
+	if s.flags&opened == opened {
+		return
+	}
+	if s.flags |= f; s.flags&opened == opened {
+		for d := range s.win {
+			k := s.shift(d)
+			s.win[d] = uint16((uint32(s.win[d]) + 1<<k - 1) >> k)
+		}
+	}
+}
+
+// room is the largest window that side d has offered, in bytes, and one byte at
+// least, which is what a sender probes with.
+func (s *session) room(d int) uint32 {
+	w := uint32(s.win[d])
+	if s.flags&opened == opened {
+		w <<= s.shift(d)
+	}
+	return max(w, 1)
+}
+
+// shift is the window scale of side d; there is one where both have offered one
+// (RFC 7323 section 2.2).
+func (s *session) shift(d int) uint8 {
+	if s.scale&15 == noScale || s.scale>>4 == noScale {
+		return 0
+	}
+	return s.scale >> (4 * d) & 15
 }
 
 // windowScale returns the window scale that a SYN offers (RFC 7323 section 2),
