@@ -120,17 +120,27 @@ func (t *Table) missed(p packet.Proto, port uint16) packet.Outcome {
 // bind makes a mapping with a port of its own for a flow of host hi. It has no
 // session yet: the caller adds one.
 func (t *Table) bind(f flow, hi uint32) (uint32, bool) {
-	which := spaceOf(f.proto)
+	t.releaseHolds(holdStep)
+	port, ok := t.space(spaceOf(f.proto)).set.pick(&t.dice)
+	if !ok {
+		return 0, false
+	}
+	return t.own(f, hi, port), true
+}
+
+// space returns a protocol's port space, made where there is none.
+func (t *Table) space(which int) *space {
 	sp := t.spaces[which]
 	if sp == nil {
 		sp = &space{set: *t.blank}
 		t.spaces[which] = sp
 	}
-	t.releaseHolds(holdStep)
-	port, ok := sp.set.pick(&t.dice)
-	if !ok {
-		return 0, false
-	}
+	return sp
+}
+
+// own makes the mapping that owns a free port, as bind.
+func (t *Table) own(f flow, hi uint32, port uint16) uint32 {
+	sp := t.space(spaceOf(f.proto))
 	sp.set.take(port)
 	i, m := t.mappings.take()
 	sp.assign(port, i)
@@ -144,7 +154,7 @@ func (t *Table) bind(f flow, hi uint32) (uint32, bool) {
 	h.ports++
 	t.network.ports++
 	t.inner.insert(t.innerHash(f.proto, f.from), i)
-	return i, true
+	return i
 }
 
 // removeMapping removes a mapping with all its sessions and returns how many they were.

@@ -128,7 +128,12 @@ func (t *Table) holdTuple(tp tuple) {
 		t.releaseTuple()
 		t.stats.HoldsShortened++
 	}
-	i := t.tuples.push(uint64(tp), t.tick+1+t.ticks.hold)
+	t.pushTuple(h, tp, t.tick+1+t.ticks.hold)
+}
+
+// pushTuple puts a tuple of hash h that is not in use on hold until a tick, the latest of all.
+func (t *Table) pushTuple(h uint64, tp tuple, until uint32) {
+	i := t.tuples.push(uint64(tp), until)
 	t.holdIndex.insert(h, i)
 	if c := t.crowds[tp.remote()]; c != nil {
 		c.set.take(tp.port())
@@ -164,11 +169,17 @@ func (t *Table) releaseHolds(n int) int {
 		if !due(h.until, t.tick) {
 			break
 		}
-		t.spaces[h.key>>16].set.release(uint16(h.key))
-		t.heldPorts.pop()
+		t.releasePort()
 		done++
 	}
 	return done
+}
+
+// releasePort ends the oldest hold of a port of a space.
+func (t *Table) releasePort() {
+	h := t.heldPorts.at(t.heldPorts.head)
+	t.spaces[h.key>>16].set.release(uint16(h.key))
+	t.heldPorts.pop()
 }
 
 // tendCrowds goes on with unfinished surveys and forgets crowds that are none

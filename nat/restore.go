@@ -1,0 +1,337 @@
+package nat
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"slices"
+
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
+
+// Import takes an export of [Table.AppendExport] in. The table must be empty, and
+// have the external address, kind and TCP mapping of the one that was exported; its
+// seed, timers and limits are its own. What it takes in keeps the time that it had
+// left at its step, rounded up to a tick, whatever time has passed meanwhile; a hold
+// no more than the table's own holds last.
+//
+// An export that is cut short, damaged, too long, of another version or table, or
+// that contradicts itself or the table's settings is refused: the error says where
+// and why, and the table is as before. No event tells of what came in; whoever needs
+// each session reads them. They count as made ([Stats.Created]). Buckets of new
+// sessions are full. It takes about a microsecond for each session.
+func (t *Table) Import(b []byte, now packet.Instant) error {
+	if t.sessions.live+t.tuples.len()+t.heldPorts.len() > 0 {
+		return fmt.Errorf("nat: import for %s: the table holds %d sessions and %d holds already: import into a table that has just been made", t.config.who(), t.sessions.live, t.tuples.len()+t.heldPorts.len())
+	}
+	if err := t.checkExport(b); err != nil {
+		return fmt.Errorf("nat: import for %s: %w", t.config.who(), err)
+	}
+	t.clock(now)
+	stats := t.stats
+	r := restorer{Table: t}
+	if err := r.records(b); err != nil {
+		t.empty()
+		t.stats = stats
+		return fmt.Errorf("nat: import for %s: %w", t.config.who(), err)
+	}
+	return nil
+}
+
+// again is what can be done about an export that is no good.
+const again = "export again, and carry it over whole"
+
+// checkExport checks what can be said without looking at the records.
+func (t *Table) checkExport(b []byte) error {
+	least := headerSize + recordSize(recordEnd)
+	switch {
+	case len(b) < headerSize || string(b[:4]) != exportMagic:
+		return fmt.Errorf("%d bytes do not begin as an export does: give what AppendExport wrote", len(b))
+	case b[4] != exportVersion:
+		return fmt.Errorf("the export has version %d, not %d: export with the version of the program that imports", b[4], exportVersion)
+	case b[5] != t.exportKind():
+		return fmt.Errorf("the export is of a table of kind %d, this one is of kind %d (0 translates, 1 tracks only): import where it came from", b[5], t.exportKind())
+	case b[6] != byte(t.config.TCPMapping):
+		return fmt.Errorf("the export is of a table with TCP mapping %d, this one has %d: give both the same setting", b[6], t.config.TCPMapping)
+	case binary.BigEndian.Uint32(b[8:]) != t.exportAddress():
+		return fmt.Errorf("the export is of external address %v: import it into that one's table", addrOf(binary.BigEndian.Uint32(b[8:])))
+	case b[7] != 0:
+		return fmt.Errorf("at byte 7: %d where 0 must be: %s", b[7], again)
+	case len(b) < least:
+		return fmt.Errorf("the export ends at byte %d, before its trailer: %s", len(b), again)
+	}
+	sum := crc32.Checksum(b[:len(b)-4], crc32.MakeTable(crc32.Castagnoli))
+	if got := binary.BigEndian.Uint32(b[len(b)-4:]); got != sum {
+		return fmt.Errorf("the %d bytes have checksum %08x, but say %08x: they are cut short, too long or damaged; %s", len(b), sum, got, again)
+	}
+	return nil
+}
+
+// restorer fills a table from records.
+type restorer struct {
+	*Table
+	holds  [2][]held // of tuples, of ports; next is where the record stands
+	counts [3]uint32
+}
+
+// records takes all records in, and what they hold back at the end.
+func (r *restorer) records(b []byte) error {
+	for at := headerSize; ; {
+		n := recordSize(b[at])
+		switch {
+		case n == 0:
+			return fmt.Errorf("at byte %d: no record begins with %d: %s", at, b[at], again)
+		case at+n > len(b):
+			return fmt.Errorf("at byte %d: a record is cut short: %s", at, again)
+		}
+		if b[at] == recordEnd {
+			if at+n != len(b) {
+				return fmt.Errorf("at byte %d: %d bytes behind the trailer: %s", at+n, len(b)-at-n, again)
+			}
+			if err := r.finish(b[at+1:]); err != nil {
+				return fmt.Errorf("at byte %d: %w", at, err)
+			}
+			return r.hold()
+		}
+		if err := r.record(b[at:at+n], at); err != nil {
+			return fmt.Errorf("at byte %d: %w", at, err)
+		}
+		if at += n; at == len(b) {
+			return fmt.Errorf("at byte %d: the trailer is missing: %s", at, again)
+		}
+	}
+}
+
+// finish compares the counts of the trailer.
+func (r *restorer) finish(b []byte) error {
+	for i, what := range [...]string{"sessions", "held tuples", "held ports"} {
+		if n := binary.BigEndian.Uint32(b[4*i:]); n != r.counts[i] {
+			return fmt.Errorf("the trailer counts %d %s, but there are %d: %s", n, what, r.counts[i], again)
+		}
+	}
+	return nil
+}
+
+// record takes one record in, which stands at byte at.
+func (r *restorer) record(b []byte, at int) error {
+	be := binary.BigEndian
+	switch b[0] {
+	case recordTuple:
+		r.counts[1]++
+		return r.keep(0, at, held{key: be.Uint64(b[1:]), until: be.Uint32(b[9:])})
+	case recordPort:
+		r.counts[2]++
+		if b[1] >= spaceCount {
+			return fmt.Errorf("a port of protocol %d of %d is on hold: %s", b[1], spaceCount, again)
+		}
+		return r.keep(1, at, held{key: uint64(b[1])<<16 | uint64(be.Uint16(b[2:])), until: be.Uint32(b[4:])})
+	}
+	r.counts[0]++
+	s := session{
+		proto: packet.Proto(b[1]), state: state(b[2]), flags: sessionFlags(b[3]),
+		inner: be.Uint32(b[4:]), innerPort: be.Uint16(b[8:]),
+		remote: be.Uint32(b[10:]), remotePort: be.Uint16(b[14:]),
+		port: be.Uint16(b[16:]), deadline: be.Uint32(b[18:]), created: be.Uint32(b[22:]),
+	}
+	if (b[0] == recordTCP) != (s.proto == packet.TCP) {
+		return fmt.Errorf("a session of protocol %d in a record of kind %d: %s", s.proto, b[0], again)
+	}
+	if b[0] == recordTCP {
+		for i, pair := range [...]*[2]uint32{&s.end, &s.ack} {
+			pair[outward], pair[inward] = be.Uint32(b[26+8*i:]), be.Uint32(b[30+8*i:])
+		}
+		s.win = [2]uint16{outward: be.Uint16(b[42:]), inward: be.Uint16(b[44:])}
+		s.again, s.scale, s.againScale = be.Uint32(b[46:]), b[50], b[51]
+	}
+	if err := r.session(&s); err != nil {
+		return fmt.Errorf("session %d, protocol %d, %v under port %d to %v: %w", r.counts[0], s.proto, s.from().addrPort(), s.port, s.to().addrPort(), err)
+	}
+	return nil
+}
+
+// longestTicks bounds what a record may have left.
+func longestTicks() uint32 { return ticks(longest) + 1 }
+
+// keep puts a hold aside until all sessions are there; the time that it has left
+// stands in until.
+func (r *restorer) keep(kind, at int, h held) error {
+	switch {
+	case r.config.Identity:
+		return fmt.Errorf("a hold, where no ports are given out: %s", again)
+	case (kind == 1 && h.key>>16 == tcpSpace || kind == 0) && (kind == 1) != (r.config.TCPMapping == EndpointIndependent):
+		return fmt.Errorf("a hold of TCP that its mapping does not have: %s", again)
+	case !r.blank.has(uint16(h.key >> (48 * (1 - kind)))):
+		return fmt.Errorf("port %d is on hold, which this table gives to nobody: give both tables the same ports and reserved ones", uint16(h.key>>(48*(1-kind))))
+	case h.until == 0 || h.until > longestTicks():
+		return fmt.Errorf("a hold has %d ticks left: %s", h.until, again)
+	case kind == 0 && len(r.holds[0]) >= r.config.MaxSessions:
+		return fmt.Errorf("more than %d tuples are on hold: raise the limit of sessions to that of the table that was exported", r.config.MaxSessions)
+	}
+	h.until, h.next = r.tick+min(h.until, r.ticks.hold)+1, uint32(at)
+	r.holds[kind] = append(r.holds[kind], h)
+	return nil
+}
+
+// hold holds back what was put aside, the first to go first.
+func (r *restorer) hold() error {
+	for kind, all := range r.holds {
+		slices.SortFunc(all, func(a, b held) int { return int(int32(a.until - b.until)) })
+		for _, h := range all {
+			ok := false
+			if kind == 0 {
+				ok = r.restoreTuple(tuple(h.key), h.until)
+			} else {
+				sp := r.space(int(h.key >> 16))
+				if ok = sp.set.take(uint16(h.key)); ok {
+					r.heldPorts.push(h.key, h.until)
+				}
+			}
+			if !ok {
+				return fmt.Errorf("at byte %d: port %d is on hold twice, or in use: %s", h.next, uint16(h.key>>(48*(1-kind))), again)
+			}
+		}
+	}
+	return nil
+}
+
+// restoreTuple puts a tuple on hold, unless it is so already or in use.
+func (t *Table) restoreTuple(tp tuple, until uint32) bool {
+	if inUse, onHold := t.tupleTaken(tp); inUse != 0 || onHold {
+		return false
+	}
+	t.pushTuple(t.inboundHash(packet.TCP, tp.port(), tp.remote()), tp, until)
+	return true
+}
+
+// session takes a session in, whose deadline and birth are relative yet.
+func (r *restorer) session(s *session) error {
+	if err := r.checkSession(s); err != nil {
+		return err
+	}
+	f := flow{proto: s.proto, from: s.from(), to: s.to()}
+	shared := s.flags&mapped != 0
+	if r.findInbound(r.inboundHash(f.proto, s.port, f.to), f.proto, s.port, f.to) != 0 && !r.config.Identity {
+		return fmt.Errorf("another session has the same port and far side: %s", again)
+	}
+	if (r.config.Identity || s.proto == packet.TCP) && r.findOutbound(r.flowHash(f.proto, f.from, f.to), f.proto, f.from, f.to) != 0 {
+		return fmt.Errorf("another session is between the same endpoints: %s", again)
+	}
+	m := uint32(0)
+	if shared {
+		m = r.findMapping(r.innerHash(f.proto, f.from), f.proto, f.from)
+		switch {
+		case m != 0 && r.mappings.at(m).port != s.port:
+			return fmt.Errorf("the inner endpoint has port %d, too: %s", r.mappings.at(m).port, again)
+		case m == 0 && !r.space(spaceOf(f.proto)).set.has(s.port):
+			return fmt.Errorf("another inner endpoint has the port, too: %s", again)
+		}
+	}
+	hi := r.hostOf(s.inner)
+	if err := r.checkQuotas(r.hosts.at(hi), s, !r.config.Identity && m == 0); err != nil {
+		return err
+	}
+	if shared && m == 0 {
+		m = r.own(f, hi, s.port)
+	}
+	_, made := r.addSession(f, s.port, hi, m)
+	made.end, made.ack, made.win = s.end, s.ack, s.win
+	made.flags, made.scale, made.again, made.againScale = s.flags, s.scale, s.again, s.againScale
+	made.deadline, made.created = r.tick+1+s.deadline, r.tick-s.created
+	r.enter(made, s.state)
+	if m != 0 && s.proto != packet.TCP {
+		if b := r.mappings.at(m); b.sessions == 1 || due(b.deadline, made.deadline) {
+			b.deadline = made.deadline
+		}
+	}
+	return nil
+}
+
+// checkSession checks what a session says of itself.
+func (r *restorer) checkSession(s *session) error {
+	independent := !r.config.Identity && (s.proto != packet.TCP || r.config.TCPMapping == EndpointIndependent)
+	switch {
+	case s.proto != packet.TCP && s.proto != packet.UDP && s.proto != packet.ICMP:
+		return fmt.Errorf("no such protocol is translated: %s", again)
+	case s.deadline == 0 || s.deadline > longestTicks() || s.created == 0 || s.created > 1<<31-1:
+		return fmt.Errorf("it has %d ticks left after %d: %s", s.deadline, s.created, again)
+	case independent != (s.flags&mapped != 0):
+		return fmt.Errorf("it should have a mapping or has one that it should not: %s", again)
+	case r.config.Identity && s.port != s.innerPort:
+		return fmt.Errorf("nothing is translated, but the ports differ: %s", again)
+	case !r.config.Identity && !r.blank.has(s.port):
+		return errors.New("this table gives the port to nobody: give both tables the same ports and reserved ones")
+	case s.inner == r.exportAddress() || s.remote == r.exportAddress() || s.inner == s.remote && r.config.Identity:
+		return fmt.Errorf("no packet between these addresses passes: %s", again)
+	}
+	return checkState(s)
+}
+
+// checkState checks that a session's state is one that its flags lead to.
+func checkState(s *session) error {
+	if s.proto != packet.TCP {
+		if s.state != stateLive || s.flags&^(mapped|marked) != 0 || s.proto == packet.ICMP && s.remotePort != 0 {
+			return fmt.Errorf("state %d with flags %02x is none of its protocol: %s", s.state, s.flags, again)
+		}
+		return nil
+	}
+	ok := false
+	switch s.state {
+	case stateOpening:
+		ok = s.flags&opened != opened
+	case stateEstablished:
+		ok = s.flags&opened == opened
+	case stateClosing, stateClosed:
+		ok = s.flags&(opened|finOut|finIn) == opened|finOut|finIn
+	case stateReset:
+		ok = true
+	}
+	if !ok {
+		return fmt.Errorf("state %d with flags %02x is none of TCP: %s", s.state, s.flags, again)
+	}
+	return nil
+}
+
+// checkQuotas says which limit one more session would break, with a port where port is set.
+func (r *restorer) checkQuotas(h *host, s *session, port bool) error {
+	l, n := &r.config.Limits, &r.config.Network
+	half := s.state == stateOpening
+	for _, q := range [...]struct {
+		have, limit int
+		counts      bool
+		what        string
+	}{
+		{r.sessions.live, r.config.MaxSessions, true, "sessions of the table"},
+		{int(h.sessions), l.Sessions, true, "sessions of the inner address"},
+		{int(h.ports), l.Ports, port, "ports of the inner address"},
+		{int(h.halfOpen), l.HalfOpen, half, "half-open connections of the inner address"},
+		{int(r.network.ports), n.Ports, port, "ports of the network"},
+		{int(r.halfOpen), n.HalfOpen, half, "half-open connections of the network"},
+	} {
+		if q.counts && q.have >= q.limit {
+			return fmt.Errorf("more than %d %s: raise that limit to what the exported table had", q.limit, q.what)
+		}
+	}
+	return nil
+}
+
+// empty takes everything out of a table again, unheard.
+func (t *Table) empty() {
+	events := t.events
+	t.events = newRing(1, 0)
+	for i := uint32(1); i < t.sessions.top; i++ {
+		if t.sessions.at(i).state != stateFree {
+			t.removeSession(i, ReasonRevoked)
+		}
+	}
+	t.events = events
+	for t.tuples.head != 0 {
+		t.releaseTuple()
+	}
+	for t.heldPorts.head != 0 {
+		t.releasePort()
+	}
+	for i := uint32(1); i < t.hosts.top; i++ {
+		t.forget(i)
+	}
+}
