@@ -71,7 +71,9 @@ func (t *Table) EgressBatch(ps []*packet.Packet, out []packet.Outcome, now packe
 				if ls[i].again {
 					ls[i].follow(&ls[i-1])
 				}
-				out[i] = t.actOut(p, &ls[i])
+				if out[i] = t.actOut(p, &ls[i]); out[i] == packet.Pass {
+					t.identify(p)
+				}
 			}
 			t.stats.Egress[out[i]&(countersSize-1)]++
 		}

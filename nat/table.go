@@ -70,7 +70,8 @@ type Table struct {
 	hostIndex index // hosts by address
 	holdIndex index // held tuples
 
-	blank     *portSet // as a port space is before its first use; nil in an identity table
+	ids       *identities // nil in an identity table
+	blank     *portSet    // as a port space is before its first use; nil in an identity table
 	spaces    [spaceCount]*space
 	crowds    map[endpoint]*crowd
 	tuples    queue // TCP tuples on hold
@@ -119,6 +120,9 @@ func New(c Config) (*Table, error) {
 		t.network.tokens = uint32(c.Network.Burst) * ticksPerSecond
 	}
 	t.key = hashKey{t.dice.source.Uint64(), t.dice.source.Uint64()}
+	if !c.Identity {
+		t.ids = newIdentities(t.dice.source)
+	}
 	t.config.Reserved = nil // the caller's memory; blank knows them
 	return t, nil
 }
@@ -150,7 +154,9 @@ func (t *Table) Egress(p *packet.Packet, now packet.Instant) packet.Outcome {
 		var l lookup
 		t.aimOut(&l, p)
 		l.hash = t.hashOf(&l)
-		o = t.actOut(p, &l)
+		if o = t.actOut(p, &l); o == packet.Pass {
+			t.identify(p)
+		}
 	}
 	t.stats.Egress[o&(countersSize-1)]++
 	return o

@@ -134,6 +134,13 @@ func (p *Packet) DecrementTTL() Outcome {
 // ID returns the identification field of the IP header.
 func (p *Packet) ID() uint16 { return binary.BigEndian.Uint16(p.B[4:]) }
 
+// SetID rewrites the identification field of the IP header.
+func (p *Packet) SetID(id uint16) {
+	if p.ID() != id {
+		amendAt(p.B[offChecksum:], put16(p.B[4:], id))
+	}
+}
+
 // ClampMSS lowers the maximum segment size announced in a SYN or SYN-ACK to
 // mss bytes and says whether it did. It never raises one and never adds one. Of
 // several announcements, of which hosts believe the first or the last, it

@@ -51,7 +51,12 @@ func TestRewriteAgainstRecomputation(t *testing.T) {
 		payload := bytes.Clone(mustParseRapid(t, b).Data())
 		p := mustParseRapid(t, b)
 		for range rapid.IntRange(1, 5).Draw(t, "steps") {
-			switch rapid.IntRange(0, 3).Draw(t, "step") {
+			switch rapid.IntRange(0, 4).Draw(t, "step") {
+			case 4:
+				id := rapid.Uint16().Draw(t, "new id")
+				if p.SetID(id); p.ID() != id {
+					t.Fatalf("the identification is %d, want %d", p.ID(), id)
+				}
 			case 0:
 				p.SetSource(drawAddrPort(t, "to"))
 			case 1:
