@@ -4,7 +4,8 @@ import "github.com/sallyport-net/sallyport/internal/packet"
 
 // state is where a session stands. The TCP states are those of RFC 6146
 // section 3.5.2 as RFC 7857 section 2 takes them over, less those that only an
-// inbound connection enters.
+// inbound connection enters. What each segment does in each of them stands as a table in
+// tcp_states_test.go.
 type state uint8
 
 const (
@@ -298,6 +299,8 @@ func (t *Table) trackSYNOut(s *session, p *packet.Packet) {
 		if after(p.Seq, s.end[outward]) || after(s.ack[inward]-s.room(inward)-1, p.Seq) {
 			s.flags |= renewing
 			s.again, s.againScale = p.Seq+1, windowScale(p)
+		} else if s.state == stateOpening { // a retransmission: the answer was lost
+			s.deadline = t.tick + 1 + t.ticks.opening
 		}
 	case p.Seq == s.ack[inward]: // a retransmission
 		if after(p.End(), s.end[outward]) {
@@ -365,7 +368,7 @@ func (s *session) advance(p *packet.Packet, d int) {
 	if after(end, s.end[d]) {
 		s.end[d] = end
 		s.flags &^= finOf(d) // nothing comes behind a FIN: the one before was forged
-		if p.Flags&packet.FIN != 0 {
+		if p.Flags&packet.FIN != 0 && end == p.End() {
 			s.flags |= finOf(d)
 		}
 	}
