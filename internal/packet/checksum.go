@@ -8,7 +8,8 @@ import (
 // The Internet checksum (RFC 1071) is the complement of the one's complement
 // sum of 16-bit words. A change is applied incrementally by equation 3 of RFC
 // 1624, HC' = ~(~HC + ~m + m'), so that a checksum that was wrong before stays
-// wrong by the same amount: a corrupted packet never leaves looking sound.
+// wrong by the same amount: a corrupted packet never leaves looking sound. (But
+// to an echo reply of zeros only both zeros add up alike.)
 
 // sum adds the 16-bit words of b, the last byte padded with zero, to acc. The
 // result is not folded.

@@ -186,22 +186,6 @@ func TestChecksumAgainstText(t *testing.T) {
 	})
 }
 
-func TestParseAllocatesNothing(t *testing.T) {
-	var p Packet
-	frames := [][]byte{
-		tcpPacket(t, TCPHeader{Src: inner, Dst: remote, Flags: ACK}, "abc"),
-		udpPacket(t, inner, remote, "abc"),
-		errorPacket(t, 3, 3, udpPacket(t, ext, remote, "abc")),
-	}
-	if n := testing.AllocsPerRun(100, func() {
-		for _, b := range frames {
-			Parse(&p, b)
-		}
-	}); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-}
-
 func TestClassOf(t *testing.T) {
 	for s, want := range map[string]Class{
 		"0.0.0.0": ClassThisNetwork, "0.255.255.255": ClassThisNetwork, "1.0.0.0": ClassGlobal,
