@@ -137,7 +137,7 @@ func TestServicesAreNotTold(t *testing.T) {
 	r.wantCounts(map[string]uint64{"egress no_session": 1})
 }
 
-// TestErrorFromInside: a sandbox's ICMP error leaves with no inner address in it.
+// TestErrorFromInside (I-5, A-18): a sandbox's ICMP error leaves with no inner address in it.
 func TestErrorFromInside(t *testing.T) {
 	r := newRig(t)
 	r.write(udp(t, at(alice, 5000), origin, nil))

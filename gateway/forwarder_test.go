@@ -55,7 +55,7 @@ func TestRoundTrip(t *testing.T) {
 	r.wantCounts(map[string]uint64{"egress": 2, "ingress": 2})
 }
 
-// TestRefusals: what may not leave is counted under its reason, and the
+// TestRefusals (I-8, I-9, R-1, R-2, S-6): what may not leave is counted under its reason, and the
 // sandbox is told at once where it is due.
 func TestRefusals(t *testing.T) {
 	mid := packet.TCPHeader{Src: at(alice, 5000), Dst: origin, Flags: packet.ACK, Seq: 1, Ack: 1, Window: 1000, TTL: 64}
@@ -137,7 +137,7 @@ func TestIngressMiss(t *testing.T) {
 	r.wantCounts(map[string]uint64{"egress": 1, "ingress filtered": 1, "ingress no_mapping": 2})
 }
 
-// TestFragments: a datagram is translated when it is whole, and what is larger
+// TestFragments (U-14): a datagram is translated when it is whole, and what is larger
 // than the tunnel comes back in fragments, in order.
 func TestFragments(t *testing.T) {
 	r := newRig(t)
@@ -245,7 +245,7 @@ func TestRevoke(t *testing.T) {
 	r.wantCounts(map[string]uint64{"egress": 1, "ingress no_mapping": 1, "egress unattached": 1})
 }
 
-// TestErrorsAreLimited: a flood of refused packets makes a bounded number of
+// TestErrorsAreLimited (I-8, R-8, S-4): a flood of refused packets makes a bounded number of
 // errors, and leaves the other sandboxes theirs.
 func TestErrorsAreLimited(t *testing.T) {
 	r := newRig(t)
@@ -271,7 +271,7 @@ func TestErrorsAreLimited(t *testing.T) {
 	}
 }
 
-// TestErrorBudget: many sandboxes together stay within the network's budget, which
+// TestErrorBudget: many sandboxes together stay within the network's budget, which
 // fills with time.
 func TestErrorBudget(t *testing.T) {
 	var b errorBudget

@@ -36,7 +36,7 @@ const (
 	steps
 )
 
-// FuzzForwarder lets all sides send anything. Nothing panics, nothing leaves with
+// FuzzForwarder lets all sides send anything. Nothing panics, nothing leaves with
 // a source outside the pair or with an inner address in any of its headers, nothing
 // goes to a peered network that is not from a sandbox or the gateway, and nothing
 // reaches the tunnel that is not for the network.

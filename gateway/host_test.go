@@ -295,7 +295,7 @@ func (r *hostRig) replace(state spec.State) {
 	}
 }
 
-// TestHostFollows: networks come and go with the desired state, sandboxes of two
+// TestHostFollows (U-7): networks come and go with the desired state, sandboxes of two
 // networks with the same CIDR reach the far side from their own pairs, and one that
 // is detached loses its tunnel. Nothing is left at the end.
 func TestHostFollows(t *testing.T) {

@@ -134,7 +134,7 @@ func (r *peeredRig) connect(from netip.AddrPort) {
 	}
 }
 
-// TestPeeredRoundTrip: the source stays, both directions are hops, segments are
+// TestPeeredRoundTrip (C-6): the source stays, both directions are hops, segments are
 // clamped, and everything is counted.
 func TestPeeredRoundTrip(t *testing.T) {
 	r := newPeeredRig(t, holdsSite)

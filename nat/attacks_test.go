@@ -321,7 +321,7 @@ func TestA16SpoofedSources(t *testing.T) {
 	}
 }
 
-// without anything set UDP is mapped endpoint-independently and TCP by
+// U-8, T-3, A-19: without anything set UDP is mapped endpoint-independently and TCP by
 // destination; whatever is chosen, nobody reaches a mapping who was not sent to.
 func TestA19StrangersNeverPass(t *testing.T) {
 	for _, mode := range []Mapping{AddressAndPortDependent, EndpointIndependent} {

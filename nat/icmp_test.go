@@ -126,7 +126,7 @@ func TestI4ErrorsWithoutSession(t *testing.T) {
 	}
 }
 
-// an error about TCP must quote what is in flight, and no tiny MTU is believed.
+// an error about TCP must quote what is in flight, and no tiny MTU is believed.
 func TestA11ForgedErrors(t *testing.T) {
 	l := newLab(t, nil)
 	c := l.conn(box, web).open()

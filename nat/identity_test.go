@@ -43,7 +43,7 @@ func TestIdentityConfig(t *testing.T) {
 	}
 }
 
-// Two inner addresses that use the same ports to one remote are told apart, and
+// C-6: two inner addresses that use the same ports to one remote are told apart, and
 // neither is changed.
 func TestIdentityKeepsTwinsApart(t *testing.T) {
 	l := newIdentityLab(t, nil)

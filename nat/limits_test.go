@@ -288,7 +288,7 @@ func TestDraining(t *testing.T) {
 	must2(l.udpOut(box2, web))(l, packet.Pass)
 }
 
-// Settings that cannot be are refused with an error that names them.
+// U-5, T-5: settings that cannot be are refused with an error that names them.
 func TestConfigErrors(t *testing.T) {
 	for _, tt := range []struct {
 		change func(*Config)

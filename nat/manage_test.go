@@ -339,7 +339,7 @@ func TestClock(t *testing.T) {
 	}
 }
 
-// Every outcome has a counter of its own, and each packet counts once.
+// C-10: every outcome has a counter of its own, and each packet counts once.
 func TestCounters(t *testing.T) {
 	for o := range packet.Outcomes() {
 		if int(o) >= countersSize {

@@ -435,7 +435,7 @@ func (o *oracle) manage(c chooser, k pair) {
 	}
 }
 
-// The table agrees with the oracle on everything that both know, step by step.
+// the table agrees with the oracle on everything that both know, step by step.
 func TestTableAgainstOracle(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "choice") }

@@ -178,7 +178,7 @@ func behaviour(l *lab, from netip.AddrPort) map[string]string {
 	return seen
 }
 
-// U-11: mapping and filtering are of the same class whether none, half or 99 %
+// U-1, U-11: mapping and filtering are of the same class whether none, half or 99 %
 // of the ports are taken, and after the collisions on the way there.
 func TestU11SameClassAtAnyOccupancy(t *testing.T) {
 	for _, mode := range []Mapping{AddressAndPortDependent, EndpointIndependent} {

@@ -21,13 +21,6 @@ func (l *lab) arrive(n int) packet.Outcome {
 	return l.Ingress(&l.p, l.now)
 }
 
-// reseal makes the checksum of the ICMP message at l.buf[20:n] right.
-func (l *lab) reseal(n int) int {
-	clear(l.buf[22:24])
-	binary.BigEndian.PutUint16(l.buf[22:], sumOf(l.buf[20:n]))
-	return n
-}
-
 // withOptions returns the IPv4 packet q with four bytes of no-operation options.
 func withOptions(q []byte) []byte {
 	r := append(bytes.Clone(q[:20]), 1, 1, 1, 0)

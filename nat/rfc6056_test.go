@@ -34,7 +34,7 @@ func observe(tb reporter, n int, seed byte) []sample {
 // chi63at1 is the statistic of 64 bins that chance passes with p = 0.01.
 const chi63at1 = 92.01
 
-// P-1, P-2, P-3, P-4, C-15: 100,000 connections. Their ports span the whole
+// X-11, P-1, P-2, P-3, P-4, C-15: 100,000 connections. Their ports span the whole
 // range and are uniform, so are the gaps between them; who sees every second
 // port does not guess the next, and inner ports tell nothing of outer ones.
 func TestP1P2P3P4OverManyDestinations(t *testing.T) {

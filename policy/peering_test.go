@@ -10,7 +10,7 @@ import (
 
 var across = Decision{Peering, packet.Pass}
 
-// TestPeering: rules decide about peered destinations as about any other, in
+// TestPeering (C-6): rules decide about peered destinations as about any other, in
 // every mode and region; only the verdict is another. What lies inside a peered
 // range and is ours stays closed.
 func TestPeering(t *testing.T) {

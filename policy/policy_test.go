@@ -78,6 +78,7 @@ var (
 	refused = Decision{Reject, packet.Martian}
 )
 
+// only attached inner addresses of the network send.
 func TestSources(t *testing.T) {
 	s := compile(t, config(ModeAllow)).With(sandbox, function)
 	for name, row := range map[string]struct {
@@ -137,6 +138,7 @@ func TestAlwaysDenied(t *testing.T) {
 	}
 }
 
+// a region of loopback addresses reaches these and nothing else.
 func TestLoopbackRegion(t *testing.T) {
 	c := config(ModeAllow, Rule{CIDRs: cidrs("127.0.9.0/24"), Verdict: RuleReject})
 	c.Loopback = true

@@ -184,7 +184,7 @@ func TestPacketsBothWays(t *testing.T) {
 	})
 }
 
-// A source outside the peer's allowed addresses does not come out, and the next
+// a source outside the peer's allowed addresses does not come out, and the next
 // good packet does.
 func TestForeignSourceIsDropped(t *testing.T) {
 	gateway, worker := newEnd(t), newEnd(t)
@@ -448,7 +448,7 @@ func (e end) stats(t *testing.T, peer Key) PeerStats {
 	return PeerStats{}
 }
 
-// TestDisallowedSources: packets from outside a peer's addresses are dropped, and
+// TestDisallowedSources: packets from outside a peer's addresses are dropped, and
 // counted for that peer alone; a change of the peer keeps the count, its removal
 // ends it. Whether anything is logged makes no difference.
 func TestDisallowedSources(t *testing.T) {

@@ -75,6 +75,7 @@ func (l *labSandbox) listenUDP() *net.UDPConn {
 	return pc.(*net.UDPConn)
 }
 
+// I-4, U-13, R-11: errors about datagrams come back with the type, code and sender of the one that arrived.
 func TestLabUDPErrors(t *testing.T) {
 	l := newLabSandbox(t, false)
 	server := l.listenUDP()
@@ -116,6 +117,7 @@ func TestLabUDPErrors(t *testing.T) {
 	l.wantDrops(map[packet.Outcome]uint64{packet.TooBig: 1})
 }
 
+// I-1: echo crosses by ping sockets, and errors about it come back.
 func TestLabPing(t *testing.T) {
 	l := newLabSandbox(t, true)
 	if !strings.Contains(l.up.String(), "ICMP echo by ping sockets") {

@@ -46,6 +46,7 @@ func TestTCPCarriesBytesFromExactAddress(t *testing.T) {
 	s.wantDrops(nil)
 }
 
+// connections to several destinations share one external port.
 func TestTCPOnePortManyDestinations(t *testing.T) {
 	s := newSandbox(t, SocketsConfig{})
 	for i := range 6 {
@@ -120,6 +121,7 @@ func TestTCPAnswersOnlyAfterTheFarSide(t *testing.T) {
 	}
 }
 
+// T-2: either side may end its half, and the other goes on.
 func TestTCPHalfClose(t *testing.T) {
 	s := newSandbox(t, SocketsConfig{})
 	s.up.linger.queues[0].wait = time.Millisecond
@@ -309,6 +311,7 @@ func TestUnclaimedSYNsAreForgotten(t *testing.T) {
 	}
 }
 
+// C-5: without a descriptor new flows are refused by ICMP 3/13.
 func TestDescriptorsExhausted(t *testing.T) {
 	s := newSandbox(t, SocketsConfig{})
 	l := listen(t)

@@ -61,6 +61,7 @@ func TestUDPEcho(t *testing.T) {
 	s.wantDrops(nil)
 }
 
+// TTL and type of service cross both ways.
 func TestUDPKeepsTTLAndTypeOfService(t *testing.T) {
 	s := newSandbox(t, SocketsConfig{})
 	server := udpServer(t)
@@ -125,6 +126,7 @@ func TestUDPBatches(t *testing.T) {
 	s.wantDrops(nil)
 }
 
+// U-13: a datagram that is larger than the tunnel is handed over whole.
 func TestUDPLargerThanTheTunnel(t *testing.T) {
 	s := newSandbox(t, SocketsConfig{})
 	server := udpServer(t)

@@ -286,6 +286,7 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 
+// the host's own ports are reserved, and limits and timers are the configured ones.
 func TestNATConfig(t *testing.T) {
 	d, err := ReadDaemon("d.yaml", strings.NewReader(minimal+"wireguard: {ports: 51820-51822}\nadmin: {listen: '0.0.0.0:9469'}\nlimits: {sessions_per_ip: 1000, sessions_per_sandbox: 100, new_flows_per_second: 10, new_flows_per_second_per_ip: 30, ports_per_sandbox: 50, ports_per_ip: 500, half_open_per_sandbox: 20, half_open_per_ip: 200}\n"))
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 )
 
+// an error quotes what fits in 576 bytes.
 func TestBuildICMPError(t *testing.T) {
 	buf := make([]byte, 2000)
 	about := mustParse(t, udpPacket(t, inner, remote, strings.Repeat("x", 1000)))

@@ -68,6 +68,7 @@ func TestParseEmbedded(t *testing.T) {
 	mustParse(t, fixICMP(b))
 }
 
+// what is broken, and what must not be translated.
 func TestParseRefuses(t *testing.T) {
 	udp := func() []byte { return udpPacket(t, inner, remote, "0123456789abcdef") }
 	tcp := func() []byte { return tcpPacket(t, TCPHeader{Src: inner, Dst: remote, Flags: ACK, MSS: 1460}, "x") }

@@ -300,7 +300,7 @@ func TestReassemblyTimeout(t *testing.T) {
 	}
 }
 
-// TestReassemblyLimits is A-13 e: one source's flood leaves others their room,
+// TestReassemblyLimits (U-14, R-10) is A-13 e: one source's flood leaves others their room,
 // and what is under reassembly is not thrown out for what is new.
 func TestReassemblyLimits(t *testing.T) {
 	r := newReassembler(t, ReassemblyConfig{MaxBytes: 64 << 10, MaxPerSource: 16 << 10})
