@@ -160,7 +160,7 @@ func (r *ring) resize(n int) {
 // before as many wait as the table may have sessions. A packet makes two events
 // at most, Expire one per session that it removes, Revoke one per session of the
 // address. Whoever must see each one drains as often as that, and after a loss
-// reads Sessions.
+// reads all sessions ([Table.AppendSessions]).
 func (t *Table) Drain(dst []Event) int {
 	n := min(len(dst), t.events.used)
 	for i := range n {

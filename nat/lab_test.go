@@ -3,6 +3,7 @@ package nat
 import (
 	"bytes"
 	"encoding/binary"
+	"iter"
 	"net/netip"
 	"time"
 
@@ -55,6 +56,23 @@ func (l *lab) wait(d time.Duration) { l.now += packet.Instant(d) }
 
 // settle lets everything go whose time is over.
 func (l *lab) settle() int { return l.Expire(l.now, 1<<30) }
+
+// Sessions yields every session whose time is not over.
+func (l *lab) Sessions() iter.Seq[Session] { return sessionsOf(l.Table) }
+
+func sessionsOf(t *Table) iter.Seq[Session] {
+	return func(yield func(Session) bool) {
+		var some []Session
+		for at, first := uint32(0), true; at != 0 || first; first = false {
+			some, at = t.AppendSessions(some[:0], at, 7)
+			for _, s := range some {
+				if !yield(s) {
+					return
+				}
+			}
+		}
+	}
+}
 
 // events drains all events.
 func (l *lab) events() []Event {

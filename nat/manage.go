@@ -1,7 +1,6 @@
 package nat
 
 import (
-	"iter"
 	"net/netip"
 
 	"github.com/sallyport-net/sallyport/internal/packet"
@@ -235,25 +234,31 @@ type Session struct {
 	Created, Expires        packet.Instant // to a tick; Expires is when it goes if nothing more is heard
 }
 
-// Sessions yields every session whose time is not over. The table must not be
-// used until the loop ends.
-func (t *Table) Sessions() iter.Seq[Session] {
-	return func(yield func(Session) bool) {
-		for i := uint32(1); i < t.sessions.top; i++ {
-			s := t.sessions.at(i)
-			if s.state == stateFree || due(s.deadline, t.tick) {
-				continue
-			}
-			if !yield(Session{
-				Proto: s.proto,
-				Inner: s.from().addrPort(), External: t.seenFrom(s), Remote: s.to().addrPort(),
-				State:   stateNames[s.state],
-				Created: t.instantOf(s.created), Expires: t.instantOf(s.deadline),
-			}) {
-				return
-			}
+// AppendSessions appends to dst the sessions among n records from number from on,
+// whose time is not over, and returns that with the number to go on from, which is 0
+// after the last one. A read-out begins with 0; a record takes some 100 ns. Between
+// the steps of a read-out packets may go on: what comes or goes meanwhile may or may
+// not be told.
+func (t *Table) AppendSessions(dst []Session, from uint32, n int) ([]Session, uint32) {
+	from = max(from, 1)
+	end := min(int64(from)+int64(max(n, 1)), int64(t.sessions.top))
+	i := from
+	for ; int64(i) < end; i++ {
+		s := t.sessions.at(i)
+		if s.state == stateFree || due(s.deadline, t.tick) {
+			continue
 		}
+		dst = append(dst, Session{
+			Proto: s.proto,
+			Inner: s.from().addrPort(), External: t.seenFrom(s), Remote: s.to().addrPort(),
+			State:   stateNames[s.state],
+			Created: t.instantOf(s.created), Expires: t.instantOf(s.deadline),
+		})
 	}
+	if i >= t.sessions.top {
+		i = 0
+	}
+	return dst, i
 }
 
 // instantOf converts a tick near the present one.
