@@ -228,7 +228,7 @@ func (c *Census) guess(remote endpoint) (cost int) {
 			c.guesses[r] = n - 1
 		}
 	}
-	return candidates / 8
+	return candidates / 2
 }
 
 // countSession is the second round.
