@@ -32,6 +32,8 @@ type Counters struct {
 	drops   [2][packet.NumOutcomes]atomic.Uint64
 	local   atomic.Uint64
 	replies atomic.Uint64
+	// remoteErrors are ICMP errors to remote ends.
+	remoteErrors atomic.Uint64
 }
 
 func (c *Counters) drop(d Direction, o packet.Outcome) { c.drops[d][o].Add(1) }
@@ -59,3 +61,6 @@ func (c *Counters) Local() uint64 { return c.local.Load() }
 
 // Replies returns how many packets the gateway made itself for sandboxes.
 func (c *Counters) Replies() uint64 { return c.replies.Load() }
+
+// RemoteErrors returns how many ICMP errors the gateway sent to remote ends.
+func (c *Counters) RemoteErrors() uint64 { return c.remoteErrors.Load() }

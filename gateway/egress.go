@@ -16,9 +16,17 @@ type egressBatch struct {
 	side    [batchSize]int8   // table of each packet
 	n       int
 
+	// What one table looks at, at a time: the packets, their places in the batch,
+	// and what became of them.
+	chosen   [batchSize]*packet.Packet
+	places   [batchSize]uint8
+	outcomes [batchSize]packet.Outcome
+	refusals []refusal
+
 	local  [][]byte         // frames for the local services
 	out    [][]byte         // frames that go to the uplink
 	across []*packet.Packet // packets that go to peered networks
+	turned []*packet.Packet // packets that go to sandboxes of the network by external addresses
 	back   []*packet.Packet // packets of peered networks, on their way to sandboxes
 	// relayed are those of them that go by way of the network's other host.
 	relayed []*packet.Packet
@@ -26,6 +34,13 @@ type egressBatch struct {
 	// relay says that the packets came by way of the network's other host.
 	relay bool
 	whole [maxDatagram + wholeHeadroom]byte
+	tells remoteError
+}
+
+// refusal is a packet that is dropped, and why.
+type refusal struct {
+	p *packet.Packet
+	o packet.Outcome
 }
 
 const (
@@ -37,7 +52,7 @@ const (
 
 func (b *egressBatch) reset() {
 	b.n, b.bytes, b.relay = 0, 0, false
-	b.local, b.out = b.local[:0], b.out[:0]
+	b.local, b.out, b.refusals, b.turned = b.local[:0], b.out[:0], b.refusals[:0], b.turned[:0]
 	b.across, b.back, b.relayed = b.across[:0], b.back[:0], b.relayed[:0]
 }
 
@@ -123,7 +138,7 @@ func (f *Forwarder) decide(b *egressBatch, frame []byte, p *packet.Packet, offse
 			return
 		}
 		b.frames[b.n] = frame[:offset+len(p.B)]
-		b.side[b.n] = int8(f.table(spec.EgressIndex(p.Src)))
+		b.side[b.n] = int8(f.table(b.rules.side(p.Src)))
 		b.n++
 	case policy.Peering:
 		if o := p.DecrementTTL(); o != packet.Pass {
@@ -154,11 +169,12 @@ func (r *rules) verdict(p *packet.Packet) policy.Decision {
 }
 
 // flush translates the batch, each table under its own lock once, and hands
-// the survivors to the uplink, to the site tunnel and to the local services.
+// the survivors to the uplink, to the site tunnel and to the local services, or turns
+// them to the network's own sandboxes.
 func (f *Forwarder) flush(b *egressBatch, offset int, now packet.Instant) {
-	for side := range f.tables {
-		f.translate(b, int8(side), now)
-	}
+	first := f.share(b, now)
+	f.translate(b, first, now)
+	f.translate(b, 1-first, now)
 	f.cross(b, f.peered.Load(), now)
 	if len(b.out) > 0 {
 		if _, err := f.uplink.Write(b.out, offset); err != nil {
@@ -166,6 +182,9 @@ func (f *Forwarder) flush(b *egressBatch, offset int, now packet.Instant) {
 		} else {
 			f.counters.forwarded(Egress, len(b.out), b.bytes)
 		}
+	}
+	if len(b.turned) > 0 {
+		f.turn(b, now)
 	}
 	if len(b.local) > 0 {
 		if _, err := f.local.Write(b.local, offset); err != nil {
@@ -176,40 +195,65 @@ func (f *Forwarder) flush(b *egressBatch, offset int, now packet.Instant) {
 	}
 }
 
+// choose gathers the packets of one table in the order in which they came, and returns
+// how many they are.
+func (b *egressBatch) choose(side int8) (n int) {
+	for i := range b.n {
+		if b.side[i] == side {
+			b.chosen[n], b.places[n] = &b.packets[i], uint8(i)
+			n++
+		}
+	}
+	return n
+}
+
 // translate runs the packets of one table through it.
 func (f *Forwarder) translate(b *egressBatch, side int8, now packet.Instant) {
+	n := b.choose(side)
+	if n == 0 {
+		return
+	}
 	t := &f.tables[side]
-	var current *rules // in force under the lock; nil until it is taken
-	for i := 0; i < b.n; i++ {
-		if b.side[i] != side {
-			continue
-		}
-		if current == nil {
-			t.mu.Lock()
-			current = f.rules.Load()
-		}
-		p := &b.packets[i]
-		o := packet.Pass
-		if b.rules != nil && b.rules != current {
-			o = current.still(p, policy.Forward)
-		}
-		if o == packet.Pass {
-			o = t.nat.Egress(p, now)
-		}
+	t.mu.Lock()
+	if current := f.rules.Load(); b.rules != nil && b.rules != current {
+		n = b.ask(current, n)
+	}
+	t.nat.EgressBatch(b.chosen[:n], b.outcomes[:n], now)
+	t.mu.Unlock()
+	for i, p := range b.chosen[:n] {
+		o := b.outcomes[i]
 		if o == packet.Pass && p.Src != t.external {
 			o = packet.WrongSource
 		}
-		if o != packet.Pass {
+		switch {
+		case o == packet.Draining && f.yields(b, b.places[i], side):
+		case o != packet.Pass:
 			f.refuse(p, o, now)
+		case f.sideOf(p.Dst) >= 0:
+			b.turned = append(b.turned, p)
+		default:
+			p.ClampMSS(f.mss)
+			b.out = append(b.out, b.frames[b.places[i]])
+			b.bytes += len(p.B)
+		}
+	}
+	for _, r := range b.refusals {
+		f.refuse(r.p, r.o, now)
+	}
+	b.refusals = b.refusals[:0]
+}
+
+// ask asks newer rules about the first n chosen packets, and keeps those that pass.
+func (b *egressBatch) ask(newer *rules, n int) (kept int) {
+	for i, p := range b.chosen[:n] {
+		if o := newer.still(p, policy.Forward); o != packet.Pass {
+			b.refusals = append(b.refusals, refusal{p, o})
 			continue
 		}
-		p.ClampMSS(f.mss)
-		b.out = append(b.out, b.frames[i])
-		b.bytes += len(p.B)
+		b.chosen[kept], b.places[kept] = p, b.places[i]
+		kept++
 	}
-	if current != nil {
-		t.mu.Unlock()
-	}
+	return kept
 }
 
 // still asks newer rules about a packet that older ones let pass. Without it a

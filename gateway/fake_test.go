@@ -21,6 +21,7 @@ var (
 	worker    = netip.MustParseAddr("10.20.0.9")
 	stranger  = netip.MustParseAddr("10.20.7.7")
 	pair      = [2]netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("203.0.113.11")}
+	neighbour = netip.MustParseAddr("203.0.113.12") // of another network's pair
 	origin    = netip.MustParseAddrPort("192.0.2.80:443")
 	forbidden = netip.MustParseAddrPort("192.0.2.66:443")
 	resolver  = netip.MustParseAddrPort("192.0.2.53:53")
@@ -104,9 +105,15 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
+	return newRigOf(t, nat.Config{MaxSessions: 1 << 16})
+}
+
+// newRigOf is newRig with tables of another making.
+func newRigOf(t testing.TB, c nat.Config) *rig {
+	t.Helper()
 	r := &rig{t: t, up: &fakeUplink{}, local: &fakeLocal{}, clock: &manualClock{now: 1e9}}
 	snapshot, err := policy.Compile(policy.Config{
-		Network: network16, Gateway: gw, Own: pair[:], Mode: policy.ModeAllow,
+		Network: network16, Gateway: gw, Own: []netip.Addr{neighbour}, Pair: pair[:], Mode: policy.ModeAllow,
 		Rules: []policy.Rule{{CIDRs: []netip.Prefix{netip.PrefixFrom(forbidden.Addr(), 32)}, Verdict: policy.RuleReject}},
 	})
 	if err != nil {
@@ -118,7 +125,8 @@ func newRig(t testing.TB) *rig {
 	snapshot = snapshot.With(worker, policy.Subject{Kind: workerKind})
 	var tables [2]*nat.Table
 	for i, ip := range pair {
-		if tables[i], err = nat.New(nat.Config{External: ip, Seed: [32]byte{byte(i + 1)}, MaxSessions: 1 << 16}); err != nil {
+		c.External, c.Seed = ip, [32]byte{byte(i + 1)}
+		if tables[i], err = nat.New(c); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -298,15 +298,16 @@ func (h *Host) compile(n spec.Network) (*policy.Snapshot, error) {
 	}
 	region, _ := h.state.Region(n.Region)
 	return policy.Compile(policy.Config{
-		Network: n.CIDR, Gateway: n.Gateway(), Own: h.ownAddresses(region),
+		Network: n.CIDR, Gateway: n.Gateway(), Own: h.ownAddresses(region, n.ID), Pair: n.Pair[:],
 		Peered:   h.peeredRanges(n.ID),
 		Loopback: region.Loopback(), Mode: mode, Rules: rules,
 	})
 }
 
-// ownAddresses are those that no sandbox of the region may reach: the hosts'
-// endpoints and bypass addresses, this one's as workers know it, and every dedicated IP.
-func (h *Host) ownAddresses(r spec.Region) []netip.Addr {
+// ownAddresses are those that no sandbox of a network may reach: the hosts'
+// endpoints and bypass addresses, this one's as workers know it, and every dedicated IP
+// of other networks than its own.
+func (h *Host) ownAddresses(r spec.Region, network string) []netip.Addr {
 	var own []netip.Addr
 	if a := h.cfg.Daemon.WireGuard.Address; a.Is4() {
 		own = append(own, a)
@@ -320,7 +321,7 @@ func (h *Host) ownAddresses(r spec.Region) []netip.Addr {
 		}
 	}
 	for _, n := range h.state.Networks {
-		if n.Region == r.Name {
+		if n.Region == r.Name && n.ID != network {
 			own = append(own, n.Pair[:]...)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/tun"
 
+	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/gateway/uplink"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/nat"
@@ -86,12 +87,30 @@ type lockedTable struct {
 	external netip.Addr
 }
 
+// endpoint is a port of the dedicated IP.
+func (t *lockedTable) endpoint(port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(t.external, port)
+}
+
 // rules are what is in force at one moment. They do not change.
 type rules struct {
 	policy *policy.Snapshot
 	// workers are the inner addresses of sidecars: they may use the local
 	// services and nothing else.
 	workers map[netip.Addr]struct{}
+	// pinned are the inner addresses whose attachment names another IP of the pair than
+	// spec.EgressIndex does, with its index; nil as a rule.
+	pinned map[netip.Addr]int
+}
+
+// side says which IP of the pair an inner address leaves from.
+func (r *rules) side(inner netip.Addr) int {
+	if r != nil && r.pinned != nil {
+		if side, ok := r.pinned[inner]; ok {
+			return side
+		}
+	}
+	return spec.EgressIndex(inner)
 }
 
 // Forwarder carries the packets of one network between its WireGuard device
@@ -122,6 +141,12 @@ type Forwarder struct {
 	replies *replyQueue
 	// returned holds what comes back from peered networks; nil before there are any.
 	returned atomic.Pointer[frameQueue]
+	// hairpins holds what sandboxes of the network send each other by external
+	// addresses; nil before there is any.
+	hairpins atomic.Pointer[frameQueue]
+
+	drains      [2]atomic.Uint32 // drainState of each IP of the pair
+	remoteError remoteBudget
 
 	counters Counters
 	events   chan tun.Event
@@ -178,7 +203,20 @@ func (f *Forwarder) Policy() (*policy.Snapshot, map[netip.Addr]struct{}) {
 // Flows that exist keep their state; a packet of theirs that the new snapshot
 // refuses is dropped.
 func (f *Forwarder) SetPolicy(s *policy.Snapshot, workers map[netip.Addr]struct{}) {
-	f.rules.Store(&rules{policy: s, workers: workers})
+	r := &rules{policy: s, workers: workers}
+	if before := f.rules.Load(); before != nil {
+		r.pinned = before.pinned
+	}
+	f.rules.Store(r)
+}
+
+// Pin says which inner addresses leave from another IP of the pair than
+// spec.EgressIndex says, by index; it holds until the next call. The caller must not
+// change the map afterwards. Flows that exist are not moved.
+func (f *Forwarder) Pin(pinned map[netip.Addr]int) {
+	r := *f.rules.Load()
+	r.pinned = pinned
+	f.rules.Store(&r)
 }
 
 // Revoke removes all state of one inner address and returns how many sessions

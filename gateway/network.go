@@ -251,6 +251,7 @@ func (n *network) keep(ctx context.Context) error {
 			n.uplinkEvent(e)
 		case <-relay.C:
 			n.insist()
+			n.fwd.settleReturns()
 		case <-timer.C:
 			n.sweep(events)
 			n.noteFull()

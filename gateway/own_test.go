@@ -9,10 +9,10 @@ import (
 	"github.com/sallyport-net/sallyport/policy"
 )
 
-// TestOwnAddresses: no sandbox reaches a gateway host, by whichever address workers
+// TestOwnAddresses: no sandbox reaches a gateway host, by whichever address workers
 // do; and a host may be reached by IPv6.
 func TestOwnAddresses(t *testing.T) {
-	h := &Host{state: testState(testNetwork("net_a", 1))}
+	h := &Host{state: testState(testNetwork("net_a", 1), testNetwork("net_b", 3))}
 	h.cfg.Daemon = testDaemon()
 	h.cfg.Daemon.WireGuard.Address = netip.MustParseAddr("127.66.0.1")
 	h.state.Regions[0].Hosts = append(h.state.Regions[0].Hosts, spec.Host{Name: "gw-b", Endpoint: netip.MustParseAddr("2001:db8::1"), Bypass: netip.MustParseAddr("127.77.0.9")})
@@ -28,7 +28,8 @@ func TestOwnAddresses(t *testing.T) {
 		"127.0.0.1":  {Verdict: policy.Reject, Outcome: packet.OwnAddress}, // the endpoint
 		"127.66.0.1": {Verdict: policy.Reject, Outcome: packet.OwnAddress}, // what workers are told
 		"127.77.0.9": {Verdict: policy.Reject, Outcome: packet.OwnAddress}, // the bypass address
-		"127.77.0.2": {Verdict: policy.Reject, Outcome: packet.OwnAddress}, // of a pair
+		"127.77.0.3": {Verdict: policy.Reject, Outcome: packet.OwnAddress}, // of another network's pair
+		"127.77.0.2": {Verdict: policy.Forward, Outcome: packet.Pass},      // of its own pair
 		"127.66.0.2": {Verdict: policy.Forward, Outcome: packet.Pass},
 	} {
 		p := parsed(t, udp(t, at(alice, 1), at(netip.MustParseAddr(to), 51820), nil))

@@ -64,13 +64,30 @@ func (s *session) inFlight(seq uint32) bool {
 // No inner address stays in it, neither outside nor in what it quotes, but in an
 // identity table, where it passes as it is.
 func (t *Table) egressError(p *packet.Packet) packet.Outcome {
+	i, o := t.quotedByInside(p)
+	if o != packet.Pass {
+		return o
+	}
+	if t.config.Identity {
+		t.last = i
+		return packet.Pass
+	}
+	external := netip.AddrPortFrom(t.config.External, t.sessions.at(i).port)
+	p.SetEmbeddedDestination(external)
+	p.SetSource(external)
+	return packet.Pass
+}
+
+// quotedByInside returns the live session of the packet that an error from inside is
+// about; 0 with any outcome but Pass.
+func (t *Table) quotedByInside(p *packet.Packet) (uint32, packet.Outcome) {
 	e := &p.Inner
-	if e.Dst != p.Src || e.Src != p.Dst {
-		return packet.NoMapping // only a host that the packet reached tells its sender
+	if !e.Dst.Is4() || e.Dst != p.Src || e.Src != p.Dst {
+		return 0, packet.NoMapping // only a host that the packet reached tells its sender
 	}
 	inner, remote := makeEndpoint(number(e.Dst), e.DstPort), makeEndpoint(number(e.Src), e.SrcPort)
 	if e.Proto == packet.ICMP && p.B[e.L4] != packet.ICMPEchoReply {
-		return packet.NoMapping // no request ever comes in
+		return 0, packet.NoMapping // no request ever comes in
 	}
 	i := uint32(0)
 	switch {
@@ -83,14 +100,7 @@ func (t *Table) egressError(p *packet.Packet) packet.Outcome {
 		}
 	}
 	if i == 0 || due(t.sessions.at(i).deadline, t.tick) {
-		return packet.NoMapping
+		return 0, packet.NoMapping
 	}
-	if t.config.Identity {
-		t.last = i
-		return packet.Pass
-	}
-	external := netip.AddrPortFrom(t.config.External, t.sessions.at(i).port)
-	p.SetEmbeddedDestination(external)
-	p.SetSource(external)
-	return packet.Pass
+	return i, packet.Pass
 }

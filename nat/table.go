@@ -146,7 +146,8 @@ func (t *Table) clock(now packet.Instant) {
 // Egress translates a packet from inside that goes to the internet: its source
 // becomes the external address, and for TCP, UDP and echo requests the external
 // port. An identity table changes nothing. p must have passed packet.Parse. On any outcome but Pass the packet is unchanged
-// and must be dropped.
+// and must be dropped. One that goes to a dedicated address of the network passes, too:
+// the caller gives it to that address's table (see [Table.Hairpin]).
 func (t *Table) Egress(p *packet.Packet, now packet.Instant) packet.Outcome {
 	t.clock(now)
 	o := t.screenOut(p)
@@ -167,11 +168,8 @@ func (t *Table) screenOut(p *packet.Packet) packet.Outcome {
 	if p.Kind == packet.KindUnknown || !p.Src.Is4() || !p.Dst.Is4() {
 		return packet.Malformed
 	}
-	switch t.config.External {
-	case p.Src:
-		return packet.SpoofedSource
-	case p.Dst:
-		return packet.OwnAddress
+	if p.Src == t.config.External {
+		return packet.SpoofedSource
 	}
 	if t.config.Identity && p.Src == p.Dst {
 		return packet.SpoofedSource // A-14, too: nobody goes through us to itself

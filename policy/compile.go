@@ -295,6 +295,9 @@ func destinations(c Config) *bart.Fast[decision] {
 		t.Insert(p, byRulesPeered)
 	}
 	t.Insert(c.Network, privateAddress)
+	for _, a := range c.Pair {
+		t.Insert(host(a), byRules)
+	}
 	for _, a := range c.Own {
 		t.Insert(host(a), ownAddress)
 	}

@@ -18,6 +18,10 @@ type Config struct {
 	// Own are addresses that no sandbox may reach: the gateway hosts' and all
 	// dedicated ones.
 	Own []netip.Addr
+	// Pair are the network's own dedicated addresses, where the rules have the word as of
+	// any public address: what they let pass comes back to another sandbox
+	// of the network. One that is in Own as well stays closed.
+	Pair []netip.Addr
 	// Peered are the private ranges of the networks that this one is peered with.
 	// What the rules let pass to them goes untranslated.
 	Peered []netip.Prefix
@@ -86,6 +90,11 @@ func (c *Config) validate() error {
 	for i, a := range c.Own {
 		if !a.Is4() {
 			return fmt.Errorf("own address %d (%v) is not IPv4", i, a)
+		}
+	}
+	for i, a := range c.Pair {
+		if !a.Is4() || c.Network.Contains(a) {
+			return fmt.Errorf("address %d of the pair (%v) is not an IPv4 address outside the network %v", i, a, c.Network)
 		}
 	}
 	for _, p := range c.Peered {

@@ -13,8 +13,8 @@
 //  2. A fragment is dropped: it must be put together first.
 //  3. The destination is looked up among those that no rule can open, the most
 //     specific one counting: the network's first address (step 4), the gateway
-//     hosts' own and all dedicated addresses, the rest of the network (other
-//     sandboxes), 0/8, 127/8, 169.254/16, 224/4 and 240/4, and the private blocks
+//     hosts' own addresses and the dedicated ones of other networks, the rest of the
+//     network (other sandboxes), 0/8, 127/8, 169.254/16, 224/4 and 240/4, and the private blocks
 //     of RFC 1918 and RFC 6598, of which the peered parts go on. In a region whose
 //     pool lies in 127/8 it is the other way round: 127/8 and what is peered go on,
 //     everything else ends here.

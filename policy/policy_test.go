@@ -158,6 +158,29 @@ func TestLoopbackRegion(t *testing.T) {
 	}
 }
 
+// the rules govern the network's own pair; what is own stays closed.
+func TestPair(t *testing.T) {
+	pair := []netip.Addr{to("192.0.2.20"), to("192.0.2.21")}
+	for _, loopback := range []bool{false, true} {
+		c := config(ModeAllow, Rule{CIDRs: cidrs("192.0.2.21/32"), Verdict: RuleReject})
+		c.Pair, c.Loopback = pair, loopback
+		c.Own = append(c.Own, to("192.0.2.22"))
+		s := compile(t, c).With(sandbox, function)
+		for a, want := range map[string]Decision{"192.0.2.20": pass, "192.0.2.21": refuse, "192.0.2.22": own} {
+			if got := s.Decide(udp(to(a), 443)); got != want {
+				t.Errorf("loopback %v: %s: %v %v", loopback, a, got.Verdict, got.Outcome)
+			}
+		}
+		c.Own = append(c.Own, pair[0])
+		if got := compile(t, c).With(sandbox, function).Decide(udp(pair[0], 443)); got != own {
+			t.Errorf("an address of a host: %v %v", got.Verdict, got.Outcome)
+		}
+		for range compile(t, c).With(sandbox, function).Subjects() {
+			break // an iterator that is left early must not go on
+		}
+	}
+}
+
 func TestLocalServices(t *testing.T) {
 	for _, mode := range []Mode{ModeAllow, ModeCustom, ModeDeny} {
 		s := compile(t, config(mode)).With(sandbox, function)
@@ -333,6 +356,7 @@ func TestCompileRefuses(t *testing.T) {
 		{"outside the network", edit(func(c *Config) { c.Gateway = to("10.1.0.1") })},
 		{"outside the network", edit(func(c *Config) { c.Gateway = netip.Addr{} })},
 		{"no mode 3", edit(func(c *Config) { c.Mode = 3 })},
+		{"address 0 of the pair", edit(func(c *Config) { c.Pair = []netip.Addr{to("10.0.0.9")} })},
 		{"own address 1", edit(func(c *Config) { c.Own[1] = to("::1") })},
 		{"rule 1: an empty project", rule(Rule{Projects: []string{"a", ""}})},
 		{"rule 1: an empty runtime", rule(Rule{Runtimes: []string{""}})},

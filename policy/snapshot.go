@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -28,7 +29,7 @@ func Compile(c Config) (*Snapshot, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	c.Own, c.Peered = slices.Clone(c.Own), slices.Clone(c.Peered)
+	c.Own, c.Pair, c.Peered = slices.Clone(c.Own), slices.Clone(c.Pair), slices.Clone(c.Peered)
 	c.Rules = cloneRules(c.Rules)
 	return &Snapshot{
 		compiler:     newCompiler(c),
@@ -84,6 +85,17 @@ func (s *Snapshot) Without(inner netip.Addr) *Snapshot {
 func (s *Snapshot) Attached(inner netip.Addr) bool {
 	_, ok := s.subjects.Lookup(inner)
 	return ok
+}
+
+// Subjects yields every inner address that may send, in no order that counts.
+func (s *Snapshot) Subjects() iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for p := range s.subjects.All() {
+			if !yield(p.Addr()) {
+				return
+			}
+		}
+	}
 }
 
 // Decide says what becomes of p, a parsed packet from a sandbox. It allocates
