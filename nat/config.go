@@ -187,6 +187,9 @@ type Config struct {
 	// EventBuffer is how many events wait for Drain: default 8192. Closed ones
 	// may be more.
 	EventBuffer int
+	// Memory is where the table's records and indexes come from; nil stands for the
+	// Go heap.
+	Memory Memory
 }
 
 // who names the table in errors.
@@ -212,6 +215,9 @@ func (c *Config) complete() error {
 	}
 	if c.MaxSessions < 1 || c.MaxSessions > maxSessions {
 		return fmt.Errorf("nat: a table of %d sessions cannot be: set 1 to %d", c.MaxSessions, maxSessions)
+	}
+	if c.Memory == nil {
+		c.Memory = heap{}
 	}
 	if c.EventBuffer == 0 {
 		c.EventBuffer = 8192

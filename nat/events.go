@@ -103,56 +103,73 @@ type record struct {
 // Only Closed events make it grow instead, because whoever misses one never
 // gives back what belongs to it: one address that is revoked may end more
 // sessions than wait anywhere else.
+//
+// They stand in chunks, so that growing moves nothing and what is drained is
+// given back.
 type ring struct {
-	slots []record
-	first int
-	used  int
-	lost  uint64
+	memory Memory
+	chunks []*eventChunk // the oldest first
+	spare  *eventChunk   // one that was drained
+	first  int           // of chunks[0]: the slots before have been drained
+	used   int
+	lost   uint64
 	// usual is how many events of all kinds may wait, most how many Closed ones
 	// may wait besides.
 	usual, most int
 }
 
-func newRing(usual, most int) ring {
-	return ring{slots: make([]record, usual), usual: usual, most: most}
+// eventChunk is 8 KiB.
+type eventChunk [256]record
+
+func newRing(m Memory, usual, most int) ring {
+	return ring{memory: m, usual: usual, most: most}
 }
 
 func (r *ring) put(e record) {
-	switch {
-	case r.used < r.usual:
-	case e.kind != Closed || r.used >= r.usual+r.most:
+	if r.used >= r.usual && (e.kind != Closed || r.used >= r.usual+r.most) {
 		r.lost++
 		return
-	case r.used == len(r.slots):
-		r.resize(min(2*len(r.slots), r.usual+r.most))
 	}
 	at := r.first + r.used
-	if at >= len(r.slots) {
-		at -= len(r.slots)
+	if at/len(eventChunk{}) == len(r.chunks) && !r.grow() {
+		r.lost++
+		return
 	}
-	r.slots[at] = e
+	r.chunks[at/len(eventChunk{})][at%len(eventChunk{})] = e
 	r.used++
+}
+
+// grow adds a chunk.
+func (r *ring) grow() bool {
+	c := r.spare
+	if r.spare = nil; c == nil {
+		a := allocate[record](r.memory, len(eventChunk{}))
+		if a == nil {
+			return false
+		}
+		c = (*eventChunk)(a)
+	}
+	r.chunks = append(r.chunks, c)
+	return true
 }
 
 // take removes the oldest event and returns it; there must be one.
 func (r *ring) take() record {
-	e := r.slots[r.first]
-	if r.first++; r.first == len(r.slots) {
-		r.first = 0
+	e := r.chunks[0][r.first]
+	r.used--
+	if r.first++; r.first < len(eventChunk{}) {
+		return e
 	}
-	if r.used--; r.used == 0 && len(r.slots) > r.usual {
-		r.resize(r.usual)
+	r.first = 0
+	if c := r.chunks[0]; r.spare == nil {
+		r.spare = c
+	} else {
+		free(r.memory, c[:])
 	}
+	n := copy(r.chunks, r.chunks[1:])
+	r.chunks[n] = nil
+	r.chunks = r.chunks[:n]
 	return e
-}
-
-// resize moves the events to n slots, which must be enough.
-func (r *ring) resize(n int) {
-	slots := make([]record, n)
-	for i := range r.used {
-		slots[i] = r.slots[(r.first+i)%len(r.slots)]
-	}
-	r.slots, r.first = slots, 0
 }
 
 // Drain moves the oldest events to dst and returns how many. When the buffer

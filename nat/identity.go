@@ -28,12 +28,18 @@ func (t *Table) egressTracked(p *packet.Packet, l *lookup) packet.Outcome {
 		return packet.Pass
 	}
 	hi := t.hostOf(f.from.addr())
+	if hi == 0 {
+		return t.full(f)
+	}
 	h := t.hosts.at(hi)
 	if o := t.admit(h, f, true, false); o != packet.Pass {
 		return o
 	}
-	t.charge(h)
 	i, s := t.addSession(f, f.from.port(), hi, 0)
+	if i == 0 {
+		return t.full(f)
+	}
+	t.charge(h)
 	t.last, l.hint = i, i
 	s.state, s.deadline = stateLive, deadline
 	t.tellSession(Created, s, ReasonNone)

@@ -53,6 +53,7 @@ const (
 // empty. That half both places the slot and screens out other records, so a
 // shard grows without touching records.
 type index struct {
+	memory Memory
 	shards []shard // made at the first insertion
 }
 
@@ -109,27 +110,42 @@ func (x *index) first(h uint64) uint32 {
 	return c.next()
 }
 
-// insert adds record i under h. The caller knows that it isn't there.
-func (x *index) insert(h uint64, i uint32) {
+// room says whether one more can be inserted under h, and makes it so where there
+// is memory.
+func (x *index) room(h uint64) bool {
 	if x.shards == nil {
 		x.shards = make([]shard, shardCount)
 	}
 	s := &x.shards[h%shardCount]
-	if (s.used+1)*4 > len(s.slots)*3 {
-		s.grow()
-	}
-	s.place(h>>32<<32 | uint64(i))
-	s.used++
+	return (s.used+1)*4 <= len(s.slots)*3 || s.grow(x.memory)
 }
 
-func (s *shard) grow() {
+// insert adds record i under h and says whether there was room. The caller knows that
+// it isn't there.
+func (x *index) insert(h uint64, i uint32) bool {
+	if !x.room(h) {
+		return false
+	}
+	s := &x.shards[h%shardCount]
+	s.place(h>>32<<32 | uint64(i))
+	s.used++
+	return true
+}
+
+func (s *shard) grow(m Memory) bool {
 	old := s.slots
-	s.slots = make([]uint64, max(shardMin, 2*len(old)))
+	slots := allocate[uint64](m, max(shardMin, 2*len(old)))
+	if slots == nil {
+		return false
+	}
+	s.slots = slots
 	for _, v := range old {
 		if v != 0 {
 			s.place(v)
 		}
 	}
+	free(m, old)
+	return true
 }
 
 // place puts v into the first empty slot from its home.

@@ -11,7 +11,7 @@ import (
 // An index agrees with a map, even where hashes share slots and halves.
 func TestIndexAgainstMap(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var x index
+		x := index{memory: heap{}}
 		want := map[uint32]uint64{} // hash by number
 		spread := rapid.Uint64Range(1, 40).Draw(t, "spread")
 		dice := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))

@@ -9,13 +9,20 @@ type flow struct {
 	isn      uint32 // TCP: its initial sequence number
 }
 
-// hostOf returns the record of an inner address, made where there is none.
+// hostOf returns the record of an inner address, made where there is none, or 0
+// where there is no memory for it.
 func (t *Table) hostOf(addr uint32) uint32 {
 	h := t.key.sum(uint64(addr), 0)
 	if i := t.findHost(h, addr); i != 0 {
 		return i
 	}
+	if !t.hostIndex.room(h) {
+		return 0
+	}
 	i, r := t.hosts.take()
+	if i == 0 {
+		return 0
+	}
 	r.addr, r.known = addr, true
 	r.tokens, r.filled = t.bucket(), t.tick
 	t.hostIndex.insert(h, i)
@@ -132,6 +139,11 @@ func (t *Table) refuse(h *host, f flow, why Reason, o packet.Outcome) packet.Out
 		})
 	}
 	return o
+}
+
+// full refuses a flow because there is no memory for it.
+func (t *Table) full(f flow) packet.Outcome {
+	return t.refuse(&t.network, f, ReasonTableFull, packet.SessionLimit)
 }
 
 // exhausted tells, once per second, that no port was free (C-11 C).

@@ -144,7 +144,7 @@ func (t *Table) Expire(now packet.Instant, budget int) int {
 			budget -= removalCost - 1
 		}
 	}
-	t.tendCrowds()
+	t.tendCrowds(hosts/128 + 1)
 	t.tendHosts(hosts)
 	return removed
 }

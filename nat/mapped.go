@@ -72,20 +72,26 @@ func (t *Table) refresh(s *session, m *mapping, deadline uint32) {
 // open lets mapping m (0: a new one) of a flow hear from where the flow goes.
 func (t *Table) open(f flow, m, deadline uint32) (uint32, packet.Outcome) {
 	hi := t.hostOf(f.from.addr())
+	if hi == 0 {
+		return 0, t.full(f)
+	}
 	h := t.hosts.at(hi)
 	if o := t.admit(h, f, m == 0, false); o != packet.Pass {
 		return 0, o
 	}
 	if m == 0 {
-		var ok bool
-		if m, ok = t.bind(f, hi); !ok {
-			return 0, t.exhausted(f)
+		var o packet.Outcome
+		if m, o = t.bind(f, hi); o != packet.Pass {
+			return 0, o
 		}
 		t.tellMapping(Created, t.mappings.at(m), ReasonNone)
 	}
-	t.charge(h)
 	b := t.mappings.at(m)
-	_, s := t.addSession(f, b.port, hi, m)
+	i, s := t.addSession(f, b.port, hi, m)
+	if i == 0 {
+		return 0, t.full(f)
+	}
+	t.charge(h)
 	s.state = stateLive
 	s.deadline, b.deadline = deadline, deadline
 	return m, packet.Pass
@@ -119,13 +125,17 @@ func (t *Table) missed(p packet.Proto, port uint16) packet.Outcome {
 
 // bind makes a mapping with a port of its own for a flow of host hi. It has no
 // session yet: the caller adds one.
-func (t *Table) bind(f flow, hi uint32) (uint32, bool) {
+func (t *Table) bind(f flow, hi uint32) (uint32, packet.Outcome) {
 	t.releaseHolds(holdStep)
 	port, ok := t.space(spaceOf(f.proto)).set.pick(&t.dice)
 	if !ok {
-		return 0, false
+		return 0, t.exhausted(f)
 	}
-	return t.own(f, hi, port), true
+	m := t.own(f, hi, port)
+	if m == 0 {
+		return 0, t.full(f)
+	}
+	return m, packet.Pass
 }
 
 // space returns a protocol's port space, made where there is none.
@@ -138,9 +148,15 @@ func (t *Table) space(which int) *space {
 	return sp
 }
 
-// own makes the mapping that owns a free port, as bind.
+// own makes the mapping that owns a free port, as bind, or returns 0 where there
+// is no memory for it and its first session.
 func (t *Table) own(f flow, hi uint32, port uint16) uint32 {
 	sp := t.space(spaceOf(f.proto))
+	if !sp.room(t.config.Memory, port) || !t.mappings.room() || !t.inner.room(t.innerHash(f.proto, f.from)) ||
+		!t.sessions.room() || !t.inbound.room(t.inboundHash(f.proto, port, f.to)) ||
+		f.proto == packet.TCP && !t.outbound.room(t.flowHash(f.proto, f.from, f.to)) {
+		return 0
+	}
 	sp.set.take(port)
 	i, m := t.mappings.take()
 	sp.assign(port, i)

@@ -131,14 +131,23 @@ func (s *space) owner(p uint16) uint32 {
 	return 0
 }
 
-// assign makes mapping m the owner of p, or nobody where m is 0.
-func (s *space) assign(p uint16, m uint32) {
-	page := s.pages[p>>blockBits]
-	if page == nil {
-		page = new([1 << blockBits]uint32)
-		s.pages[p>>blockBits] = page
+// room says whether assign has a place for p.
+func (s *space) room(m Memory, p uint16) bool {
+	page := &s.pages[p>>blockBits]
+	if *page != nil {
+		return true
 	}
-	page[p&(1<<blockBits-1)] = m
+	a := allocate[uint32](m, 1<<blockBits)
+	if a == nil {
+		return false
+	}
+	*page = (*[1 << blockBits]uint32)(a)
+	return true
+}
+
+// assign makes mapping m the owner of p, or nobody where m is 0. There must be room.
+func (s *space) assign(p uint16, m uint32) {
+	s.pages[p>>blockBits][p&(1<<blockBits-1)] = m
 }
 
 // tuple is an external TCP port towards a remote endpoint.
@@ -169,8 +178,12 @@ func (q *queue) len() int { return q.records.live }
 
 func (q *queue) at(i uint32) *held { return q.records.at(i) }
 
+// push adds one and returns its number, or 0 where there is no memory for it.
 func (q *queue) push(key uint64, until uint32) uint32 {
 	i, h := q.records.take()
+	if i == 0 {
+		return 0
+	}
 	h.key, h.until = key, until
 	if q.tail == 0 {
 		q.head = i
@@ -199,6 +212,7 @@ type crowd struct {
 	// closed are the ports whose connection has seen both FINs, of closedCount.
 	closed      [1 << 10]uint64
 	closedCount int
+	place       int // in Table.crowdRound
 }
 
 const (
@@ -212,6 +226,19 @@ const (
 
 // complete says whether every port has been asked for.
 func (c *crowd) complete() bool { return c.known > uint32(c.set.last) }
+
+// pickKnown draws among the free ports that have been asked for. So many others are
+// taken that it has come to this, so that they will be nearly alike.
+func (c *crowd) pickKnown(d *dice) (uint16, bool) {
+	n := 0
+	for w := range c.known >> 6 {
+		n += bits.OnesCount64(^c.set.taken[w])
+	}
+	if n += bits.OnesCount64(^c.set.taken[c.known>>6] & (1<<(c.known&63) - 1)); n == 0 {
+		return 0, false
+	}
+	return c.set.nth(int(d.below(uint32(n)))), true
+}
 
 func (c *crowd) setClosed(p uint16, on bool) {
 	w, bit := &c.closed[p>>6], uint64(1)<<(p&63)

@@ -39,6 +39,9 @@ func (t *Table) Import(b []byte, now packet.Instant) error {
 	return nil
 }
 
+// errNoMemory is of a table whose Memory has given out.
+var errNoMemory = errors.New("there is no memory left: give the table more, or fewer sessions")
+
 // again is what can be done about an export that is no good.
 const again = "export again, and carry it over whole"
 
@@ -183,8 +186,9 @@ func (r *restorer) hold() error {
 				ok = r.restoreTuple(tuple(h.key), h.until)
 			} else {
 				sp := r.space(int(h.key >> 16))
-				if ok = sp.set.take(uint16(h.key)); ok {
-					r.heldPorts.push(h.key, h.until)
+				if ok = sp.set.take(uint16(h.key)); ok && r.heldPorts.push(h.key, h.until) == 0 {
+					sp.set.release(uint16(h.key))
+					return errNoMemory
 				}
 			}
 			if !ok {
@@ -228,13 +232,21 @@ func (r *restorer) session(s *session) error {
 		}
 	}
 	hi := r.hostOf(s.inner)
+	if hi == 0 {
+		return errNoMemory
+	}
 	if err := r.checkQuotas(r.hosts.at(hi), s, !r.config.Identity && m == 0); err != nil {
 		return err
 	}
 	if shared && m == 0 {
-		m = r.own(f, hi, s.port)
+		if m = r.own(f, hi, s.port); m == 0 {
+			return errNoMemory
+		}
 	}
-	_, made := r.addSession(f, s.port, hi, m)
+	i, made := r.addSession(f, s.port, hi, m)
+	if i == 0 {
+		return errNoMemory
+	}
 	made.end, made.ack, made.win = s.end, s.ack, s.win
 	made.flags, made.scale, made.again, made.againScale = s.flags, s.scale, s.again, s.againScale
 	made.deadline, made.created = r.tick+1+s.deadline, r.tick-s.created
@@ -318,7 +330,7 @@ func (r *restorer) checkQuotas(h *host, s *session, port bool) error {
 // empty takes everything out of a table again, unheard.
 func (t *Table) empty() {
 	events := t.events
-	t.events = newRing(1, 0)
+	t.events = newRing(t.config.Memory, 1, 0)
 	for i := uint32(1); i < t.sessions.top; i++ {
 		if t.sessions.at(i).state != stateFree {
 			t.removeSession(i, ReasonRevoked)

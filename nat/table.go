@@ -89,6 +89,8 @@ type Table struct {
 
 	scratch [batchMax]lookup // of a batch
 
+	crowdRound       []endpoint // the remotes of crowds, in the order in which tendCrowds goes round
+	crowdSweep       int
 	sweep, hostSweep uint32 // the records that Expire looked at last
 }
 
@@ -106,13 +108,14 @@ func New(c Config) (*Table, error) {
 		config: c,
 		dice:   dice{rand.NewChaCha8(c.Seed)},
 		crowds: make(map[endpoint]*crowd),
-		events: newRing(c.EventBuffer, c.MaxSessions),
+		events: newRing(c.Memory, c.EventBuffer, c.MaxSessions),
 		ticks: tickTimers{
 			udp: ticks(c.Timers.UDP), established: ticks(c.Timers.TCPEstablished),
 			opening: ticks(c.Timers.TCPOpening), closing: ticks(c.Timers.TCPClosing),
 			icmp: ticks(c.Timers.ICMP), hold: ticks(c.Timers.Hold),
 		},
 	}
+	t.useMemory(c.Memory)
 	if !c.Identity {
 		t.blank = newPortSet(c.Ports, c.Reserved)
 	}
@@ -125,6 +128,15 @@ func New(c Config) (*Table, error) {
 	}
 	t.config.Reserved = nil // the caller's memory; blank knows them
 	return t, nil
+}
+
+// useMemory says where what grows comes from.
+func (t *Table) useMemory(m Memory) {
+	t.sessions.memory, t.mappings.memory, t.hosts.memory = m, m, m
+	t.tuples.records.memory, t.heldPorts.records.memory = m, m
+	for _, x := range []*index{&t.inbound, &t.outbound, &t.inner, &t.hostIndex, &t.holdIndex} {
+		x.memory = m
+	}
 }
 
 // External returns the dedicated address of the table; that of an identity table
@@ -305,9 +317,17 @@ func (t *Table) findMapping(h uint64, p packet.Proto, from endpoint) uint32 {
 
 // addSession makes the session of a flow under a port that is already its
 // own (its inner one in an identity table): of mapping m or, where that is 0, of host hi itself. The caller gives it
-// a state and a deadline.
+// a state and a deadline. Where there is no memory it returns 0 and has done nothing.
 func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session) {
+	in, out := t.inboundHash(f.proto, port, f.to), t.flowHash(f.proto, f.from, f.to)
+	seenIn, seenOut := !t.config.Identity, t.config.Identity || f.proto == packet.TCP
+	if seenIn && !t.inbound.room(in) || seenOut && !t.outbound.room(out) {
+		return 0, nil
+	}
 	i, s := t.sessions.take()
+	if i == 0 {
+		return 0, nil
+	}
 	s.inner, s.innerPort = f.from.addr(), f.from.port()
 	s.remote, s.remotePort = f.to.addr(), f.to.port()
 	s.port, s.proto, s.created = port, f.proto, t.tick
@@ -331,11 +351,11 @@ func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session)
 		t.sessions.at(s.next).prev = i
 	}
 	*head = i
-	if !t.config.Identity {
-		t.inbound.insert(t.inboundHash(f.proto, port, f.to), i)
+	if seenIn {
+		t.inbound.insert(in, i)
 	}
-	if t.config.Identity || f.proto == packet.TCP {
-		t.outbound.insert(t.flowHash(f.proto, f.from, f.to), i)
+	if seenOut {
+		t.outbound.insert(out, i)
 	}
 	t.stats.Sessions[spaceOf(f.proto)]++
 	t.stats.Created[spaceOf(f.proto)]++

@@ -153,6 +153,9 @@ func (t *Table) ingressTCP(p *packet.Packet, l *lookup) packet.Outcome {
 // connect makes the session of a connection whose SYN is p.
 func (t *Table) connect(f flow, p *packet.Packet) (uint32, packet.Outcome) {
 	hi := t.hostOf(f.from.addr())
+	if hi == 0 {
+		return 0, t.full(f)
+	}
 	h := t.hosts.at(hi)
 	independent := t.config.TCPMapping == EndpointIndependent
 	m := uint32(0)
@@ -162,27 +165,41 @@ func (t *Table) connect(f flow, p *packet.Packet) (uint32, packet.Outcome) {
 	if o := t.admit(h, f, m == 0, true); o != packet.Pass {
 		return 0, o
 	}
-	var port uint16
-	ok := true
+	port, o := f.from.port(), packet.Pass
 	switch {
 	case t.config.Identity:
-		port = f.from.port()
 	case !independent:
-		port, ok = t.pickTuple(f.to, f.isn)
+		port, o = t.claim(f)
 	case m == 0:
-		m, ok = t.bind(f, hi)
+		m, o = t.bind(f, hi)
 	}
-	if !ok {
-		return 0, t.exhausted(f)
+	if o != packet.Pass {
+		return 0, o
 	}
 	if m != 0 {
 		port = t.mappings.at(m).port
 	}
-	t.charge(h)
 	i, s := t.addSession(f, port, hi, m)
+	if i == 0 {
+		return 0, t.full(f)
+	}
+	t.charge(h)
 	t.start(s, attemptOf(p))
 	t.tellSession(Created, s, ReasonNone)
 	return i, packet.Pass
+}
+
+// claim draws the port of a connection that is mapped by its destination. There is
+// memory for the connection, wherever it may take the place of a closed one.
+func (t *Table) claim(f flow) (uint16, packet.Outcome) {
+	if !t.sessions.room() || !t.outbound.room(t.flowHash(f.proto, f.from, f.to)) {
+		return 0, t.full(f)
+	}
+	port, ok := t.pickTuple(f.to, f.isn)
+	if !ok {
+		return 0, t.exhausted(f)
+	}
+	return port, packet.Pass
 }
 
 // track takes note of a segment of direction d (RFC 9293, as seen from the

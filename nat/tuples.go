@@ -1,10 +1,17 @@
 package nat
 
-import "github.com/sallyport-net/sallyport/internal/packet"
+import (
+	"unsafe"
+
+	"github.com/sallyport-net/sallyport/internal/packet"
+)
 
 // blindGuesses is how often a free tuple is drawn for before a crowd that is
-// still being surveyed is surveyed to its end.
+// still being surveyed is surveyed further at once.
 const blindGuesses = 64
+
+// surveyMost is how many ports are asked for at once then: some hundred microseconds.
+const surveyMost = 2048
 
 // holdStep is how many due holds each new connection releases: more than it
 // will ever add, so that what is due does not pile up between sweeps.
@@ -20,8 +27,9 @@ func (t *Table) pickTuple(remote endpoint, isn uint32) (uint16, bool) {
 		if p, ok := t.guessTuple(remote, guesses); ok {
 			return p, true
 		}
-		c = &crowd{set: *t.blank, known: uint32(t.blank.first)}
-		t.crowds[remote] = c
+		if c = t.newCrowd(remote); c == nil {
+			return t.guessTuple(remote, blindGuesses)
+		}
 	}
 	if !c.complete() {
 		t.survey(remote, c, crowdStep)
@@ -30,7 +38,9 @@ func (t *Table) pickTuple(remote endpoint, isn uint32) (uint16, bool) {
 		if p, ok := t.guessTuple(remote, blindGuesses); ok {
 			return p, true
 		}
-		t.survey(remote, c, 1<<16)
+		if t.survey(remote, c, surveyMost); !c.complete() {
+			return c.pickKnown(&t.dice)
+		}
 	}
 	if c.set.free*crowdReuse < c.set.total && c.closedCount > 0 {
 		if p, ok := t.pickClosed(remote, c, isn); ok {
@@ -128,16 +138,34 @@ func (t *Table) holdTuple(tp tuple) {
 		t.releaseTuple()
 		t.stats.HoldsShortened++
 	}
-	t.pushTuple(h, tp, t.tick+1+t.ticks.hold)
+	until := t.tick + 1 + t.ticks.hold
+	if t.pushTuple(h, tp, until) {
+		return
+	}
+	t.stats.HoldsShortened++
+	if t.tuples.head != 0 {
+		t.releaseTuple() // there is no memory for another
+	}
+	if c := t.crowds[tp.remote()]; !t.pushTuple(h, tp, until) && c != nil {
+		c.set.release(tp.port())
+	}
 }
 
-// pushTuple puts a tuple of hash h that is not in use on hold until a tick, the latest of all.
-func (t *Table) pushTuple(h uint64, tp tuple, until uint32) {
+// pushTuple puts a tuple of hash h that is not in use on hold until a tick, the latest
+// of all, and says whether there was memory for that.
+func (t *Table) pushTuple(h uint64, tp tuple, until uint32) bool {
+	if !t.holdIndex.room(h) {
+		return false
+	}
 	i := t.tuples.push(uint64(tp), until)
+	if i == 0 {
+		return false
+	}
 	t.holdIndex.insert(h, i)
 	if c := t.crowds[tp.remote()]; c != nil {
 		c.set.take(tp.port())
 	}
+	return true
 }
 
 // releaseTuple ends the oldest hold of a tuple.
@@ -152,8 +180,19 @@ func (t *Table) releaseTuple() {
 }
 
 // holdPort keeps a taken port of a space from being given out for the time of a hold.
+// Where there is no memory for that, the oldest hold ends early, or this one at once.
 func (t *Table) holdPort(which int, p uint16) {
-	t.heldPorts.push(uint64(which)<<16|uint64(p), t.tick+1+t.ticks.hold)
+	key, until := uint64(which)<<16|uint64(p), t.tick+1+t.ticks.hold
+	if t.heldPorts.push(key, until) != 0 {
+		return
+	}
+	t.stats.HoldsShortened++
+	if t.heldPorts.head != 0 {
+		t.releasePort()
+	}
+	if t.heldPorts.push(key, until) == 0 {
+		t.spaces[which].set.release(p)
+	}
 }
 
 // releaseHolds ends the holds that are due, n of each kind at most, and returns
@@ -182,14 +221,36 @@ func (t *Table) releasePort() {
 	t.heldPorts.pop()
 }
 
-// tendCrowds goes on with unfinished surveys and forgets crowds that are none
-// any more.
-func (t *Table) tendCrowds() {
-	for remote, c := range t.crowds {
+// newCrowd makes the crowd of a remote, or nil where there is no memory for it.
+func (t *Table) newCrowd(remote endpoint) *crowd {
+	a := allocate[crowd](t.config.Memory, 1)
+	if a == nil {
+		return nil
+	}
+	c := &a[0]
+	c.set, c.known, c.place = *t.blank, uint32(t.blank.first), len(t.crowdRound)
+	t.crowds[remote] = c
+	t.crowdRound = append(t.crowdRound, remote)
+	return c
+}
+
+// tendCrowds goes on with the round over the crowds, n at most: with unfinished
+// surveys, and by forgetting what is no crowd any more.
+func (t *Table) tendCrowds(n int) {
+	for n = min(n, len(t.crowdRound)); n > 0; n-- {
+		if t.crowdSweep++; t.crowdSweep >= len(t.crowdRound) {
+			t.crowdSweep = 0
+		}
+		remote := t.crowdRound[t.crowdSweep]
+		c := t.crowds[remote]
 		if !c.complete() {
 			t.survey(remote, c, crowdStep)
 		} else if (c.set.total-c.set.free)*crowdLeave <= c.set.total {
+			last := t.crowdRound[len(t.crowdRound)-1]
+			t.crowdRound[c.place], t.crowds[last].place = last, c.place
+			t.crowdRound = t.crowdRound[:len(t.crowdRound)-1]
 			delete(t.crowds, remote)
+			free(t.config.Memory, unsafe.Slice(c, 1))
 		}
 	}
 }
