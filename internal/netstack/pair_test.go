@@ -3,7 +3,6 @@ package netstack
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"sync"
@@ -116,17 +115,6 @@ func testContext(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-// loss loses a share of all packets, repeatably.
-func loss(share float64) func([]byte) bool {
-	var mu sync.Mutex
-	r := rand.New(rand.NewPCG(1, 2))
-	return func([]byte) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return r.Float64() < share
-	}
 }
 
 // dialPair connects client to server through a listener.

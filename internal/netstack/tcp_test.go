@@ -64,26 +64,28 @@ func TestBulkBothWays(t *testing.T) {
 		name string
 		mtu  int
 		size int
-		loss float64
+		loss bool
 	}{
-		{"clean", 1420, 8 << 20, 0},
-		{"small MTU", 576, 1 << 20, 0},
-		{"loss", 1420, 1 << 20, 0.01},
+		{"clean", 1420, 8 << 20, false},
+		{"small MTU", 576, 1 << 20, false},
+		{"loss", 1420, 1 << 20, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			cc, sc := clientConfig(), serverConfig()
 			cc.MTU, sc.MTU = tc.mtu, tc.mtu
 			var lose func([]byte) bool
-			if tc.loss > 0 {
-				lose = loss(tc.loss)
+			if tc.loss {
+				l := newLosses(uint32(tc.size))
+				lose = l.lose
+				defer l.check(t)
 			}
 			n := connect(t, cc, sc, lose)
 			c, s := dialPair(t, n)
 			exchange(t, c, s, tc.size)
-			// A tail probe may be needless where the scheduler is slower than the
-			// round trip; a queue that drops makes far more of them.
+			// A timeout may be needless where the scheduler is slower than it; a queue
+			// that drops makes far more of them.
 			all := uint64(n.out.packets.Load() + n.back.packets.Load())
-			if got := n.client.Stats().Retransmits + n.server.Stats().Retransmits; tc.loss == 0 && got > 2+all/20 {
+			if got := n.client.Stats().Retransmits + n.server.Stats().Retransmits; !tc.loss && got > 2+all/20 {
 				t.Errorf("%d retransmits among %d packets on a wire without loss", got, all)
 			}
 		})
