@@ -14,7 +14,7 @@ import (
 // without endpoint-independent mapping one external port serves several
 // destinations at once, for different sandboxes, and each segment finds its own;
 // with it a port has one owner.
-func TestX4OverlappingPorts(t *testing.T) {
+func TestX4PortOfManySandboxes(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.Ports = PortRange{2000, 2000} })
 	var conns []*conn
 	for i := range 100 {
