@@ -136,7 +136,7 @@ func TestHairpinSimultaneousOpen(t *testing.T) {
 	})
 }
 
-// I-5, I-7, R-1: errors turn, too: port unreachable from the sandbox that was reached, time
+// I-5, I-7, X-14, R-1: errors turn, too: port unreachable from the sandbox that was reached, time
 // exceeded from the external address, and no inner address of the other sandbox in them.
 func TestHairpinErrors(t *testing.T) {
 	eachPairing(t, nat.Config{}, func(t *testing.T, r *rig, a, b netip.Addr) {
