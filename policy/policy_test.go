@@ -181,6 +181,29 @@ func TestPair(t *testing.T) {
 	}
 }
 
+// block by block, rules that allow everything give what the class of
+// the address gives, in a region of the Internet and in one of loopback.
+func TestEveryBlockIsAnsweredByItsClass(t *testing.T) {
+	want := map[packet.Class]Decision{
+		packet.ClassGlobal: pass, packet.ClassLoopback: refused, packet.ClassLinkLocal: refused,
+		packet.ClassThisNetwork: martian, packet.ClassMulticast: martian, packet.ClassReserved: martian, packet.ClassBroadcast: martian,
+		packet.ClassPrivate: private, packet.ClassShared: private,
+	}
+	c := config(ModeAllow)
+	for _, loopback := range []bool{false, true} {
+		if c.Loopback = loopback; loopback {
+			want[packet.ClassGlobal], want[packet.ClassLoopback] = refused, pass
+		}
+		s := compile(t, c).With(sandbox, function)
+		for block := range 1 << 16 {
+			a := netip.AddrFrom4([4]byte{byte(block >> 8), byte(block), 255, 255})
+			if got := s.Decide(tcp(a, 443)); got != want[packet.ClassOf(a)] {
+				t.Errorf("loopback %v: %v (%v): %v %v", loopback, a, packet.ClassOf(a), got.Verdict, got.Outcome)
+			}
+		}
+	}
+}
+
 func TestLocalServices(t *testing.T) {
 	for _, mode := range []Mode{ModeAllow, ModeCustom, ModeDeny} {
 		s := compile(t, config(mode)).With(sandbox, function)

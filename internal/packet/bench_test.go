@@ -35,6 +35,7 @@ func TestNothingAllocates(t *testing.T) {
 			p.SetEmbeddedDestination(remote)
 			p.ClampMSS(1300)
 			p.ChecksumOK()
+			p.SetID(p.ID() + 1)
 			b[offTTL] = 64
 			fixed := p.B[:p.L4]
 			fixed[10], fixed[11] = 0, 0

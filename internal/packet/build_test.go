@@ -10,7 +10,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// an error quotes what fits in 576 bytes.
+// an error has 576 bytes at most, and comes from the gateway.
 func TestBuildICMPError(t *testing.T) {
 	buf := make([]byte, 2000)
 	about := mustParse(t, udpPacket(t, inner, remote, strings.Repeat("x", 1000)))
@@ -71,6 +71,7 @@ func TestNoErrorAbout(t *testing.T) {
 	}
 }
 
+// RFC 9293 section 3.5.2, R-6: the reset that a closed port would send.
 func TestBuildRST(t *testing.T) {
 	buf := make([]byte, 100)
 	for _, row := range []struct {
@@ -107,6 +108,7 @@ func TestBuildRST(t *testing.T) {
 	}
 }
 
+// no datagram is built with the checksum 0.
 func TestBuiltPacketsAreSound(t *testing.T) {
 	for _, b := range [][]byte{
 		udpPacket(t, inner, remote, ""), udpPacket(t, inner, remote, "odd"), udpPacket(t, inner, remote, strings.Repeat("z", 65507)),

@@ -43,6 +43,7 @@ func TestParseKinds(t *testing.T) {
 	}
 }
 
+// I-3 b, I-3 d, T-9: what an error quotes is found behind options and before extensions.
 func TestParseEmbedded(t *testing.T) {
 	seg := tcpPacket(t, TCPHeader{Src: ext, Dst: remote, Seq: 99, Flags: SYN}, "")
 	p := mustParse(t, errorPacket(t, 3, 4, seg[:28])) // eight bytes of transport are all that is certain
@@ -68,7 +69,7 @@ func TestParseEmbedded(t *testing.T) {
 	mustParse(t, fixICMP(b))
 }
 
-// what is broken, and what must not be translated.
+// C-1, I-3: what is dropped, and for which reason.
 func TestParseRefuses(t *testing.T) {
 	udp := func() []byte { return udpPacket(t, inner, remote, "0123456789abcdef") }
 	tcp := func() []byte { return tcpPacket(t, TCPHeader{Src: inner, Dst: remote, Flags: ACK, MSS: 1460}, "x") }
@@ -172,6 +173,7 @@ func TestParseIgnoresEmbeddedTransportChecksum(t *testing.T) {
 	mustParse(t, errorPacket(t, 3, 3, b))
 }
 
+// the sum is that of RFC 1071's text, from every start and of every length.
 func TestChecksumAgainstText(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := rapid.SliceOfN(rapid.Byte(), 0, 200).Draw(t, "bytes")
@@ -180,13 +182,15 @@ func TestChecksumAgainstText(t *testing.T) {
 				b[i] |= 0xfe
 			}
 		}
-		got, want := fold(sum(b, 0)), slowSum(b, 0)
+		acc := rapid.SampledFrom([]uint64{0, 1, 0xffff, 0xffff_ffff_ffff, 1<<64 - 1}).Draw(t, "acc")
+		got, want := fold(sum(b, acc)), slowSum(b, uint32(fold(acc)))
 		if got%0xffff != want%0xffff { // the two zeros are one number
 			t.Fatalf("sum %#x, want %#x", got, want)
 		}
 	})
 }
 
+// the blocks and their edges.
 func TestClassOf(t *testing.T) {
 	for s, want := range map[string]Class{
 		"0.0.0.0": ClassThisNetwork, "0.255.255.255": ClassThisNetwork, "1.0.0.0": ClassGlobal,

@@ -139,7 +139,7 @@ func TestFragmentRoundTrip(t *testing.T) {
 	})
 }
 
-// Fragments of a fragment keep its place and its more-fragments bit.
+// U-13: fragments of a fragment keep its place and its more-fragments bit.
 func TestFragmentOfFragment(t *testing.T) {
 	b := udpPacket(t, inner, remote, strings.Repeat("0123456789", 500))
 	var small [][]byte
@@ -258,7 +258,7 @@ func TestReassemblerWantsFragments(t *testing.T) {
 	}
 }
 
-// The header of the first fragment may be longer than that of the last, so that
+// A-13 c: the header of the first fragment may be longer than that of the last, so that
 // only the whole is too long.
 func TestReassemblyTooLongByOptions(t *testing.T) {
 	r := newReassembler(t, ReassemblyConfig{})
@@ -335,6 +335,7 @@ func TestReassemblyLimits(t *testing.T) {
 	}
 }
 
+// A-13 e: a datagram in more pieces than links make is dropped, and its bytes are freed.
 func TestReassemblyFragmentCount(t *testing.T) {
 	r := newReassembler(t, ReassemblyConfig{})
 	for i := range maxFragments {
@@ -373,6 +374,23 @@ func TestReassemblySameID(t *testing.T) {
 	}
 }
 
+// A-13 f: two networks with the same inner addresses have each their own
+// Reassembler, and the halves of their datagrams never meet.
+func TestNetworksReassembleApart(t *testing.T) {
+	one, two := newReassembler(t, ReassemblyConfig{}), newReassembler(t, ReassemblyConfig{})
+	a, b := piece(t, UDP, 1, 0, true, make([]byte, 16)), piece(t, UDP, 1, 16, false, make([]byte, 16))
+	if whole, o := one.Add(mustParse(t, a), 0); whole != nil || o != Pass {
+		t.Fatalf("%v, %d bytes", o, len(whole))
+	}
+	if whole, o := two.Add(mustParse(t, b), 0); whole != nil || o != Pass {
+		t.Errorf("the other network's half: %v, %d bytes", o, len(whole))
+	}
+	if whole, _ := one.Add(mustParse(t, b), 0); len(whole) != 52 {
+		t.Errorf("its own half: %d bytes", len(whole))
+	}
+}
+
+// a timeout beyond 120 s and limits that contradict each other are refused.
 func TestReassemblyConfig(t *testing.T) {
 	for _, c := range []ReassemblyConfig{
 		{MaxBytes: 100, MaxPerSource: 200}, {MaxBytes: -1, MaxPerSource: 1}, {MaxPerSource: -1},

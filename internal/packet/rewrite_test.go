@@ -120,7 +120,7 @@ func TestCorruptStaysCorrupt(t *testing.T) {
 	})
 }
 
-// TestChecksumEdges walks a UDP and a TCP checksum over both representations of zero.
+// TestChecksumEdges walks a UDP and a TCP checksum over both representations of zero.
 func TestChecksumEdges(t *testing.T) {
 	for port := range uint16(0xffff) {
 		d := udpPacket(t, inner, remote, "")[:28]
@@ -141,6 +141,7 @@ func TestChecksumEdges(t *testing.T) {
 	}
 }
 
+// the two zeros.
 func TestAmendEdges(t *testing.T) {
 	// RFC 1624 section 4: HC = 0xDD2F, m = 0x5555, m' = 0x3285 give 0x0000.
 	if got := amend(0xdd2f, diff16(0x5555, 0x3285)); got != 0 {

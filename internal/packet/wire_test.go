@@ -81,6 +81,7 @@ func TestICMPErrorsThatPass(t *testing.T) {
 	badTransport := quote()
 	badTransport[27]++
 	extended := quotation{keep: 28, extensions: true}.message(remoteA, extA, quote())
+	longer := quotation{keep: 128, extensions: true}.message(remoteA, extA, udpPacket(t, ext, remote, strings.Repeat("x", 300)))
 	first := quotation{keep: 548, fragment: 16}.message(remoteA, extA, quote())
 	for _, row := range []struct {
 		name string
@@ -93,6 +94,7 @@ func TestICMPErrorsThatPass(t *testing.T) {
 		{"quoted options (b)", errorPacket(t, 3, 1, withOptions(quote(), 148, 4, 0, 0, 1, 1, 1, 1)), Pass, 28 + 46},
 		{"wrong quoted transport (c)", errorPacket(t, 3, 1, badTransport), Pass, 28 + 38},
 		{"extensions (d)", extended, Pass, 28 + 38},
+		{"extensions behind a part (d)", longer, Pass, 28 + 128},
 		{"a quoted first fragment", first, Pass, 28 + 36},
 		{"quoted short", errorPacket(t, 3, 1, quote()[:28]), Pass, 28 + 28},
 	} {
@@ -212,6 +214,23 @@ func TestNoFragmentBeyondTheLastOffset(t *testing.T) {
 	if n, _ := NextFragment(buf, b, 44, next); n != 0 {
 		t.Errorf("offset %d wraps: % x", next, buf[:n])
 	}
+}
+
+// U-13: of the options later fragments have those that are to be copied, padded
+// with the end of options, whatever stood in the buffer.
+func TestLaterFragmentsHaveTheCopiedOptions(t *testing.T) {
+	b := withOptions(udpPacket(t, inner, remote, strings.Repeat("x", 100)), 30, 3, 4, 130, 3, 9, 1, 148, 4, 0, 0)
+	buf := bytes.Repeat([]byte{0xee}, 100)
+	n, next := NextFragment(buf, b, 80, 0)
+	if n != 80 || !bytes.Equal(buf[20:32], b[20:32]) {
+		t.Fatalf("% x", buf[:n])
+	}
+	copy(buf, bytes.Repeat([]byte{0xee}, 100))
+	n, next = NextFragment(buf, b, 80, next)
+	if want := []byte{130, 3, 9, 148, 4, 0, 0, 0}; n != 28+48 || next != 96 || !bytes.Equal(buf[20:28], want) {
+		t.Errorf("options % x of %d bytes, next %d", buf[20:28], n, next)
+	}
+	mustParse(t, buf[:n])
 }
 
 // a call forgets a bounded number of datagrams, none is used behind its time
