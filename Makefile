@@ -127,6 +127,11 @@ fuzz: ## run each fuzz target for FUZZTIME (10s)
 bench: ## run the benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
+.PHONY: bench-nat
+bench-nat: ## measure the translator, also against gVisor's NAT, for docs/benchmarks.md
+	$(GO) test -run '^$$' -bench . -benchmem ./nat ./internal/packet
+	$(GO) test -run '^$$' -bench SNAT ./internal/netstack
+
 .PHONY: demo
 demo: build ## show the gateway at work on this machine
 	bin/sallyport-bench demo
