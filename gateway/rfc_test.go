@@ -215,7 +215,7 @@ func TestA20NoTunnels(t *testing.T) {
 	r.wantCounts(want)
 }
 
-// A-22, T-4: nothing that comes from outside is answered to the outside, by no
+// T-4: nothing that comes from outside is answered to the outside, by no
 // packet of any kind; errors go to sandboxes only.
 func TestA22StrangersAreNotAnswered(t *testing.T) {
 	r := newRig(t)

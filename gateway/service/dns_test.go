@@ -45,6 +45,7 @@ func TestForward(t *testing.T) {
 	}
 }
 
+// A-9, P-3: each question has a port and an identifier of its own, by chance.
 func TestRandomPortsAndIDs(t *testing.T) {
 	w := newWorld(t, nil)
 	ids := make(map[uint16]bool)
