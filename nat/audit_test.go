@@ -52,6 +52,7 @@ func audit(tb reporter, t *Table) {
 		tb.Fatalf("%d mappings counted, %d found", t.mappings.live, mappings)
 	}
 	auditHosts(tb, t, perHost)
+	auditBlocks(tb, t)
 	auditPorts(tb, t, ports)
 }
 

@@ -166,7 +166,7 @@ type Config struct {
 	// External is the dedicated IPv4 address; not set where Identity is.
 	External netip.Addr
 	// Identity makes a table that tracks without translating: see [Table]. It has no
-	// ports, so that Ports, Reserved and TCPMapping are not set either.
+	// ports, so that Ports, Reserved, PortBlock and TCPMapping are not set either.
 	Identity bool
 	Timers   Timers
 	Limits   Limits
@@ -176,6 +176,10 @@ type Config struct {
 	Ports PortRange
 	// Reserved are ports never given to a mapping.
 	Reserved []uint16
+	// PortBlock makes each inner address have its ports from blocks of its own, of so
+	// many ports: a power of two from 64 to 4096, or 0, so that any port is anybody's.
+	// It makes the log short and the ports easier to guess (L-3, C-14, C-15).
+	PortBlock int
 	// TCPMapping is AddressAndPortDependent unless set.
 	TCPMapping Mapping
 	// Seed comes from the system's cryptographic source, fresh for each table.
@@ -237,8 +241,8 @@ func (c *Config) complete() error {
 // completeMapping checks what inner endpoints are mapped to.
 func (c *Config) completeMapping() error {
 	if c.Identity {
-		if c.External.IsValid() || c.Ports != (PortRange{}) || len(c.Reserved) > 0 || c.TCPMapping != AddressAndPortDependent {
-			return errors.New("nat: an identity table maps to no other address and gives out no ports: leave External, Ports, Reserved and TCPMapping unset, or Identity")
+		if c.External.IsValid() || c.Ports != (PortRange{}) || len(c.Reserved) > 0 || c.PortBlock != 0 || c.TCPMapping != AddressAndPortDependent {
+			return errors.New("nat: an identity table maps to no other address and gives out no ports: leave External, Ports, Reserved, PortBlock and TCPMapping unset, or Identity")
 		}
 		return nil
 	}
@@ -254,7 +258,7 @@ func (c *Config) completeMapping() error {
 	if c.TCPMapping > EndpointIndependent {
 		return fmt.Errorf("nat: unknown TCP mapping %d", c.TCPMapping)
 	}
-	return nil
+	return c.checkBlock()
 }
 
 // tickLength is the grain of all timers: 100 ms. A deadline is rounded up, so

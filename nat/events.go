@@ -11,13 +11,18 @@ type EventKind uint8
 
 // The kinds of events.
 const (
-	Created   EventKind = iota + 1 // a mapping (UDP, ICMP) or a connection (TCP) was made; in an identity table any session
-	Closed                         // it has gone
-	Refused                        // a quota refused a new one; at most one event per second and inner address, and one for the quotas of all together
-	Exhausted                      // no external port was free; at most one event per second
+	Created        EventKind = iota + 1 // a mapping (UDP, ICMP) or a connection (TCP) was made; in an identity table any session
+	Closed                              // it has gone
+	Refused                             // a quota refused a new one; at most one event per second and inner address, and one for the quotas of all together
+	Exhausted                           // no external port was free; at most one event per second
+	BlockAllocated                      // an inner address got a port block; whoever logs these needs no Created and Closed
+	BlockReleased                       // a port block is nobody's any more
 )
 
-var eventNames = [...]string{Created: "created", Closed: "closed", Refused: "refused", Exhausted: "exhausted"}
+var eventNames = [...]string{
+	Created: "created", Closed: "closed", Refused: "refused", Exhausted: "exhausted",
+	BlockAllocated: "block_allocated", BlockReleased: "block_released",
+}
 
 // String returns the kind's name in lower case.
 func (k EventKind) String() string {
@@ -73,11 +78,14 @@ func (r Reason) String() string {
 type Event struct {
 	Kind  EventKind
 	Proto packet.Proto
-	// Inner is the sandbox's endpoint; of an echo the port is its identifier.
+	// Inner is the sandbox's endpoint; of an echo the port is its identifier, of a port
+	// block it is 0.
 	Inner netip.AddrPort
 	// External is the dedicated address and port; port 0 in Refused and Exhausted. Of
-	// an identity table it is Inner.
+	// an identity table it is Inner, of a port block its first port.
 	External netip.AddrPort
+	// Ports is how many ports a port block has; 0 in other events.
+	Ports int
 	// Remote is the far endpoint of a TCP connection, of what was refused, and of any
 	// session of an identity table; not valid in Created and Closed of UDP and ICMP
 	// elsewhere, whose mappings serve many.
@@ -192,6 +200,9 @@ func (t *Table) Drain(dst []Event) int {
 		}
 		if t.taken(e) {
 			dst[i].Reason = ReasonReused
+		}
+		if e.kind == BlockAllocated || e.kind == BlockReleased {
+			dst[i].Ports = int(e.remote)
 		}
 		if e.hasRemote {
 			dst[i].Remote = e.remote.addrPort()

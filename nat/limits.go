@@ -43,7 +43,7 @@ func (t *Table) findHost(h uint64, addr uint32) uint32 {
 // bucket is full, so that it would be made the same again.
 func (t *Table) forget(i uint32) {
 	h := t.hosts.at(i)
-	if !h.known || h.sessions > 0 {
+	if !h.known || h.sessions > 0 || h.blocks > 0 {
 		return
 	}
 	if t.fill(h); h.tokens < t.bucket() {

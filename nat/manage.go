@@ -144,6 +144,7 @@ func (t *Table) Expire(now packet.Instant, budget int) int {
 			budget -= removalCost - 1
 		}
 	}
+	t.releaseBlocks()
 	t.tendCrowds(hosts/128 + 1)
 	t.tendHosts(hosts)
 	return removed
@@ -195,6 +196,8 @@ type Stats struct {
 	Hosts      int         // inner addresses known
 	HeldTuples int         // TCP tuples on hold
 	HeldPorts  int         // ports and identifiers on hold
+	Blocks     int         // port blocks given out, those at rest included
+	FreeBlocks int         // port blocks that are free; both are 0 without [Config.PortBlock]
 	FreePorts  PerProtocol // free ports; of TCP where it is mapped endpoint-independently; 0 in an identity table
 	Crowded    int         // remote endpoints towards which TCP ports are much used
 
@@ -213,6 +216,9 @@ func (t *Table) Stats() Stats {
 	s.HalfOpen = int(t.halfOpen)
 	s.Ports = int(t.network.ports)
 	s.Hosts = t.hosts.live
+	if t.blocks != nil {
+		s.Blocks, s.FreeBlocks = t.blocks.total-t.blocks.free, t.blocks.free
+	}
 	s.HeldTuples, s.HeldPorts = t.tuples.len(), t.heldPorts.len()
 	s.Crowded = len(t.crowds)
 	s.EventsLost = t.events.lost

@@ -127,7 +127,7 @@ func (t *Table) missed(p packet.Proto, port uint16) packet.Outcome {
 // session yet: the caller adds one.
 func (t *Table) bind(f flow, hi uint32) (uint32, packet.Outcome) {
 	t.releaseHolds(holdStep)
-	port, ok := t.space(spaceOf(f.proto)).set.pick(&t.dice)
+	port, ok := t.pickPort(hi, t.space(spaceOf(f.proto)))
 	if !ok {
 		return 0, t.exhausted(f)
 	}
@@ -169,6 +169,7 @@ func (t *Table) own(f flow, hi uint32, port uint16) uint32 {
 	h.mappings = i
 	h.ports++
 	t.network.ports++
+	t.useBlock(port)
 	t.inner.insert(t.innerHash(f.proto, f.from), i)
 	return i
 }
@@ -199,6 +200,7 @@ func (t *Table) unbind(i uint32, why Reason) {
 	}
 	h.ports--
 	t.network.ports--
+	t.leaveBlock(m.port)
 	t.inner.remove(t.innerHash(m.proto, m.from()), i)
 	which := spaceOf(m.proto)
 	t.spaces[which].assign(m.port, 0)

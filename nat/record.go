@@ -121,6 +121,7 @@ type host struct {
 	sessions, ports, halfOpen uint32
 	conns                     uint32 // head of the list of sessions without a mapping
 	mappings                  uint32 // head of the list of mappings
+	blocks                    uint32 // head of the list of port blocks, by number + 1
 	tokens, filled            uint32 // of its bucket, in tenths of a session; tick of the last filling
 	told                      uint32 // tick of its last Refused event
 	known, warned             bool   // record in use; told is valid

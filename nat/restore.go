@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math/bits"
 	"slices"
 
 	"github.com/sallyport-net/sallyport/internal/packet"
@@ -22,8 +23,8 @@ import (
 // each session reads them. They count as made ([Stats.Created]). Buckets of new
 // sessions are full. It takes about a microsecond for each session.
 func (t *Table) Import(b []byte, now packet.Instant) error {
-	if t.sessions.live+t.tuples.len()+t.heldPorts.len() > 0 {
-		return fmt.Errorf("nat: import for %s: the table holds %d sessions and %d holds already: import into a table that has just been made", t.config.who(), t.sessions.live, t.tuples.len()+t.heldPorts.len())
+	if n := t.tuples.len() + t.heldPorts.len() + t.Stats().Blocks; t.sessions.live+n > 0 {
+		return fmt.Errorf("nat: import for %s: the table holds %d sessions and %d holds already: import into a table that has just been made", t.config.who(), t.sessions.live, n)
 	}
 	if err := t.checkExport(b); err != nil {
 		return fmt.Errorf("nat: import for %s: %w", t.config.who(), err)
@@ -59,8 +60,8 @@ func (t *Table) checkExport(b []byte) error {
 		return fmt.Errorf("the export is of a table with TCP mapping %d, this one has %d: give both the same setting", b[6], t.config.TCPMapping)
 	case binary.BigEndian.Uint32(b[8:]) != t.exportAddress():
 		return fmt.Errorf("the export is of external address %v: import it into that one's table", addrOf(binary.BigEndian.Uint32(b[8:])))
-	case b[7] != 0:
-		return fmt.Errorf("at byte 7: %d where 0 must be: %s", b[7], again)
+	case b[7] != byte(bits.Len(uint(t.config.PortBlock))):
+		return fmt.Errorf("the export is of a table with port blocks of %d, this one's have %d: give both the same setting", 1<<b[7]>>1, t.config.PortBlock)
 	case len(b) < least:
 		return fmt.Errorf("the export ends at byte %d, before its trailer: %s", len(b), again)
 	}
@@ -75,7 +76,7 @@ func (t *Table) checkExport(b []byte) error {
 type restorer struct {
 	*Table
 	holds  [2][]held // of tuples, of ports; next is where the record stands
-	counts [3]uint32
+	counts [4]uint32
 }
 
 // records takes all records in, and what they hold back at the end.
@@ -108,7 +109,7 @@ func (r *restorer) records(b []byte) error {
 
 // finish compares the counts of the trailer.
 func (r *restorer) finish(b []byte) error {
-	for i, what := range [...]string{"sessions", "held tuples", "held ports"} {
+	for i, what := range [...]string{"sessions", "held tuples", "held ports", "blocks"} {
 		if n := binary.BigEndian.Uint32(b[4*i:]); n != r.counts[i] {
 			return fmt.Errorf("the trailer counts %d %s, but there are %d: %s", n, what, r.counts[i], again)
 		}
@@ -129,6 +130,10 @@ func (r *restorer) record(b []byte, at int) error {
 			return fmt.Errorf("a port of protocol %d of %d is on hold: %s", b[1], spaceCount, again)
 		}
 		return r.keep(1, at, held{key: uint64(b[1])<<16 | uint64(be.Uint16(b[2:])), until: be.Uint32(b[4:])})
+	}
+	if b[0] == recordBlock {
+		r.counts[3]++
+		return r.block(be.Uint16(b[1:]), be.Uint32(b[3:]), be.Uint32(b[7:]))
 	}
 	r.counts[0]++
 	s := session{
@@ -238,6 +243,9 @@ func (r *restorer) session(s *session) error {
 	if err := r.checkQuotas(r.hosts.at(hi), s, !r.config.Identity && m == 0); err != nil {
 		return err
 	}
+	if !r.config.Identity && !r.ownBlock(hi, s.port) {
+		return fmt.Errorf("the block of its port is another inner address's, too: %s", again)
+	}
 	if shared && m == 0 {
 		if m = r.own(f, hi, s.port); m == 0 {
 			return errNoMemory
@@ -256,6 +264,25 @@ func (r *restorer) session(s *session) error {
 			b.deadline = made.deadline
 		}
 	}
+	return nil
+}
+
+// block gives a block at rest to its owner.
+func (r *restorer) block(b uint16, inner, left uint32) error {
+	switch {
+	case r.blocks == nil || int(b) >= len(r.blocks.all) || r.blocks.all[b].owner == never:
+		return fmt.Errorf("block %d is none of this table's: give both tables the same ports and reserved ones", b)
+	case r.blocks.all[b].owner != nobody:
+		return fmt.Errorf("block %d rests and is in use, or is there twice: %s", b, again)
+	case left == 0 || left > longestTicks() || inner == r.exportAddress():
+		return fmt.Errorf("block %d of %v has %d ticks left: %s", b, addrOf(inner), left, again)
+	}
+	hi := r.hostOf(inner)
+	if hi == 0 {
+		return errNoMemory
+	}
+	r.giveBlock(hi, b)
+	r.blocks.all[b].until = r.tick + min(left, r.ticks.hold) + 1
 	return nil
 }
 
@@ -342,6 +369,13 @@ func (t *Table) empty() {
 	}
 	for t.heldPorts.head != 0 {
 		t.releasePort()
+	}
+	if t.blocks != nil {
+		for b := range t.blocks.all {
+			if o := t.blocks.all[b].owner; o != nobody && o != never {
+				t.dropBlock(uint16(b))
+			}
+		}
 	}
 	for i := uint32(1); i < t.hosts.top; i++ {
 		t.forget(i)

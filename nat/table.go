@@ -80,7 +80,8 @@ type Table struct {
 	events   ring
 	stats    Stats
 	halfOpen uint32
-	network  host // all inner addresses together: ports, the bucket, when a refusal was told
+	blocks   *blockSet // nil: ports are not given out in blocks
+	network  host      // all inner addresses together: ports, the bucket, when a refusal was told
 	draining bool
 	warned   bool   // told is valid
 	told     uint32 // tick of the last Exhausted event
@@ -118,6 +119,9 @@ func New(c Config) (*Table, error) {
 	t.useMemory(c.Memory)
 	if !c.Identity {
 		t.blank = newPortSet(c.Ports, c.Reserved)
+		if c.PortBlock > 0 {
+			t.blocks = newBlockSet(c.PortBlock, t.blank)
+		}
 	}
 	if c.Network.NewPerSecond != unlimited {
 		t.network.tokens = uint32(c.Network.Burst) * ticksPerSecond
@@ -343,6 +347,7 @@ func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session)
 	} else if !t.config.Identity {
 		h.ports++
 		t.network.ports++
+		t.useBlock(port)
 		if c := t.crowds[f.to]; c != nil {
 			c.set.take(port)
 		}
@@ -401,6 +406,7 @@ func (t *Table) removeSession(i uint32, why Reason) {
 	if !shared {
 		h.ports--
 		t.network.ports--
+		t.leaveBlock(port)
 		if why != ReasonReused {
 			t.holdTuple(makeTuple(port, remote))
 		}

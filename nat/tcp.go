@@ -169,7 +169,7 @@ func (t *Table) connect(f flow, p *packet.Packet) (uint32, packet.Outcome) {
 	switch {
 	case t.config.Identity:
 	case !independent:
-		port, o = t.claim(f)
+		port, o = t.claim(f, hi)
 	case m == 0:
 		m, o = t.bind(f, hi)
 	}
@@ -191,11 +191,11 @@ func (t *Table) connect(f flow, p *packet.Packet) (uint32, packet.Outcome) {
 
 // claim draws the port of a connection that is mapped by its destination. There is
 // memory for the connection, wherever it may take the place of a closed one.
-func (t *Table) claim(f flow) (uint16, packet.Outcome) {
+func (t *Table) claim(f flow, hi uint32) (uint16, packet.Outcome) {
 	if !t.sessions.room() || !t.outbound.room(t.flowHash(f.proto, f.from, f.to)) {
 		return 0, t.full(f)
 	}
-	port, ok := t.pickTuple(f.to, f.isn)
+	port, ok := t.pickTuple(hi, f.to, f.isn)
 	if !ok {
 		return 0, t.exhausted(f)
 	}

@@ -3,6 +3,7 @@ package nat
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"math/bits"
 
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
@@ -11,8 +12,8 @@ import (
 // each has left. Another table of the same external address takes it in and goes
 // on with the same ports, timers and sequence numbers. Numbers are big-endian.
 //
-//	header   "SPNT", version, kind, TCP mapping, 0, external address
-//	records  session of TCP, other session, held tuple, held port; any number of each
+//	header   "SPNT", version, kind, TCP mapping, length in bits of the size of port blocks, external address
+//	records  session of TCP, other session, held tuple, held port, block; any number of each
 //	trailer  counts of each kind, CRC-32C of all before it
 //
 // States and flags of sessions stand in it by their numbers, so that the version changes
@@ -40,6 +41,7 @@ const (
 	recordOther = 2 // a session of UDP or echo
 	recordTuple = 3 // a TCP tuple on hold
 	recordPort  = 4 // a port of a space on hold
+	recordBlock = 5 // a port block at rest: nothing uses it, but it is not free yet
 	recordEnd   = 255
 )
 
@@ -54,14 +56,16 @@ func recordSize(kind byte) int {
 		return 13
 	case recordPort:
 		return 8
+	case recordBlock:
+		return 11
 	case recordEnd:
-		return 17
+		return 21
 	}
 	return 0
 }
 
 // ExportStepBytes is what a record that AppendExport looks at takes at most; header
-// and trailer fit in another 32 bytes.
+// and trailer fit in another 40 bytes.
 const ExportStepBytes = 26 + 26
 
 // exportStage is what the next step of an export writes.
@@ -72,6 +76,7 @@ const (
 	exportSessions
 	exportTuples
 	exportPorts
+	exportBlocks
 	exportEnd
 	exportDone
 )
@@ -82,7 +87,7 @@ type ExportCursor struct {
 	stage  exportStage
 	next   uint32 // the record to look at next
 	began  uint32 // tick
-	counts [3]uint32
+	counts [4]uint32
 	sum    uint32 // of what has been written
 }
 
@@ -133,7 +138,7 @@ func (t *Table) AppendExport(dst []byte, c ExportCursor, budget int, now packet.
 // that may take it in.
 func (t *Table) appendHeader(dst []byte) []byte {
 	dst = append(dst, exportMagic...)
-	dst = append(dst, exportVersion, t.exportKind(), byte(t.config.TCPMapping), 0)
+	dst = append(dst, exportVersion, t.exportKind(), byte(t.config.TCPMapping), byte(bits.Len(uint(t.config.PortBlock))))
 	return binary.BigEndian.AppendUint32(dst, t.exportAddress())
 }
 
@@ -159,8 +164,13 @@ func (t *Table) exportTop(s exportStage) uint32 {
 		return t.sessions.top
 	case exportTuples:
 		return t.tuples.records.top
+	case exportPorts:
+		return t.heldPorts.records.top
 	}
-	return t.heldPorts.records.top
+	if t.blocks == nil {
+		return 1
+	}
+	return uint32(len(t.blocks.all)) + 1 // they count from 0
 }
 
 // appendRecord writes the record at the cursor, if it is part of the export.
@@ -171,6 +181,9 @@ func (t *Table) appendRecord(dst []byte, c ExportCursor) []byte {
 			return dst
 		}
 		return t.appendSession(dst, s)
+	}
+	if c.stage == exportBlocks {
+		return t.appendBlock(dst, c)
 	}
 	q := &t.tuples
 	if c.stage == exportPorts {
@@ -188,6 +201,17 @@ func (t *Table) appendRecord(dst []byte, c ExportCursor) []byte {
 		dst = binary.BigEndian.AppendUint16(dst, uint16(h.key))
 	}
 	return binary.BigEndian.AppendUint32(dst, left)
+}
+
+// appendBlock writes a block at rest; what uses the others says whose they are.
+func (t *Table) appendBlock(dst []byte, c ExportCursor) []byte {
+	b := &t.blocks.all[c.next-1]
+	if b.owner == nobody || b.owner == never || b.used > 0 || due(b.until, t.tick) || due(c.began, b.until-1-t.ticks.hold) {
+		return dst
+	}
+	dst = binary.BigEndian.AppendUint16(append(dst, recordBlock), uint16(c.next-1))
+	dst = binary.BigEndian.AppendUint32(dst, t.hosts.at(b.owner).addr)
+	return binary.BigEndian.AppendUint32(dst, b.until-t.tick)
 }
 
 // appendSession writes a session.

@@ -20,7 +20,10 @@ const holdStep = 4
 // pickTuple returns an external port that is neither in use nor on hold
 // towards remote, each such port with the same probability (P-1, P-2). isn is
 // the initial sequence number of the connection that wants it.
-func (t *Table) pickTuple(remote endpoint, isn uint32) (uint16, bool) {
+func (t *Table) pickTuple(hi uint32, remote endpoint, isn uint32) (uint16, bool) {
+	if t.blocks != nil {
+		return t.pickOwnTuple(hi, remote, isn)
+	}
 	t.releaseHolds(holdStep)
 	c := t.crowds[remote]
 	if c == nil {
@@ -76,16 +79,26 @@ func (t *Table) pickClosed(remote endpoint, c *crowd, isn uint32) (uint16, bool)
 			return c.set.nth(n), true
 		}
 		p := c.nthClosed(n - c.set.free)
-		i, _ := t.tupleTaken(makeTuple(p, remote))
-		if i == 0 {
-			continue
-		}
-		if s := t.sessions.at(i); s.state == stateClosed && after(isn, s.end[outward]) {
-			t.removeSession(i, ReasonReused)
+		if t.endClosed(makeTuple(p, remote), isn) {
 			return p, true
 		}
 	}
 	return 0, false
+}
+
+// endClosed ends a tuple's connection if it has seen both FINs, and a new one that begins
+// at isn can be told from it.
+func (t *Table) endClosed(tp tuple, isn uint32) bool {
+	i, _ := t.tupleTaken(tp)
+	if i == 0 {
+		return false
+	}
+	s := t.sessions.at(i)
+	if s.state != stateClosed || !after(isn, s.end[outward]) {
+		return false
+	}
+	t.removeSession(i, ReasonReused)
+	return true
 }
 
 // survey asks for the next n ports of a crowd whether they are taken.
@@ -93,17 +106,22 @@ func (t *Table) survey(remote endpoint, c *crowd, n int) {
 	for ; n > 0 && !c.complete(); n-- {
 		p := uint16(c.known)
 		c.known++
-		if !t.blank.has(p) {
-			continue
-		}
-		i, onHold := t.tupleTaken(makeTuple(p, remote))
-		if i == 0 && !onHold {
-			continue
-		}
-		c.set.take(p)
-		if i != 0 && t.sessions.at(i).state == stateClosed {
-			c.setClosed(p, true)
-		}
+		t.surveyPort(remote, c, p)
+	}
+}
+
+// surveyPort asks for a port of a crowd.
+func (t *Table) surveyPort(remote endpoint, c *crowd, p uint16) {
+	if !t.blank.has(p) {
+		return
+	}
+	i, onHold := t.tupleTaken(makeTuple(p, remote))
+	if i == 0 && !onHold {
+		return
+	}
+	c.set.take(p)
+	if i != 0 && t.sessions.at(i).state == stateClosed {
+		c.setClosed(p, true)
 	}
 }
 
@@ -243,9 +261,10 @@ func (t *Table) tendCrowds(n int) {
 		}
 		remote := t.crowdRound[t.crowdSweep]
 		c := t.crowds[remote]
-		if !c.complete() {
+		few := (c.set.total-c.set.free)*crowdLeave <= c.set.total
+		if t.blocks == nil && !c.complete() {
 			t.survey(remote, c, crowdStep)
-		} else if (c.set.total-c.set.free)*crowdLeave <= c.set.total {
+		} else if few && (t.blocks == nil || t.tick-c.wanted > ticksPerSecond) {
 			last := t.crowdRound[len(t.crowdRound)-1]
 			t.crowdRound[c.place], t.crowds[last].place = last, c.place
 			t.crowdRound = t.crowdRound[:len(t.crowdRound)-1]
