@@ -96,8 +96,13 @@ func (f *Forwarder) admit(b *egressBatch, frame []byte, offset int, now packet.I
 }
 
 // admitFragment adds a fragment to the reassembler; the fragment that completes
-// a datagram brings the whole of it through the path on its own.
+// a datagram brings the whole of it through the path on its own. Whoever may not
+// send at all leaves nothing in its memory.
 func (f *Forwarder) admitFragment(b *egressBatch, p *packet.Packet, offset int, now packet.Instant) {
+	if o := b.rules.policy.Decide(p).Outcome; o != packet.Fragment {
+		f.counters.drop(Egress, o)
+		return
+	}
 	f.fragMu.Lock()
 	expired := f.fragments.Expire(now)
 	whole, o := f.fragments.Add(p, now)

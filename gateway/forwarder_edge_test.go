@@ -92,6 +92,19 @@ func TestFragmentsExpire(t *testing.T) {
 	r.wantCounts(map[string]uint64{"egress fragment_limit": 2})
 }
 
+// fragments of those who may not send are refused like their other packets,
+// and take none of the memory for fragments.
+func TestA16FragmentsOfStrangers(t *testing.T) {
+	r := newRig(t)
+	for _, from := range []string{"10.20.200.200", "192.168.7.7", "127.0.0.1"} {
+		r.write(fragmentsOf(udp(t, at(netip.MustParseAddr(from), 5000), origin, make([]byte, 1500)))...)
+	}
+	if used := r.f.fragments.Used(); used != 0 {
+		t.Errorf("%d bytes of fragments are kept", used)
+	}
+	r.wantCounts(map[string]uint64{"egress unattached": 2, "egress spoofed_source": 2, "egress martian": 2})
+}
+
 // TestLargeAnswerToServices: an answer of a resolver that is larger than the
 // tunnel's MTU reaches the services whole.
 func TestLargeAnswerToServices(t *testing.T) {
