@@ -251,7 +251,7 @@ func (h *Host) reconcile() (fresh map[string]bool, err error) {
 // serves reports whether an open network is what the desired state asks for;
 // what may change while it is open is left out.
 func (n *network) serves(w spec.Network, held [2]bool) bool {
-	return w.CIDR == n.cidr && w.Pair == n.pair && w.TCPMapping == n.tcp && held == n.held
+	return w.CIDR == n.cidr && w.Pair == n.pair && translationOf(w) == n.translation && held == n.held
 }
 
 // holds reports which addresses of a network's pair this host holds.

@@ -57,13 +57,12 @@ type checks struct {
 	targets  []netip.AddrPort
 	interval time.Duration
 	slots    chan struct{} // one for each address that is checked now
-	sessions int           // as many as one dedicated address may carry
 }
 
 func newChecks(d config.Daemon) *checks {
 	return &checks{
 		targets: d.Health.Targets, interval: d.Health.Interval,
-		slots: make(chan struct{}, maxChecks), sessions: d.Limits.SessionsPerIP,
+		slots: make(chan struct{}, maxChecks),
 	}
 }
 
@@ -166,15 +165,15 @@ func (n *network) noteFull() {
 	for side, held := range n.held {
 		if held {
 			s := n.tableStats(side)
-			full = full || exhausted(s, n.checks.sessions)
+			full = full || exhausted(s, n.sessions)
 		}
 	}
 	n.health.full.Store(full)
 }
 
 // exhausted reports whether a table has no session left of those that it may
-// have, or no port. Identifiers of echoes do not count: nobody moves for want of a ping.
+// have, or no port, or no port block for another sandbox. Identifiers of echoes do not count: nobody moves for want of a ping.
 func exhausted(s nat.Stats, limit int) bool {
-	return limit > 0 && sessions(s) >= limit ||
+	return limit > 0 && sessions(s) >= limit || s.Blocks > 0 && s.FreeBlocks == 0 ||
 		s.FreePorts.Of(packet.TCP) == 0 || s.FreePorts.Of(packet.UDP) == 0
 }

@@ -50,7 +50,6 @@ type network struct {
 	cidr   netip.Prefix
 	pair   [2]netip.Addr
 	held   [2]bool // which of the pair this host holds
-	tcp    spec.TCPMapping
 	log    *slog.Logger
 	clock  Clock
 	fwd    *Forwarder
@@ -58,6 +57,9 @@ type network struct {
 	svc    *service.Services
 	tun    *tunnel.Tunnel
 	public tunnel.Key
+
+	translation translation // by which its tables were made
+	sessions    int         // as many as one of them may have
 
 	health health  // what probes are answered with
 	checks *checks // how it is found out
@@ -76,6 +78,19 @@ type network struct {
 	closing atomic.Bool  // somebody asked for its end
 }
 
+// translation is what a network says of its tables. They are made by it, so that a
+// network with another one is opened again.
+type translation struct {
+	mapping spec.TCPMapping
+	block   int
+	timers  spec.Timers
+	limits  spec.Limits
+}
+
+func translationOf(n spec.Network) translation {
+	return translation{n.TCPMapping, n.PortBlock, n.Timers, n.Limits}
+}
+
 // errTunnelEnded says that a network ended though nobody asked for it.
 var errTunnelEnded = errors.New("the WireGuard device ended by itself: reading from the uplink failed")
 
@@ -84,7 +99,7 @@ var errTunnelEnded = errors.New("the WireGuard device ended by itself: reading f
 func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network, err error) {
 	cfg := &h.cfg
 	net := &network{
-		id: n.ID, cidr: n.CIDR, pair: n.Pair, held: h.holds(n), tcp: n.TCPMapping,
+		id: n.ID, cidr: n.CIDR, pair: n.Pair, held: h.holds(n), translation: translationOf(n),
 		log: cfg.Log.With("network", n.ID), clock: cfg.Clock, members: newMembers(),
 		health: health{draining: &h.draining}, checks: h.checks,
 	}
@@ -107,7 +122,7 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 			MaxBytes: cfg.Daemon.Limits.FragmentBytes, MaxPerSource: cfg.Daemon.Limits.FragmentBytesPerSandbox,
 		},
 	}
-	addresses, err := net.openTables(cfg, &fc)
+	addresses, err := net.openTables(cfg, n, &fc)
 	if err != nil {
 		return nil, err
 	}
@@ -147,14 +162,14 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 
 // openTables makes a table for each dedicated IP that is held here, and returns
 // those IPs.
-func (n *network) openTables(cfg *HostConfig, fc *ForwarderConfig) (held []netip.Addr, err error) {
+func (n *network) openTables(cfg *HostConfig, w spec.Network, fc *ForwarderConfig) (held []netip.Addr, err error) {
 	for i, ip := range n.pair {
 		if !n.held[i] {
 			continue
 		}
 		held = append(held, ip)
-		tc := config.NATConfig(cfg.Daemon, ip)
-		tc.TCPMapping = config.TCPMapping(n.tcp)
+		tc := config.NATConfig(cfg.Daemon, w, ip)
+		n.sessions = tc.MaxSessions
 		if _, err := rand.Read(tc.Seed[:]); err != nil {
 			return nil, fmt.Errorf("read 32 random bytes for the table of %s: %w", ip, err)
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/config"
+	"github.com/sallyport-net/sallyport/nat"
 	"github.com/sallyport-net/sallyport/tunnel"
 )
 
@@ -71,8 +72,8 @@ func (h *Host) planSite(n spec.Network) (plan sitePlan, err error) {
 		return h.planRelay(n, plan, siteKey.Public())
 	}
 	plan.role, plan.key, plan.port = holdsSite, siteKey, n.Site.Port
-	plan.table = config.NATConfig(h.cfg.Daemon, netip.Addr{})
-	plan.table.Identity, plan.table.Reserved = true, nil
+	plan.table = config.NATConfig(h.cfg.Daemon, n, netip.Addr{})
+	plan.table.Identity, plan.table.Reserved, plan.table.PortBlock, plan.table.TCPMapping = true, nil, 0, nat.AddressAndPortDependent
 	if err := h.checkSitePort(n); err != nil {
 		return plan, err
 	}

@@ -96,6 +96,13 @@ type Network struct {
 	Hosts []string `json:"hosts,omitempty"`
 	// TCPMapping is how TCP sessions are mapped; empty means [MapAddressAndPort].
 	TCPMapping TCPMapping `json:"tcpMapping,omitempty"`
+	// PortBlock makes each sandbox have its external ports from blocks of its own of so
+	// many ports, a power of two from 64 to 4096, which takes one log record each; 0:
+	// any port is anybody's.
+	PortBlock int `json:"portBlock,omitempty"`
+	// Timers and Limits take the place of the hosts' settings.
+	Timers Timers `json:"timers,omitzero"`
+	Limits Limits `json:"limits,omitzero"`
 	// Site is where the network's site tunnel is; nil: it has none, and no peering
 	// of it can be in state provisioning or active.
 	Site *Site `json:"site,omitempty"`

@@ -37,7 +37,11 @@ func valid() State {
 					CIDRs: prefixes("198.51.100.128/25"), Ports: []PortRange{{443, 443}, {1000, 2000}}, Protocols: []Protocol{ProtocolTCP}, Verdict: VerdictAllow,
 				}}},
 			},
-			{ID: "net_3", Name: "main", Team: "team_b", Region: "iad1", CIDR: prefix("10.20.0.0/16"), Pair: pair("203.0.113.3", "203.0.113.4")},
+			{
+				ID: "net_3", Name: "main", Team: "team_b", Region: "iad1", CIDR: prefix("10.20.0.0/16"), Pair: pair("203.0.113.3", "203.0.113.4"),
+				PortBlock: 512, Timers: Timers{120 * time.Second, 7440 * time.Second, 240 * time.Second, 60 * time.Second},
+				Limits: Limits{1, 2, 3, 4, 5, 6, 7, 8},
+			},
 		},
 		Projects: []Project{
 			{ID: "prj_1", Name: "shop", Team: "team_a", Environments: []Environment{

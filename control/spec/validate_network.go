@@ -24,12 +24,7 @@ func (c *checker) checkNetworks() {
 		if problem, bad := checkCIDR(n.CIDR); bad {
 			c.addAt(at("networks", i, "cidr"), problem)
 		}
-		switch n.TCPMapping {
-		case "", MapAddressAndPort, MapEndpointIndependent:
-		default:
-			c.add(at("networks", i, "tcpMapping"), fmt.Sprintf("there is no TCP mapping %q", n.TCPMapping),
-				fmt.Sprintf("use %s (the default) or %s", MapAddressAndPort, MapEndpointIndependent))
-		}
+		c.checkTranslation(i, n)
 		if users[n.ID] > MaxProjects {
 			c.add(at("networks", i), fmt.Sprintf("network %q is used by %d projects, more than %d", n.ID, users[n.ID], MaxProjects), "let some of them use another network")
 		}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+	"time"
 )
 
 func TestValidStateIsValid(t *testing.T) {
@@ -82,6 +83,16 @@ func TestValidate(t *testing.T) {
 		{"CIDR public", func(s *State) { s.Networks[2].CIDR = prefix("203.0.113.0/24") }, "networks[2].cidr", []string{"not private"}},
 		{"CIDR small", func(s *State) { s.Networks[2].CIDR = prefix("10.0.0.0/25") }, "networks[2].cidr", []string{"/16 to /24"}},
 		{"TCP mapping", func(s *State) { s.Networks[0].TCPMapping = "symmetric" }, "networks[0].tcpMapping", []string{"symmetric"}},
+		{"port block", func(s *State) { s.Networks[0].PortBlock = 100 }, "networks[0].portBlock", []string{"100", "64 to 4096"}},
+		{"port block too small", func(s *State) { s.Networks[0].PortBlock = 32 }, "networks[0].portBlock", []string{"32"}},
+		{"port block too large", func(s *State) { s.Networks[0].PortBlock = 8192 }, "networks[0].portBlock", []string{"8192"}},
+		{"UDP timer", func(s *State) { s.Networks[0].Timers.UDP = 119 * time.Second }, "networks[0].timers.udp", []string{"1m59s", "RFC 4787", "2m0s"}},
+		{"TCP timer", func(s *State) { s.Networks[0].Timers.TCPEstablished = 2 * time.Hour }, "networks[0].timers.tcpEstablished", []string{"RFC 5382"}},
+		{"transitory timer", func(s *State) { s.Networks[0].Timers.TCPTransitory = -1 }, "networks[0].timers.tcpTransitory", []string{"RFC 5382"}},
+		{"ICMP timer", func(s *State) { s.Networks[0].Timers.ICMP = 10 * time.Second }, "networks[0].timers.icmp", []string{"RFC 5508"}},
+		{"endless timer", func(s *State) { s.Networks[0].Timers.ICMP = 10000 * time.Hour }, "networks[0].timers.icmp", []string{"too long"}},
+		{"negative limit", func(s *State) { s.Networks[0].Limits.PortsPerSandbox = -1 }, "networks[0].limits.portsPerSandbox", []string{"-1"}},
+		{"vast limit", func(s *State) { s.Networks[0].Limits.NewFlowsPerSecondPerIP = 1 << 40 }, "networks[0].limits.newFlowsPerSecondPerIP", []string{"100000000"}},
 		{"pair of one", func(s *State) { s.Networks[0].Pair[1] = addr("203.0.113.1") }, "networks[0].pair[1]", []string{"both addresses", "203.0.113.1"}},
 		{"pair half missing", func(s *State) { s.Networks[0].Pair[1] = netip.Addr{} }, "networks[0].pair[1]", []string{"not an IPv4"}},
 		{"pair outside the pool", func(s *State) { s.Networks[0].Pair[0] = addr("203.0.113.77") }, "networks[0].pair[0]", []string{"203.0.113.77", "203.0.113.0/28"}},

@@ -286,6 +286,60 @@ type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 
+// What a network says for itself goes before the daemon's settings. What the desired
+// state lets it say is what the translator takes, down to the RFCs' floors.
+func TestNATConfigOfNetwork(t *testing.T) {
+	d, err := ReadDaemon("d.yaml", strings.NewReader(minimal))
+	if err != nil {
+		t.Fatal(err)
+	}
+	external := netip.MustParseAddr("203.0.113.1")
+	n := spec.Network{
+		TCPMapping: spec.MapEndpointIndependent, PortBlock: 64,
+		Timers: spec.Timers{UDP: 120 * time.Second, TCPEstablished: 7440 * time.Second, TCPTransitory: 240 * time.Second, ICMP: 60 * time.Second},
+		Limits: spec.Limits{SessionsPerIP: 1, PortsPerIP: 2, HalfOpenPerIP: 3, NewFlowsPerSecondPerIP: 4, SessionsPerSandbox: 5, PortsPerSandbox: 6, HalfOpenPerSandbox: 7, NewFlowsPerSecond: 8},
+	}
+	valid := func(change func(*spec.Network)) (inState, inTable bool) {
+		w := n
+		change(&w)
+		w.ID = "net_x"
+		inState = true
+		for _, p := range (spec.State{Networks: []spec.Network{w}}).Validate() {
+			if strings.Contains(p.Path, "timers") || strings.Contains(p.Path, "limits") || strings.Contains(p.Path, "portBlock") {
+				inState = false
+			}
+		}
+		c := NATConfig(d, w, external)
+		c.Seed[0] = 1
+		_, err := nat.New(c)
+		return inState, err == nil
+	}
+	c := NATConfig(d, n, external)
+	if c.TCPMapping != nat.EndpointIndependent || c.PortBlock != 64 || c.MaxSessions != 1 ||
+		c.Network != (nat.NetworkLimits{Ports: 2, HalfOpen: 3, NewPerSecond: 4}) ||
+		c.Limits != (nat.Limits{Sessions: 5, Ports: 6, HalfOpen: 7, NewPerSecond: 8}) ||
+		c.Timers != (nat.Timers{UDP: n.Timers.UDP, TCPEstablished: n.Timers.TCPEstablished, TCPOpening: n.Timers.TCPTransitory, TCPClosing: n.Timers.TCPTransitory, ICMP: n.Timers.ICMP}) {
+		t.Errorf("got %+v", c)
+	}
+	for name, change := range map[string]func(*spec.Network){
+		"as it is":           func(*spec.Network) {},
+		"UDP":                func(n *spec.Network) { n.Timers.UDP-- },
+		"TCP established":    func(n *spec.Network) { n.Timers.TCPEstablished-- },
+		"TCP transitory":     func(n *spec.Network) { n.Timers.TCPTransitory-- },
+		"ICMP":               func(n *spec.Network) { n.Timers.ICMP-- },
+		"blocks of 32":       func(n *spec.Network) { n.PortBlock = 32 },
+		"blocks of 96":       func(n *spec.Network) { n.PortBlock = 96 },
+		"blocks of 4096":     func(n *spec.Network) { n.PortBlock = 4096 },
+		"blocks of 8192":     func(n *spec.Network) { n.PortBlock = 8192 },
+		"most sessions":      func(n *spec.Network) { n.Limits.SessionsPerIP = 1 << 28 },
+		"more than the most": func(n *spec.Network) { n.Limits.SessionsPerIP = 1<<28 + 1 },
+	} {
+		if inState, inTable := valid(change); inState != inTable {
+			t.Errorf("%s: the desired state takes it: %v, the table: %v", name, inState, inTable)
+		}
+	}
+}
+
 // the host's own ports are reserved, and limits and timers are the configured ones.
 func TestNATConfig(t *testing.T) {
 	d, err := ReadDaemon("d.yaml", strings.NewReader(minimal+"wireguard: {ports: 51820-51822}\nadmin: {listen: '0.0.0.0:9469'}\nlimits: {sessions_per_ip: 1000, sessions_per_sandbox: 100, new_flows_per_second: 10, new_flows_per_second_per_ip: 30, ports_per_sandbox: 50, ports_per_ip: 500, half_open_per_sandbox: 20, half_open_per_ip: 200}\n"))
@@ -293,7 +347,7 @@ func TestNATConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	external := netip.MustParseAddr("203.0.113.1")
-	c := NATConfig(d, external)
+	c := NATConfig(d, spec.Network{}, external)
 	if !slices.Equal(c.Reserved, []uint16{51820, 51821, 51822, 9469}) {
 		t.Errorf("reserved %v", c.Reserved)
 	}
@@ -308,13 +362,13 @@ func TestNATConfig(t *testing.T) {
 		t.Error(err)
 	}
 	d.Admin.Listen = netip.MustParseAddrPort("127.0.0.1:9469") // nobody outside can mistake that
-	if got := NATConfig(d, external).Reserved; !slices.Equal(got, []uint16{51820, 51821, 51822}) {
+	if got := NATConfig(d, spec.Network{}, external).Reserved; !slices.Equal(got, []uint16{51820, 51821, 51822}) {
 		t.Errorf("reserved %v", got)
 	}
-	if NATConfig(Daemon{}, external).Reserved != nil {
+	if NATConfig(Daemon{}, spec.Network{}, external).Reserved != nil {
 		t.Error("ports are reserved that nobody configured")
 	}
-	if TCPMapping("") != nat.AddressAndPortDependent || TCPMapping(spec.MapEndpointIndependent) != nat.EndpointIndependent {
+	if tcpMapping("") != nat.AddressAndPortDependent || tcpMapping(spec.MapEndpointIndependent) != nat.EndpointIndependent {
 		t.Error("mappings are mixed up")
 	}
 }

@@ -1,38 +1,43 @@
 package config
 
 import (
+	"cmp"
 	"net/netip"
 
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/nat"
 )
 
-// NATConfig is what the daemon's settings say of the table of one dedicated
-// address. The seed and the network's own mapping ([TCPMapping]) are the caller's.
+// NATConfig is what the daemon's settings, and what a network says for itself, make of
+// the table of one of its dedicated addresses. The seed is the caller's.
 //
 // The ports on which the host listens at all of its addresses are reserved: no
 // flow of a sandbox may look like one of its services.
-func NATConfig(d Daemon, external netip.Addr) nat.Config {
+func NATConfig(d Daemon, n spec.Network, external netip.Addr) nat.Config {
+	l, t := n.Limits, n.Timers
+	transitory := cmp.Or(t.TCPTransitory, d.Timers.TCPTransitory)
 	return nat.Config{
 		External:    external,
-		MaxSessions: d.Limits.SessionsPerIP,
+		MaxSessions: cmp.Or(l.SessionsPerIP, d.Limits.SessionsPerIP),
+		TCPMapping:  tcpMapping(n.TCPMapping),
+		PortBlock:   n.PortBlock,
 		Limits: nat.Limits{
-			Sessions:     d.Limits.SessionsPerSandbox,
-			Ports:        d.Limits.PortsPerSandbox,
-			HalfOpen:     d.Limits.HalfOpenPerSandbox,
-			NewPerSecond: d.Limits.NewFlowsPerSecond,
+			Sessions:     cmp.Or(l.SessionsPerSandbox, d.Limits.SessionsPerSandbox),
+			Ports:        cmp.Or(l.PortsPerSandbox, d.Limits.PortsPerSandbox),
+			HalfOpen:     cmp.Or(l.HalfOpenPerSandbox, d.Limits.HalfOpenPerSandbox),
+			NewPerSecond: cmp.Or(l.NewFlowsPerSecond, d.Limits.NewFlowsPerSecond),
 		},
 		Network: nat.NetworkLimits{
-			Ports:        d.Limits.PortsPerIP,
-			HalfOpen:     d.Limits.HalfOpenPerIP,
-			NewPerSecond: d.Limits.NewFlowsPerSecondPerIP,
+			Ports:        cmp.Or(l.PortsPerIP, d.Limits.PortsPerIP),
+			HalfOpen:     cmp.Or(l.HalfOpenPerIP, d.Limits.HalfOpenPerIP),
+			NewPerSecond: cmp.Or(l.NewFlowsPerSecondPerIP, d.Limits.NewFlowsPerSecondPerIP),
 		},
 		Timers: nat.Timers{
-			UDP:            d.Timers.UDP,
-			TCPEstablished: d.Timers.TCPEstablished,
-			TCPOpening:     d.Timers.TCPTransitory,
-			TCPClosing:     d.Timers.TCPTransitory,
-			ICMP:           d.Timers.ICMP,
+			UDP:            cmp.Or(t.UDP, d.Timers.UDP),
+			TCPEstablished: cmp.Or(t.TCPEstablished, d.Timers.TCPEstablished),
+			TCPOpening:     transitory,
+			TCPClosing:     transitory,
+			ICMP:           cmp.Or(t.ICMP, d.Timers.ICMP),
 		},
 		Reserved: reserved(d),
 	}
@@ -51,8 +56,8 @@ func reserved(d Daemon) []uint16 {
 	return ports
 }
 
-// TCPMapping is the translator's word for a network's mapping.
-func TCPMapping(m spec.TCPMapping) nat.Mapping {
+// tcpMapping is the translator's word for a network's mapping.
+func tcpMapping(m spec.TCPMapping) nat.Mapping {
 	if m == spec.MapEndpointIndependent {
 		return nat.EndpointIndependent
 	}
