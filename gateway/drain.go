@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/nat"
@@ -141,4 +142,27 @@ func (f *Forwarder) strays(side int) bool {
 		}
 	}
 	return look()
+}
+
+// setDraining drains those IPs of the pair that are named and held here, and no others. Where
+// that is all of them probes are answered with it, so that sidecars begin
+// new flows at the sibling host.
+func (n *network) setDraining(ips []netip.Addr) {
+	all := true
+	for side, ip := range n.pair {
+		if !n.held[side] {
+			continue
+		}
+		on := slices.Contains(ips, ip)
+		all = all && on
+		if n.fwd.Draining(ip) == on {
+			continue
+		}
+		if err := n.fwd.SetDraining(ip, on); err != nil {
+			n.log.Error("dedicated IP not drained", "ip", ip, "error", err)
+			continue
+		}
+		n.log.Info("dedicated IP drained or back", "ip", ip, "draining", on)
+	}
+	n.health.drained.Store(all)
 }

@@ -1,11 +1,15 @@
 package gateway
 
 import (
+	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 
+	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/nat"
+	"github.com/sallyport-net/sallyport/tunnel"
 )
 
 // left says from which IP the packet with each payload left last.
@@ -135,5 +139,49 @@ func TestPinnedEgress(t *testing.T) {
 	r.write(udp(t, at(a, 1), origin, []byte("pinned")))
 	if got := r.left(); got["pinned"].Addr() != pair[1] {
 		t.Errorf("left: %v", got)
+	}
+}
+
+// TestNetworkDrains: the desired state's word is in force without opening the network again,
+// and probes hear of it where nothing else is held.
+func TestNetworkDrains(t *testing.T) {
+	r := newRig(t)
+	host := &atomic.Bool{}
+	n := &network{pair: pair, held: [2]bool{true, true}, fwd: r.f, log: slog.New(slog.DiscardHandler), health: health{draining: host}}
+	n.setDraining(pair[1:])
+	if r.f.Draining(pair[0]) || !r.f.Draining(pair[1]) || n.health.Health() != 0 {
+		t.Error("not the second IP alone drains")
+	}
+	n.setDraining(pair[:1])
+	if !r.f.Draining(pair[0]) || r.f.Draining(pair[1]) {
+		t.Error("not the first IP alone drains")
+	}
+	n.held[1] = false
+	n.setDraining(pair[:1])
+	if n.health.Health() != packet.HealthDraining {
+		t.Error("sidecars are not told to go to the sibling")
+	}
+	n.setDraining(nil)
+	if r.f.Draining(pair[0]) || n.health.Health() != 0 {
+		t.Error("it drains still")
+	}
+}
+
+// U-2: the attachment is the authority on where a sandbox leaves from.
+func TestAttachmentNamesEgress(t *testing.T) {
+	r := newMemberRig(t)
+	r.n.pair = pair
+	for _, side := range []int{0, 1} {
+		a := attachment("a", tunnel.NewKey().Public(), alice, worker)
+		a.Egress = pair[side]
+		r.n.apply(true, []spec.Attachment{a}, nil)
+		r.write(udp(t, at(alice, uint16(10+side)), origin, []byte("named")))
+		if got := r.left()["named"]; got.Addr() != pair[side] {
+			t.Errorf("left from %v, the attachment says %v", got, pair[side])
+		}
+	}
+	r.n.apply(true, nil, nil)
+	if r.n.members.pinned[alice] != 0 || len(r.n.members.pinned) != 0 {
+		t.Errorf("what went is remembered: %v", r.n.members.pinned)
 	}
 }

@@ -272,6 +272,7 @@ func (h *Host) bringUp(n spec.Network) (opened bool, err error) {
 	open := h.networks[n.ID]
 	h.mu.Unlock()
 	if open != nil {
+		open.setDraining(n.Draining)
 		open.setPolicy(snapshot)
 		h.settleSite(open, n)
 		return false, nil
@@ -280,6 +281,7 @@ func (h *Host) bringUp(n spec.Network) (opened bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	fresh.setDraining(n.Draining)
 	fresh.former = h.keeper.contacts(n.ID)
 	h.mu.Lock()
 	h.networks[n.ID] = fresh

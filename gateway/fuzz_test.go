@@ -33,6 +33,8 @@ const (
 	stepSiteAnswer // the answer to what the site tunnel sent last, with the bytes laid over it
 	stepSiteError  // an ICMP error about it, the same
 	stepPeering    // the peering ends, or begins again
+	stepTurn       // bytes with a sound header to whence something left last, and back
+	stepDrain      // an IP of the pair drains, or no more
 	steps
 )
 
@@ -53,6 +55,8 @@ func FuzzForwarder(f *testing.F) {
 	across := step(stepOut, 36, 17, datagram)
 	f.Add(append(append(across, step(stepSiteAnswer, 0, 17, nil)...), step(stepSiteError, 0, 3, nil)...))
 	f.Add(append(append(step(stepSite, 36, 17, datagram), step(stepSiteAnswer, 0, 17, nil)...), step(stepPeering, 0, 0, nil)...))
+	f.Add(append(append(step(stepOut, 0, 17, datagram), step(stepTurn, 1, 17, datagram)...), step(stepTurn, 0, 17, datagram)...))
+	f.Add(append(append(step(stepDrain, 2, 0, nil), step(stepOut, 0, 17, datagram)...), step(stepDrain, 0, 0, nil)...))
 	bufs := readBuffers()
 	f.Fuzz(func(t *testing.T, script []byte) {
 		w := &world{peeredRig: newPeeredRig(t, holdsSite)}
@@ -119,6 +123,10 @@ func (w *world) step(kind, choice, proto byte, b []byte) {
 		var in [][]byte
 		w.complain(w.across, &in, database.Addr(), proto, b)
 		w.arrive(in...)
+	case stepTurn:
+		w.turn(inner, proto, choice, b)
+	case stepDrain:
+		w.drain(pair[choice%2], choice&2 != 0)
 	case stepPeering:
 		if w.f.peered.Load() == w.way {
 			w.unpeer()
@@ -127,6 +135,20 @@ func (w *world) step(kind, choice, proto byte, b []byte) {
 		w.f.setPeered(w.way)
 		w.rules(peeredRange)
 	}
+}
+
+// turn sends from one sandbox to the external endpoint of what left last, twice: what the
+// first time opened may let the answer through.
+func (w *world) turn(inner netip.Addr, proto, choice byte, b []byte) {
+	if len(w.sent) == 0 {
+		return
+	}
+	last := parsed(w.t, w.sent[len(w.sent)-1])
+	b = append([]byte(nil), b...)
+	if len(b) >= 4 {
+		binary.BigEndian.PutUint16(b[2:], last.SrcPort)
+	}
+	w.write(header(proto, inner, last.Src, choice, b), header(proto, bob, pair[choice%2], choice, b), header(proto, inner, last.Src, choice, b))
 }
 
 // header puts a sound IP header before b. High bits of choice make it a fragment.
@@ -196,7 +218,7 @@ func (w *world) check() {
 		if p.Src != pair[0] && p.Src != pair[1] {
 			w.t.Fatalf("left from %v", p.Src)
 		}
-		if network16.Contains(p.Dst) || p.Kind == packet.KindFragment {
+		if network16.Contains(p.Dst) || p.Dst == pair[0] || p.Dst == pair[1] || p.Kind == packet.KindFragment {
 			w.t.Fatalf("left for %v, kind %d", p.Dst, p.Kind)
 		}
 		if p.Kind == packet.KindICMPError && (network16.Contains(p.Inner.Src) || network16.Contains(p.Inner.Dst)) {
@@ -208,7 +230,7 @@ func (w *world) check() {
 	w.checkSite()
 	for more := true; more; more = len(w.up.queue) > 0 {
 		for _, p := range w.read() {
-			if !network16.Contains(p.Dst) || p.Dst == gw {
+			if !network16.Contains(p.Dst) || p.Dst == gw || network16.Contains(p.Src) && p.Src != gw {
 				w.t.Fatalf("%v -> %v reached the tunnel", p.Src, p.Dst)
 			}
 			if len(p.B) > 1420 {

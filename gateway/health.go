@@ -33,12 +33,13 @@ type health struct {
 	draining *atomic.Bool   // the host's
 	lost     [2]atomic.Bool // by the side of the pair: what leaves from there does not come back
 	full     atomic.Bool
+	drained  atomic.Bool // every IP that is held here is drained: new flows had better go to the sibling
 }
 
 // Health implements service.Health.
 func (h *health) Health() packet.Health {
 	var bits packet.Health
-	if h.draining.Load() {
+	if h.draining.Load() || h.drained.Load() {
 		bits |= packet.HealthDraining
 	}
 	if h.uplinkLost() {

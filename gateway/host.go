@@ -79,6 +79,7 @@ type Host struct {
 	// themselves; settled is how many of them everything was applied after.
 	failures, settled atomic.Uint64
 	ready             atomic.Bool
+	reading           atomic.Bool // an operator reads a table out
 	draining          atomic.Bool
 }
 

@@ -2,7 +2,9 @@ package gateway
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/policy"
@@ -16,6 +18,7 @@ type members struct {
 	attached map[string]spec.Attachment // by id
 	peers    map[tunnel.Key]*peer
 	changed  map[tunnel.Key]struct{} // peers that WireGuard does not know as they are
+	pinned   map[netip.Addr]int      // see rules; not changed once it is in force
 }
 
 // peer is one WireGuard peer: a sidecar, or a stock client.
@@ -181,7 +184,29 @@ func (n *network) enforce(gone, come []spec.Attachment) {
 			s = s.With(w, policy.Subject{Kind: workerKind})
 		}
 	}
+	n.pin(gone, come)
 	n.fwd.SetPolicy(s, workers)
+}
+
+// pin follows attachments that name another egress IP than their address stands for,
+// as a control plane of another version may: the attachment is the authority.
+func (n *network) pin(gone, come []spec.Attachment) {
+	next, m := maps.Clone(n.members.pinned), &n.members
+	for _, a := range gone {
+		delete(next, a.Inner)
+	}
+	for _, a := range come {
+		if side := slices.Index(n.pair[:], a.Egress); side >= 0 && side != spec.EgressIndex(a.Inner) {
+			if next == nil {
+				next = map[netip.Addr]int{}
+			}
+			next[a.Inner] = side
+		}
+	}
+	if !maps.Equal(m.pinned, next) {
+		m.pinned = next
+		n.fwd.Pin(next)
+	}
 }
 
 // setPolicy puts compiled rules in force for everybody who is attached.

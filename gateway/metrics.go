@@ -36,6 +36,7 @@ func (n *network) report(endpoint netip.AddrPort) spec.NetworkReport {
 	r.Site = n.siteReport(endpoint.Addr())
 	for i := range n.pair {
 		r.Sessions[i] = sessions(n.tableStats(i))
+		r.Draining[i] = n.fwd.Draining(n.pair[i])
 	}
 	return r
 }
@@ -60,9 +61,10 @@ func (h *Host) Describe(ch chan<- *prometheus.Desc) {
 // metricDescs are the names of what a host counts. Labels carry ids of networks
 // and reasons of the closed set, never addresses of customers' flows.
 type metricDescs struct {
-	packets, bytes, drops, local, replies, lost, sessions, mappings, peers, sockets, pending, uplink, full, ready, draining, stateWrites, stateErrors *prometheus.Desc
+	packets, bytes, drops, local, replies, remote, lost, peers, sockets, pending, uplink, full, ready, draining, stateWrites, stateErrors *prometheus.Desc
 
-	site siteDescs
+	table tableDescs
+	site  siteDescs
 }
 
 func descs() metricDescs {
@@ -76,8 +78,7 @@ func descs() metricDescs {
 		local:       d("local_packets_total", "Packets of sandboxes to the gateway's own services.", "network"),
 		replies:     d("replies_total", "ICMP errors, resets and answers that the gateway made itself.", "network"),
 		lost:        d("events_lost_total", "Ends of sessions that a full queue lost: their sockets or ports stay longer than they should.", "network"),
-		sessions:    d("sessions", "Live sessions of one dedicated IP.", "network", "ip"),
-		mappings:    d("mappings", "Live mappings of one dedicated IP.", "network", "ip"),
+		remote:      d("remote_errors_total", "ICMP errors that the gateway sent to remote ends: larger than the tunnel, time exceeded.", "network"),
 		peers:       d("wireguard_peers", "WireGuard peers of the network on this host.", "network"),
 		sockets:     d("uplink_sockets", "Kernel sockets open for the network.", "network", "protocol"),
 		pending:     d("uplink_pending_connects", "Connects that the far side has not answered yet.", "network"),
@@ -87,14 +88,15 @@ func descs() metricDescs {
 		draining:    d("draining", "1 while the host tells sidecars to go elsewhere, before it ends."),
 		stateWrites: d("state_file_writes_total", "State files written."),
 		stateErrors: d("state_file_errors_total", "State files that could not be written, or were refused at the start."),
+		table:       newTableDescs(d),
 		site:        newSiteDescs(d),
 	}
 }
 
 func metrics() []*prometheus.Desc {
 	d := descs()
-	return []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.lost, d.sessions, d.mappings, d.peers, d.sockets, d.pending,
-		d.uplink, d.full, d.ready, d.draining, d.stateWrites, d.stateErrors, d.site.packets, d.site.bytes, d.site.foreign, d.site.sessions}
+	return append(d.table.all(), []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.remote, d.lost, d.peers, d.sockets, d.pending,
+		d.uplink, d.full, d.ready, d.draining, d.stateWrites, d.stateErrors, d.site.packets, d.site.bytes, d.site.foreign, d.site.sessions}...)
 }
 
 // Collect implements prometheus.Collector.
@@ -127,12 +129,12 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 		}
 		counter(d.local, c.Local(), id)
 		counter(d.replies, c.Replies(), id)
+		counter(d.remote, c.RemoteErrors(), id)
 		lost := up.EventsLost
-		for i, ip := range n.pair {
-			if n.held[i] {
+		for i, held := range n.held {
+			if held {
 				s := n.tableStats(i)
-				gauge(d.sessions, float64(sessions(s)), id, ip.String())
-				gauge(d.mappings, float64(s.Mappings), id, ip.String())
+				d.table.collect(n, i, s, counter, gauge)
 				lost += s.EventsLost
 			}
 		}

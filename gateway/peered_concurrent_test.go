@@ -112,7 +112,7 @@ func TestPeeredConcurrent(t *testing.T) {
 	const rounds, perRound = 150, 16
 	c := newCrowd(t)
 	compile := func(ranges ...netip.Prefix) *policy.Snapshot {
-		s, err := policy.Compile(policy.Config{Network: network16, Gateway: gw, Own: pair[:], Mode: policy.ModeAllow, Peered: ranges})
+		s, err := policy.Compile(policy.Config{Network: network16, Gateway: gw, Pair: pair[:], Mode: policy.ModeAllow, Peered: ranges})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -48,7 +48,7 @@ func newPeeredRig(t testing.TB, role siteRole) *peeredRig {
 func (r *peeredRig) rules(ranges ...netip.Prefix) {
 	r.t.Helper()
 	s, err := policy.Compile(policy.Config{
-		Network: network16, Gateway: gw, Own: pair[:], Mode: policy.ModeAllow, Peered: ranges,
+		Network: network16, Gateway: gw, Pair: pair[:], Mode: policy.ModeAllow, Peered: ranges,
 		Rules: []policy.Rule{{Ports: []policy.PortRange{{First: 22, Last: 22}}, Verdict: policy.RuleReject}},
 	})
 	if err != nil {

@@ -59,7 +59,7 @@ func newWorldWith(t *testing.T, change func(*spec.State, *spec.HostReport)) *wor
 		Projects: []spec.Project{{ID: "prj_1", Team: "team_a", Environments: []spec.Environment{{Name: "production", Active: []string{"net_1"}}}}},
 	}
 	report := spec.HostReport{Host: "gw-a", Region: "iad1", Networks: []spec.NetworkReport{{
-		ID: "net_1", PublicKey: hostKey, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Peers: 2, Sessions: [2]int{11, 12},
+		ID: "net_1", PublicKey: hostKey, Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), Peers: 2, Sessions: [2]int{11, 12}, Draining: [2]bool{false, true},
 		Drops: map[string]uint64{"malformed": 5, "rate_limit": 0, "wrong\x1b[31mreason": 1}, WrongSource: 0, Egress: spec.Traffic{Packets: 777},
 	}}}
 	change(&state, &report)
@@ -280,7 +280,7 @@ iad1 203.0.113.0/28 gw-a 192.0.2.1 2 2025-01-02 03:04:05 -
 fra1 198.51.100.0/28 gw-b 192.0.2.2 - - -
 
 NETWORK TEAM CIDR ATTACHED PAIR SESSIONS PACKETS OUT PACKETS IN WRONG SOURCE
-net_1 (main) team_a 10.20.0.0/16 1 203.0.113.1, 203.0.113.2 11, 12 777 0 0
+net_1 (main) team_a 10.20.0.0/16 1 203.0.113.1, 203.0.113.2 (203.0.113.2 draining) 11, 12 777 0 0
 
 NETWORK HOST ENDPOINT UPLINK PEERS PUBLIC KEY
 net_1 (main) gw-a 192.0.2.1:51820 - 2 ` + hostKey + `

@@ -86,15 +86,28 @@ func networksTable(s api.Status) *console.Table {
 	t.Row("NETWORK", "TEAM", "CIDR", "ATTACHED", "PAIR", "SESSIONS", "PACKETS OUT", "PACKETS IN", "WRONG SOURCE")
 	for _, n := range s.Networks {
 		var sessions [2]int
+		var draining [2]bool
 		var out, in, wrong uint64
 		for _, h := range n.Hosts {
 			sessions[0] += h.Sessions[0]
 			sessions[1] += h.Sessions[1]
+			draining[0], draining[1] = draining[0] || h.Draining[0], draining[1] || h.Draining[1]
 			out, in, wrong = out+h.Egress.Packets, in+h.Ingress.Packets, wrong+h.WrongSource
 		}
-		t.Row(titled(n.ID, n.Name), n.Team, n.CIDR, n.Attachments, pairText(n.Pair), fmt.Sprintf("%d, %d", sessions[0], sessions[1]), out, in, wrong)
+		t.Row(titled(n.ID, n.Name), n.Team, n.CIDR, n.Attachments, drainText(n.Pair, draining), fmt.Sprintf("%d, %d", sessions[0], sessions[1]), out, in, wrong)
 	}
 	return t
+}
+
+// drainText is a pair, with a word about an address that is drained.
+func drainText(pair [2]netip.Addr, draining [2]bool) string {
+	text := pairText(pair)
+	for i, a := range pair {
+		if draining[i] {
+			text += fmt.Sprintf(" (%v draining)", a)
+		}
+	}
+	return text
 }
 
 func keysTable(s api.Status) *console.Table {

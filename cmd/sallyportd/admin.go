@@ -22,7 +22,8 @@ func listenAdmin(a netip.AddrPort) (net.Listener, error) {
 	return l, nil
 }
 
-// admin is what the operator's machines ask: metrics and health. Without a
+// admin is what the operator's machines ask: metrics and health, and on this
+// machine read-outs of the tables. Without a
 // gateway, host is nil: a control plane is ready once it serves.
 func admin(host *gateway.Host) http.Handler {
 	registry := prometheus.NewRegistry()
@@ -41,5 +42,9 @@ func admin(host *gateway.Host) http.Handler {
 		}
 		fmt.Fprintln(w, "ready")
 	})
+	if host != nil {
+		mux.HandleFunc("GET /v1/networks/{network}/ports", local(readPorts(host)))
+		mux.HandleFunc("GET /v1/networks/{network}/sessions", local(readSessions(host)))
+	}
 	return mux
 }

@@ -163,6 +163,8 @@ func TestRolesApart(t *testing.T) {
 		t.Fatalf("attached: %+v, %v\n%s", resp, err, gateway.log.String())
 	}
 
+	gateway.awaitAnswer("/v1/networks/net_a/ports?destination=192.0.2.5:5432", http.StatusOK, `"destination":{"protocol":"tcp"`)
+	gateway.awaitAnswer("/v1/networks/net_a/sessions", http.StatusOK, `{"network":"net_a","sessions":[]}`)
 	plane.stop()
 	gateway.awaitAnswer("/metrics", http.StatusOK, `sallyport_wireguard_peers{network="net_a"} 1`)
 	gateway.stop()

@@ -174,6 +174,31 @@ func TestEgressIndexIsBalanced(t *testing.T) {
 	}
 }
 
+// The same address leaves from the same IP in every version: flows must not move by an update.
+func TestEgressIndexIsStable(t *testing.T) {
+	for a, want := range map[string]int{"10.20.0.1": 0, "10.20.0.2": 1, "10.20.0.3": 0, "10.20.255.254": 1, "172.16.5.7": 1, "192.168.1.77": 0} {
+		if got := EgressIndex(addr(a)); got != want {
+			t.Errorf("%s leaves from IP %d, was %d", a, got, want)
+		}
+	}
+}
+
+// Every CIDR that a network may have is halved, to within 1 % and two addresses.
+func TestEgressIndexIsUniform(t *testing.T) {
+	for bits := 16; bits <= 24; bits++ {
+		for _, start := range []string{"10.0.0.0", "10.117.0.0", "172.31.0.0", "192.168.0.0"} {
+			p := netip.PrefixFrom(addr(start), bits)
+			var count [2]int
+			for a := p.Addr(); p.Contains(a); a = a.Next() {
+				count[EgressIndex(a)]++
+			}
+			if diff := max(count[0], count[1]) - min(count[0], count[1]); diff > 4+(count[0]+count[1])/50 {
+				t.Errorf("%v: %v", p, count)
+			}
+		}
+	}
+}
+
 func BenchmarkAllocator(b *testing.B) {
 	a, err := NewAllocator(prefix("10.20.0.0/16"))
 	if err != nil {

@@ -100,6 +100,8 @@ type NetworkReport struct {
 	Peers int `json:"peers,omitempty"`
 	// Sessions are the live sessions per address of the pair, in its order.
 	Sessions [2]int `json:"sessions"`
+	// Draining says which addresses of the pair, in its order, the host holds and drains.
+	Draining [2]bool `json:"draining,omitzero"`
 	// Egress and Ingress count what passed, out of and back to the sandboxes.
 	Egress  Traffic `json:"egress,omitzero"`
 	Ingress Traffic `json:"ingress,omitzero"`

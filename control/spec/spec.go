@@ -94,6 +94,9 @@ type Network struct {
 	Pair [2]netip.Addr `json:"pair"`
 	// Hosts names the hosts that hold Pair[0] and Pair[1]. Empty: see [State.HostsOf].
 	Hosts []string `json:"hosts,omitempty"`
+	// Draining names the address of Pair that is drained, if one is: flows that it has
+	// go on, new ones leave from the other address. Not both.
+	Draining []netip.Addr `json:"draining,omitempty"`
 	// TCPMapping is how TCP sessions are mapped; empty means [MapAddressAndPort].
 	TCPMapping TCPMapping `json:"tcpMapping,omitempty"`
 	// PortBlock makes each sandbox have its external ports from blocks of its own of so

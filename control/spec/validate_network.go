@@ -29,6 +29,7 @@ func (c *checker) checkNetworks() {
 			c.add(at("networks", i), fmt.Sprintf("network %q is used by %d projects, more than %d", n.ID, users[n.ID], MaxProjects), "let some of them use another network")
 		}
 		c.checkPair(i, n, endpoints)
+		c.checkDraining(at("networks", i, "draining"), n)
 		c.checkNetworkHosts(i, n)
 		if n.Site != nil {
 			c.checkSite(at("networks", i, "site"), n, sites)
@@ -77,6 +78,19 @@ func (c *checker) checkPair(i int, n Network, endpoints map[netip.Addr]string) {
 			c.add(path, fmt.Sprintf("%v is a dedicated address of network %q, and also %s", a, n.ID, who), "use another: a dedicated address carries no service")
 		}
 		c.own(path, a, fmt.Sprintf("a dedicated address of network %q", n.ID))
+	}
+}
+
+// checkDraining wants one address of the pair left that new flows leave from.
+func (c *checker) checkDraining(path string, n Network) {
+	for j, a := range n.Draining {
+		if a != n.Pair[0] && a != n.Pair[1] {
+			c.add(fmt.Sprintf("%s[%d]", path, j), fmt.Sprintf("%q is not in the pair of network %q", addrText(a), n.ID),
+				fmt.Sprintf("name %s or %s", addrText(n.Pair[0]), addrText(n.Pair[1])))
+		}
+	}
+	if len(n.Draining) > 1 {
+		c.add(path, fmt.Sprintf("%d addresses of network %q are drained at once", len(n.Draining), n.ID), "drain one; the other takes its new flows")
 	}
 }
 

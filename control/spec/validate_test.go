@@ -45,6 +45,9 @@ func TestValidate(t *testing.T) {
 		{"peering twice", func(s *State) { s.Peerings[2].ID = "peer_1" }, "peerings[2].id", []string{"peer_1", "twice"}},
 		{"peering without an ID", func(s *State) { s.Peerings[2].ID = "" }, "peerings[2].id", []string{"not an ID"}},
 
+		{"draining another's address", func(s *State) { s.Networks[0].Draining = []netip.Addr{addr("192.0.2.200")} }, "networks[0].draining[0]", []string{"192.0.2.200", "not in the pair"}},
+		{"draining both", func(s *State) { s.Networks[0].Draining = s.Networks[0].Pair[:] }, "networks[0].draining", []string{"2 addresses"}},
+
 		{"region name", func(s *State) {
 			s.Regions = append(s.Regions, Region{Name: "SFO 1", Pool: prefixes("203.0.113.64/28"), Hosts: s.Regions[0].Hosts[:0:0]})
 			s.Regions[2].Hosts = []Host{{Name: "x", Endpoint: addr("192.0.2.9")}}

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/sallyport-net/sallyport/gateway"
+)
+
+// TestReadoutRequests: read-outs are for this machine alone, and whoever asks wrongly is told
+// what to write.
+func TestReadoutRequests(t *testing.T) {
+	handler := admin(new(gateway.Host))
+	const ports, sessions = "/v1/networks/net_a/ports", "/v1/networks/net_a/sessions"
+	for _, c := range []struct {
+		from, path string
+		status     int
+		says       string
+	}{
+		{"192.0.2.1:4000", ports, http.StatusForbidden, "loopback"},
+		{"192.0.2.1:4000", sessions, http.StatusForbidden, "loopback"},
+		{"not an address", ports, http.StatusForbidden, "loopback"},
+		{"[::1]:4000", ports, http.StatusNotFound, `"net_a"`},
+		{"[::ffff:127.0.0.1]:4000", ports, http.StatusNotFound, "does not serve"},
+		{"127.0.0.1:4000", sessions, http.StatusNotFound, "does not serve"},
+		{"127.0.0.1:4000", ports + "?destination=192.0.2.5:5432&protocol=udp&top=1024", http.StatusNotFound, "does not serve"},
+		{"127.0.0.1:4000", ports + "?destination=db:5432", http.StatusBadRequest, "192.0.2.5:5432"},
+		{"127.0.0.1:4000", ports + "?destination=[::1]:5432", http.StatusBadRequest, "IPv4"},
+		{"127.0.0.1:4000", ports + "?protocol=sctp&top=1025", http.StatusBadRequest, "tcp, udp or icmp\ntop"},
+		{"127.0.0.1:4000", ports + "?dest=192.0.2.5:5432", http.StatusBadRequest, "no such parameter"},
+		{"127.0.0.1:4000", sessions + "?inner=10.20.0.2&destination=192.0.2.5:5432&limit=9&after=1.77", http.StatusNotFound, "does not serve"},
+		{"127.0.0.1:4000", sessions + "?inner=ten&limit=0", http.StatusBadRequest, "IPv4 address"},
+		{"127.0.0.1:4000", sessions + "?after=2.1", http.StatusBadRequest, "next"},
+		{"127.0.0.1:4000", sessions + "?after=1", http.StatusBadRequest, "next"},
+	} {
+		r := httptest.NewRequest(http.MethodGet, c.path, nil)
+		r.RemoteAddr = c.from
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		if w.Code != c.status || !strings.Contains(w.Body.String(), c.says) {
+			t.Errorf("%s from %s: %d %s, want %d and %q", c.path, c.from, w.Code, w.Body, c.status, c.says)
+		}
+	}
+}

@@ -1,0 +1,157 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sallyport-net/sallyport/gateway/uplink"
+	"github.com/sallyport-net/sallyport/internal/packet"
+	"github.com/sallyport-net/sallyport/nat"
+)
+
+// statsUplink has nothing to tell.
+type statsUplink struct{ *fakeUplink }
+
+func (statsUplink) Stats() uplink.Stats { return uplink.Stats{} }
+
+// readoutHost is a host with one network between fakes, whose sandboxes have some
+// connections to a database and datagrams to elsewhere.
+func readoutHost(t *testing.T) (*Host, *rig) {
+	t.Helper()
+	r := newRigOf(t, nat.Config{Ports: nat.PortRange{First: 2000, Last: 2099}})
+	a, b, c := r.attach(0, 0), r.attach(0, 1), r.attach(1, 0)
+	for sandbox, n := range map[netip.Addr]int{a: 30, b: 5, c: 2} {
+		for i := range n {
+			r.write(tcp(t, packet.TCPHeader{Src: at(sandbox, uint16(3000+i)), Dst: origin, Flags: packet.SYN, Seq: 1, Window: 100, TTL: 64}))
+		}
+		r.write(udp(t, at(sandbox, 53), resolver, nil))
+	}
+	n := &network{id: "net_a", pair: pair, held: [2]bool{true, true}, fwd: r.f, up: statsUplink{r.up}, clock: r.clock,
+		health: health{draining: new(atomic.Bool)}}
+	return &Host{networks: map[string]*network{"net_a": n}, keeper: newKeeper()}, r
+}
+
+// C-10: who uses the ports to a destination, how many are left, and which sandboxes take most.
+func TestPortsReadout(t *testing.T) {
+	h, r := readoutHost(t)
+	out, err := h.Ports(t.Context(), PortsQuery{Network: "net_a", Protocol: packet.TCP, Destination: origin, Top: 1})
+	if err != nil || len(out.IPs) != 2 || out.IPs[0].IP != pair[0] {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	u := out.IPs[0]
+	if d := u.Destination; d == nil || d.PortUse != (PortUse{"tcp", origin, 35, 0, 65}) || d.Users != 2 || len(d.Sandboxes) != 1 || d.Sandboxes[0].Sessions != 30 {
+		t.Errorf("the destination: %+v", d)
+	}
+	if len(u.Busiest) != 1 || u.Busiest[0].Used != 35 || u.Busiest[0].Left != 65 {
+		t.Errorf("busiest: %+v", u.Busiest)
+	}
+	if len(u.Sandboxes) != 1 || u.Sandboxes[0].Ports != 31 || u.Sandboxes[0].TCP != 30 || u.Sandboxes[0].UDP != 1 || u.Sandboxes[0].HalfOpen != 30 {
+		t.Errorf("sandboxes: %+v", u.Sandboxes)
+	}
+	if len(u.Shared) != 2 || u.Shared[0] != (PortUse{"udp", netip.AddrPort{}, 2, 0, 98}) {
+		t.Errorf("shared: %+v", u.Shared)
+	}
+	r.drain(pair[1], true)
+	if out, err = h.Ports(t.Context(), PortsQuery{Network: "net_a"}); err != nil || out.IPs[0].Destination != nil || out.IPs[0].Draining || !out.IPs[1].Draining {
+		t.Errorf("%+v, %v", out, err)
+	}
+	if _, err := h.Ports(t.Context(), PortsQuery{Network: "net_b"}); !errors.Is(err, ErrNotServed) {
+		t.Errorf("a network of another host: %v", err)
+	}
+	h.reading.Store(true)
+	if _, err := h.Ports(t.Context(), PortsQuery{Network: "net_a"}); !errors.Is(err, ErrBusy) {
+		t.Errorf("two at a time: %v", err)
+	}
+	h.reading.Store(false)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if _, err := h.Ports(ended, PortsQuery{Network: "net_a"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("whoever asked has gone: %v", err)
+	}
+	if h.reading.Load() {
+		t.Error("it is under way still")
+	}
+}
+
+// C-10: every session can be read, page by page, each of them once.
+func TestSessionsReadout(t *testing.T) {
+	h, r := readoutHost(t)
+	r.clock.now += 5e9
+	seen := map[SessionRow]int{}
+	q := SessionsQuery{Network: "net_a", Limit: 7}
+	for pages := 1; ; pages++ {
+		page, err := h.Sessions(t.Context(), q)
+		if err != nil || len(page.Sessions) > 14 || pages > 20 {
+			t.Fatalf("page %d has %d sessions, %v", pages, len(page.Sessions), err)
+		}
+		for _, s := range page.Sessions {
+			seen[s]++
+			if s.Age != 5 || s.Expires <= 0 || s.External.Addr() != pair[0] && s.External.Addr() != pair[1] || s.State == "" {
+				t.Errorf("%+v", s)
+			}
+		}
+		if !page.More {
+			break
+		}
+		q.After = page.Next
+	}
+	if len(seen) != 40 {
+		t.Errorf("%d sessions, want 40", len(seen))
+	}
+	for s := range maps.Values(seen) {
+		if s != 1 {
+			t.Error("a session was told twice")
+		}
+	}
+	page, err := h.Sessions(t.Context(), SessionsQuery{Network: "net_a", Destination: resolver})
+	if err != nil || len(page.Sessions) != 3 || page.Sessions[0].Protocol != "udp" {
+		t.Errorf("%+v, %v", page, err)
+	}
+	page, err = h.Sessions(t.Context(), SessionsQuery{Network: "net_a", Inner: page.Sessions[0].Inner.Addr(), Destination: resolver})
+	if err != nil || len(page.Sessions) != 1 {
+		t.Errorf("%+v, %v", page, err)
+	}
+}
+
+// C-10: metrics tell of pressure before anybody is refused, and of refusals by reason.
+func TestTableMetrics(t *testing.T) {
+	h, r := readoutHost(t)
+	r.drain(pair[1], true)
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(h)
+	got := map[string]float64{}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			key := f.GetName()
+			for _, l := range m.GetLabel() {
+				if l.GetName() != "network" {
+					key += " " + l.GetValue()
+				}
+			}
+			got[key] = m.GetGauge().GetValue()
+		}
+	}
+	for key, want := range map[string]float64{
+		"sallyport_ports_left 203.0.113.10 udp":       98,
+		"sallyport_ports_left 203.0.113.10 icmp":      100,
+		"sallyport_half_open 203.0.113.10":            35,
+		"sallyport_crowded_destinations 203.0.113.10": 0,
+		"sallyport_ports_held 203.0.113.10":           0,
+		"sallyport_ip_draining 203.0.113.10":          0,
+		"sallyport_ip_draining 203.0.113.11":          1,
+	} {
+		if v, ok := got[key]; !ok || v != want {
+			t.Errorf("%s is %v (there: %v), want %v", key, v, ok, want)
+		}
+	}
+}
