@@ -16,6 +16,10 @@ TESTFLAGS ?=
 # the race detector.
 PACKAGES := iproute2 iperf3 wireguard-tools wireguard-go curl tcpdump dnsutils iputils-ping nftables systemd gcc libc6-dev git
 
+# Debian packages with the programs that gateway/conformance points at the
+# translator. A machine that cannot have them lists their tests as not run.
+CONFORMANCE_PACKAGES := coturn traceroute mtr-tiny iputils-tracepath python3-scapy nmap hping3 conntrack tcptraceroute
+
 # A user without a home of their own, like nobody, gets Go's caches in the clone.
 ifeq ($(shell test -n "$${HOME-}" && test -d "$$HOME" && test -w "$$HOME" && echo home),)
 export GOCACHE := $(CURDIR)/.cache/build
@@ -63,14 +67,24 @@ clean: ## remove what was built, and the caches in the clone
 
 .PHONY: deps
 deps: ## install the Debian packages that tests and demo use (as root or with sudo)
-	@if dpkg -s $(PACKAGES) >/dev/null 2>&1; then echo "All packages are installed."; exit 0; fi; \
+	@if dpkg -s $(PACKAGES) $(CONFORMANCE_PACKAGES) >/dev/null 2>&1; then echo "All packages are installed."; exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then \
-		echo "This is no Debian or Ubuntu. Install the equivalents of: $(PACKAGES)" >&2; exit 1; \
+		echo "This is no Debian or Ubuntu. Install the equivalents of: $(PACKAGES) $(CONFORMANCE_PACKAGES)" >&2; exit 1; \
 	fi; \
 	sudo=; if [ "$$(id -u)" != 0 ]; then sudo="sudo --preserve-env=DEBIAN_FRONTEND"; fi; \
 	export DEBIAN_FRONTEND=noninteractive; \
-	$$sudo apt-get update -q; \
-	$$sudo apt-get install -q -y --no-install-recommends $(PACKAGES)
+	apt() { timeout --foreground "$$1" $$sudo apt-get -q -o Acquire::Retries=0 -o Acquire::http::Timeout=20 -o APT::Update::Error-Mode=any "$${@:2}"; }; \
+	if dpkg -s $(PACKAGES) >/dev/null 2>&1; then \
+		apt 120 update || reached=no; \
+	else \
+		apt 600 update; \
+		apt 1200 install -y --no-install-recommends $(PACKAGES); \
+	fi; \
+	missing=(); for package in $(CONFORMANCE_PACKAGES); do \
+		dpkg -s "$$package" >/dev/null 2>&1 && continue; \
+		[ "$${reached-}" != no ] && apt 300 install -y --no-install-recommends "$$package" || missing+=("$$package"); \
+	done; \
+	if [ "$${#missing[@]}" != 0 ]; then echo "not installed: $${missing[*]}; tests that need them will be listed as not run"; fi
 
 ##@ Checking
 
@@ -87,6 +101,11 @@ netns: ## run the tests in network namespaces, verbosely, as root
 	@exec=(); if [ "$$(id -u)" != 0 ]; then exec=(-exec "sudo --preserve-env=SALLYPORT_NOTRUN"); fi; \
 	packages=$$(grep -rl --include='*_test.go' --exclude-dir=.cache '"github.com/sallyport-net/sallyport/internal/netlab"' . | xargs -n1 dirname | sort -u); \
 	$(call run-tests,-count=1 -v "$${exec[@]}" $$packages)
+
+.PHONY: conformance
+conformance: ## hold the translator against the programs of others, in the long form, as root
+	@exec=(); if [ "$$(id -u)" != 0 ]; then exec=(-exec "sudo --preserve-env=SALLYPORT_NOTRUN"); fi; \
+	$(call run-tests,-count=1 -v "$${exec[@]}" ./gateway/conformance -long)
 
 .PHONY: lint
 lint: ## gofmt, go vet and staticcheck

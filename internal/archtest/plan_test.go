@@ -45,6 +45,8 @@ var plan = []room{
 		why: "what the gateway answers is reached by packets only; its queries leave like a sandbox's, through nat and uplink that it cannot bypass"},
 	{path: "gateway/natlog", may: []string{"control/spec"},
 		why: "records outlive the process and are read by other programs; they must not depend on how the table is built"},
+	{path: "gateway/conformance",
+		why: "it holds tests alone: what the translator does is asked with the programs of others, from outside"},
 	{path: "gateway", may: []string{"gateway/*", "nat", "policy", "tunnel", "control/spec", "internal/packet", "internal/config", "internal/hostnet"},
 		why: "the shell wires the packet path; it follows desired state through an interface, not through control, so that the data plane goes on without it"},
 
