@@ -99,8 +99,8 @@ func (o *ours) stats() (s tally) {
 		one := t.Stats()
 		s.halfOpen += one.HalfOpen
 		s.mappings += one.Mappings
-		for range t.Sessions() {
-			s.sessions++
+		for _, proto := range []packet.Proto{packet.TCP, packet.UDP, packet.ICMP} {
+			s.sessions += int(one.Sessions.Of(proto))
 		}
 		for out := range packet.Outcomes() {
 			s.ingress[out] += one.Ingress.Of(out)
