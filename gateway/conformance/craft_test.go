@@ -55,7 +55,6 @@ type wire struct {
 	g     *ground
 	fd    int
 	index int
-	sent  int64
 }
 
 func (g *ground) wire() *wire {
@@ -81,7 +80,7 @@ func (g *ground) wire() *wire {
 // send sends packets and waits until the Forwarder has dealt with them.
 func (w *wire) send(packets ...[]byte) {
 	w.t.Helper()
-	before := w.g.a.up.received.Load()
+	before := w.g.a.up.seen()
 	for i, b := range packets {
 		to := unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: w.index, Halen: 0}
 		if err := unix.Sendto(w.fd, b, 0, &to); err != nil {
@@ -89,15 +88,21 @@ func (w *wire) send(packets ...[]byte) {
 		}
 	}
 	eventually(w.t, "the Forwarder takes what was sent", func() bool {
-		return w.g.a.up.received.Load() >= before+int64(len(packets)) && w.g.a.idle()
+		return w.g.a.up.seen() >= before+uint64(len(packets)) && w.g.a.idle()
 	})
+}
+
+// seen is how many packets the kernel has brought, those included that are no IPv4.
+func (u *rawUplink) seen() uint64 {
+	s := u.dev.Stats()
+	return s.Read + s.NotIPv4 + s.TooBig
 }
 
 // idle says whether nothing waits for the Forwarder.
 func (o *ours) idle() bool {
 	o.gate.Lock()
 	defer o.gate.Unlock()
-	return len(o.up.queue) == 0
+	return len(o.up.queue) == 0 && o.up.received.Load() == o.up.dev.Stats().Read
 }
 
 // udp, tcp and echo build packets that are right, for tests to make wrong.

@@ -91,7 +91,7 @@ func TestBadFragments(t *testing.T) {
 		list = append(list, good[0], changed(good[1], 7, good[1][7]-2), good[1], good[2]) // an overlap
 		tiny := tcp(from, to, packet.SYN, 1, 0)
 		tiny[4] = byte(id>>8) + 1
-		tiny[6] &^= 0x40 // DF
+		tiny[6] &^= 0x40                                      // DF
 		list = append(list, fragments(t, fixed(tiny), 28)...) // eight bytes of TCP each
 		past := changed(changed(good[1], 4, byte(id>>8)+2), 6, 0x1f)
 		return append(list, changed(past, 7, 0xff))

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-net/sallyport/internal/netlab"
+	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
 // narrow makes the last link of the way to far take less.
@@ -63,6 +64,53 @@ func TestPathMTUOutward(t *testing.T) {
 			}
 		case <-ctx.Done():
 			t.Error("the stream does not arrive: the path's MTU was not found")
+		}
+	})
+}
+
+// TestPathMTUInward (R-11, U-13): who sends more than the tunnel takes to a mapped
+// port is told so, by the dedicated IP and about it: the kernel of the far side finds
+// its socket by what the error quotes. What may be cut is cut.
+func TestPathMTUInward(t *testing.T) {
+	eachSubject(t, func(t *testing.T, g *ground) {
+		c := g.a1.client(t, 0)
+		port := netip.AddrPortFrom(serverAddrs[0], 7777)
+		far, err := g.server.ListenPacket("udp4", port.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		wan := g.watch(g.server, "wan")
+		if _, err := c.WriteTo([]byte("here I am"), udpAddr(port)); err != nil {
+			t.Fatal(err)
+		}
+		_ = far.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_, from, err := far.ReadFrom(make([]byte, 100))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mapped := from.(*net.UDPAddr).AddrPort()
+		if _, err := far.WriteTo(make([]byte, 1472), from); err != nil { // Linux sets DF on it until told otherwise
+			t.Logf("the first datagram: %v", err)
+		}
+		_ = far.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err = wan.await(ctx, 0, func(p *pkt, s sniffed) bool {
+			return !s.out && p.ICMPType == 3 && p.ICMPCode == 4 && p.Kind == packet.KindICMPError &&
+				int(s.b[26])<<8|int(s.b[27]) == tunnelMTU && netip.AddrPortFrom(p.Inner.Dst, p.Inner.DstPort) == mapped
+		})
+		if err != nil {
+			t.Fatalf("nobody says that 1,500 bytes are too many: %v", err)
+		}
+		run(t, g.server, "ip", "route", "flush", "cache")
+		e := bigDatagram(t, g.server, port, mapped, 1472)
+		if e == nil || e.typ != 3 || e.code != 4 || e.info != tunnelMTU || e.from != mapped.Addr() {
+			t.Errorf("the far side's socket is told %+v, want 3/4 with %d from %v", e, tunnelMTU, mapped.Addr())
+		}
+		out := raw(t, g.server)
+		out.send(udp(port, mapped, strings.Repeat("x", 1472)))
+		if text, _, err := c.hear(5 * time.Second); len(text) != 1472 || err != nil {
+			t.Errorf("of a datagram that may be cut %d bytes came, %v", len(text), err)
 		}
 	})
 }

@@ -368,3 +368,5 @@ func udpAddr(a netip.AddrPort) net.Addr { return net.UDPAddrFromAddrPort(a) }
 
 // raw is the client's descriptor.
 func (c *client) raw() (syscall.RawConn, error) { return c.PacketConn.(*net.UDPConn).SyscallConn() }
+
+func addrPortOf(a net.Addr) netip.AddrPort { return a.(*net.UDPAddr).AddrPort() }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -59,8 +60,9 @@ func newOurs(t *testing.T, n *ground, dev *tundev.Device, pair [2]netip.Addr) *o
 			t.Fatal(err)
 		}
 	}
-	own := append([]netip.Addr{gatewayWAN}, append(pairA[:], pairB[:]...)...)
-	rules, err := policy.Compile(policy.Config{Network: inner16, Gateway: innerGateway, Own: own, Mode: policy.ModeAllow})
+	own := []netip.Addr{gatewayWAN, pairA[0], pairA[1], pairB[0], pairB[1]}
+	own = slices.DeleteFunc(own, func(a netip.Addr) bool { return slices.Contains(pair[:], a) })
+	rules, err := policy.Compile(policy.Config{Network: inner16, Gateway: innerGateway, Own: own, Pair: pair[:], Mode: policy.ModeAllow})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,10 +35,12 @@ type sniffed struct {
 type tap struct {
 	name string
 	file *os.File
+	raw  syscall.RawConn
 	done chan struct{}
 	from [2]netip.Addr // of the oracle; zero while there is none
 
 	mu      sync.Mutex
+	buf     [65535]byte
 	kept    []sniffed
 	seen    int
 	lost    uint64
@@ -57,11 +59,10 @@ func (g *ground) watch(n *netlab.Namespace, link string) *tap {
 	if err != nil {
 		g.t.Fatalf("capture on %s: %v", t.name, err)
 	}
-	raw, err := t.file.SyscallConn()
-	if err != nil {
+	if t.raw, err = t.file.SyscallConn(); err != nil {
 		g.t.Fatal(err)
 	}
-	go t.follow(raw)
+	go t.follow()
 	g.t.Cleanup(t.stop)
 	return t
 }
@@ -100,29 +101,49 @@ func packetSocket(link string, protocol uint16) (int, error) {
 // htons is network byte order.
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
-func (t *tap) follow(raw syscall.RawConn) {
+// follow takes in packets whenever the kernel says that there are some.
+func (t *tap) follow() {
 	defer close(t.done)
-	b := make([]byte, 65535)
-	_ = raw.Read(func(fd uintptr) bool { // fails when the file is closed, and not before
-		for {
-			n, from, err := unix.Recvfrom(int(fd), b, 0)
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil {
-				t.note(int(fd))
-				return err != unix.EAGAIN
-			}
-			if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Protocol == htons(unix.ETH_P_IP) {
-				t.add(sniffed{ll.Pkttype == unix.PACKET_OUTGOING, b[:n]})
-			}
-		}
+	_ = t.raw.Read(func(fd uintptr) bool { // fails when the file is closed, and not before
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.takeIn(int(fd))
+		return false
 	})
 }
 
-func (t *tap) add(s sniffed) {
+// takeIn takes what the kernel holds. The caller holds the lock.
+func (t *tap) takeIn(fd int) {
+	before := t.seen
+	for {
+		n, from, err := unix.Recvfrom(fd, t.buf[:], 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			break
+		}
+		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Protocol == htons(unix.ETH_P_IP) {
+			t.add(sniffed{ll.Pkttype == unix.PACKET_OUTGOING, t.buf[:n]})
+		}
+	}
+	if stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
+		t.lost += uint64(stats.Drops)
+	}
+	if t.seen != before {
+		close(t.changed)
+		t.changed = make(chan struct{})
+	}
+}
+
+// catchUp takes in what has passed by now, and leaves the lock held.
+func (t *tap) catchUp() {
 	t.mu.Lock()
-	defer t.mu.Unlock()
+	_ = t.raw.Control(func(fd uintptr) { t.takeIn(int(fd)) }) // fails when the tap is closed
+}
+
+// add keeps a packet. The caller holds the lock.
+func (t *tap) add(s sniffed) {
 	if t.from[0].IsValid() && !s.out {
 		if err := leak(s.b, t.from); err != nil && len(t.leaks) < 20 {
 			t.leaks = append(t.leaks, fmt.Sprintf("%v: %x", err, s.b[:min(len(s.b), 96)]))
@@ -137,27 +158,16 @@ func (t *tap) add(s sniffed) {
 	t.seen++
 }
 
-// note takes the kernel's count of lost packets and wakes those who wait.
-func (t *tap) note(fd int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
-		t.lost += uint64(stats.Drops)
-	}
-	close(t.changed)
-	t.changed = make(chan struct{})
-}
-
 // mark says how many packets were seen: with since, those that come later.
 func (t *tap) mark() int {
-	t.mu.Lock()
+	t.catchUp()
 	defer t.mu.Unlock()
 	return t.seen
 }
 
 // since returns the packets seen after mark, without those that are too old.
 func (t *tap) since(mark int) []sniffed {
-	t.mu.Lock()
+	t.catchUp()
 	defer t.mu.Unlock()
 	var list []sniffed
 	for i := max(mark, t.seen-len(t.kept)); i < t.seen; i++ {
@@ -200,7 +210,7 @@ func (t *tap) judge(pair [2]netip.Addr) func() error {
 	defer t.mu.Unlock()
 	t.from = pair
 	return func() error {
-		t.mu.Lock()
+		t.catchUp()
 		defer t.mu.Unlock()
 		if len(t.leaks) > 0 {
 			return fmt.Errorf("%d packets must not have left (A-18), the first on %s: %s", len(t.leaks), t.name, t.leaks[0])

@@ -31,7 +31,7 @@ type rawUplink struct {
 	// events is closed and never written: nothing here knows when a session ends.
 	events chan uplink.Event
 
-	received atomic.Int64 // packets read from the TUN, fragments each
+	received atomic.Uint64 // packets read from the TUN, fragments each
 	// gate is held while the Forwarder works at what Read returned.
 	gate *sync.Mutex
 	held bool // by the one goroutine that reads
