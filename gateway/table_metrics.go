@@ -10,7 +10,7 @@ import (
 
 // tableDescs are the names of what is counted of one dedicated IP.
 type tableDescs struct {
-	sessions, mappings, halfOpen, left, held, crowded, refused, draining *prometheus.Desc
+	sessions, mappings, halfOpen, left, held, blocks, crowded, refused, draining *prometheus.Desc
 }
 
 func newTableDescs(d func(name, help string, labels ...string) *prometheus.Desc) tableDescs {
@@ -20,6 +20,7 @@ func newTableDescs(d func(name, help string, labels ...string) *prometheus.Desc)
 		halfOpen: d("half_open", "TCP connections of one dedicated IP whose handshake is not complete.", "network", "ip"),
 		left:     d("ports_left", "External ports, or echo identifiers, that serve all destinations and are free. Of TCP only where it is mapped endpoint-independently.", "network", "ip", "protocol"),
 		held:     d("ports_held", "Freed ports, and TCP ports towards one destination, that are not given out again yet.", "network", "ip"),
+		blocks:   d("port_blocks_left", "Port blocks of one dedicated IP that are free, where its network has blocks.", "network", "ip"),
 		crowded:  d("crowded_destinations", "Destinations towards which many TCP ports of one dedicated IP are taken.", "network", "ip"),
 		refused:  d("flows_refused_total", "New flows that one dedicated IP refused, by reason.", "network", "ip", "reason"),
 		draining: d("ip_draining", "1 while a dedicated IP is drained.", "network", "ip"),
@@ -27,7 +28,7 @@ func newTableDescs(d func(name, help string, labels ...string) *prometheus.Desc)
 }
 
 func (d tableDescs) all() []*prometheus.Desc {
-	return []*prometheus.Desc{d.sessions, d.mappings, d.halfOpen, d.left, d.held, d.crowded, d.refused, d.draining}
+	return []*prometheus.Desc{d.sessions, d.mappings, d.halfOpen, d.left, d.held, d.blocks, d.crowded, d.refused, d.draining}
 }
 
 // collect counts one IP of a network's pair.
@@ -37,11 +38,14 @@ func (d tableDescs) collect(n *network, side int, s nat.Stats, counter func(*pro
 	gauge(d.mappings, float64(s.Mappings), n.id, ip)
 	gauge(d.halfOpen, float64(s.HalfOpen), n.id, ip)
 	for _, p := range []packet.Proto{packet.TCP, packet.UDP, packet.ICMP} {
-		if p != packet.TCP || n.tcp == spec.MapEndpointIndependent {
+		if p != packet.TCP || n.translation.mapping == spec.MapEndpointIndependent {
 			gauge(d.left, float64(s.FreePorts.Of(p)), n.id, ip, protocolName(p))
 		}
 	}
 	gauge(d.held, float64(s.HeldPorts+s.HeldTuples), n.id, ip)
+	if n.translation.block > 0 {
+		gauge(d.blocks, float64(s.FreeBlocks), n.id, ip)
+	}
 	gauge(d.crowded, float64(s.Crowded), n.id, ip)
 	for r := range s.Refused {
 		if count := s.Refused[r]; count > 0 {
