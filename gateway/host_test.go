@@ -431,7 +431,7 @@ func TestNetworkChanges(t *testing.T) {
 		t.Error("a change of policy opened the network again")
 	}
 
-	n.Policy, n.TCPMapping = spec.Policy{}, spec.MapEndpointIndependent
+	n.Policy, n.TCPMapping, n.PortBlock = spec.Policy{}, spec.MapEndpointIndependent, 512
 	r.replace(testState(n))
 	r.await("the network is another, with its member", func(spec.HostReport, spec.Cursor) bool {
 		after := r.find("net_a")

@@ -159,10 +159,7 @@ func (t *Table) pickOwnTuple(hi uint32, remote endpoint, isn uint32) (uint16, bo
 	}
 	c.wanted = t.tick
 	for {
-		for b := h.firstBlock(); b != noBlock; b = t.blocks.all[b].next {
-			t.surveyBlock(remote, c, b)
-		}
-		if p, ok := t.pickOwn(h, &c.set.taken, ^uint64(0)); ok {
+		if p, ok := t.pickSurveyed(h, remote, c); ok {
 			return p, true
 		}
 		if !t.takeBlock(hi) {
@@ -196,14 +193,40 @@ func (t *Table) guessOwn(h *host, remote endpoint, k int) (uint16, bool) {
 	return 0, false
 }
 
-// surveyBlock asks for the ports of block b whether they are taken towards a crowd's
-// remote, once for each crowd.
-func (t *Table) surveyBlock(remote endpoint, c *crowd, b uint16) {
-	word, bit := &c.asked[b/64], uint64(1)<<(b%64)
-	if *word&bit != 0 {
-		return
+// pickSurveyed draws a port that is free towards a crowd's remote from the blocks of a
+// host. Those blocks that the crowd does not know yet are asked for, some at a time;
+// where more are left, what is drawn there is looked at.
+func (t *Table) pickSurveyed(h *host, remote endpoint, c *crowd) (uint16, bool) {
+	all := true
+	left := surveyMost
+	for b := h.firstBlock(); b != noBlock && all; b = t.blocks.all[b].next {
+		if c.knows(b) {
+			continue
+		}
+		if all = left > 0; all {
+			t.surveyBlock(remote, c, b)
+			left -= t.blocks.size
+		}
 	}
-	*word |= bit
+	for range blindGuesses {
+		p, ok := t.pickOwn(h, &c.set.taken, ^uint64(0))
+		if !ok || all || c.knows(t.blocks.of(p)) {
+			return p, ok
+		}
+		if t.surveyPort(remote, c, p); c.set.has(p) {
+			return p, true
+		}
+	}
+	return 0, false
+}
+
+// knows says whether a crowd has asked for the ports of block b.
+func (c *crowd) knows(b uint16) bool { return c.asked[b/64]>>(b%64)&1 != 0 }
+
+// surveyBlock asks for the ports of block b whether they are taken towards a crowd's
+// remote.
+func (t *Table) surveyBlock(remote endpoint, c *crowd, b uint16) {
+	c.asked[b/64] |= 1 << (b % 64)
 	from := int(b) * t.blocks.size
 	for p := from; p < from+t.blocks.size; p++ {
 		t.surveyPort(remote, c, uint16(p))

@@ -311,6 +311,55 @@ func TestBlockCrowdsAreBounded(t *testing.T) {
 	}
 }
 
+// P-2, U-11: an address with more blocks than are asked for at once towards a remote that it has
+// not crowded before still gets ports that are free there, each as likely as any other.
+func TestP2UniformWhileBlocksAreSurveyed(t *testing.T) {
+	l := newLab(t, unlimitedBlocks(1024, AddressAndPortDependent))
+	hi := l.hostOf(number(box.Addr()))
+	for range 16 {
+		l.takeBlock(hi)
+	}
+	h, remote := l.hosts.at(hi), makeEndpoint(0xcb007101, 443)
+	free := map[uint16]int{}
+	for b := h.firstBlock(); b != noBlock; b = l.blocks.all[b].next {
+		for i := range 1024 {
+			if p := b*1024 + uint16(i); i%8 != int(b%8) {
+				l.holdTuple(makeTuple(p, remote))
+			} else {
+				free[p] = 0
+			}
+		}
+	}
+	for range 8 * len(free) {
+		c := l.crowds[remote]
+		if c == nil {
+			c = l.newCrowd(remote)
+		}
+		c.asked, c.set = [len(c.asked)]uint64{}, *l.blank // nothing is known again
+		p, ok := l.pickSurveyed(h, remote, c)
+		if !ok {
+			continue // some blocks are asked for at each call, so that it ends
+		}
+		if _, is := free[p]; !is {
+			t.Fatalf("port %d is not free", p)
+		}
+		free[p]++
+	}
+	counts := make([]int, 64)
+	i := 0
+	for p := range 1 << 16 {
+		if n, is := free[uint16(p)]; is {
+			counts[i/(len(free)/64)] += n
+			i++
+		}
+	}
+	// The two blocks that are asked for first are the ones whose taken ports are known: the
+	// others are drawn blindly and thrown away where they are taken, which favours nobody.
+	if x := chiSquare(counts); x > chi63 {
+		t.Errorf("chi-square of ports is %.1f", x)
+	}
+}
+
 // blockHistory is random traffic of few inner addresses in a small range of small blocks.
 func blockHistory(l *lab, dice *rand.Rand, steps int, each func()) {
 	for i := range steps { // inner addresses come and go

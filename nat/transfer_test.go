@@ -425,6 +425,11 @@ func FuzzImport(f *testing.F) {
 	o, _ = history(f, identity, 3, 300)
 	o.wait(time.Second)
 	f.Add(export(f, o.Table, o.now, 100), uint16(41), byte(2), true)
+	blocks := newLab(f, smallBlocks(EndpointIndependent))
+	blockHistory(blocks, rand.New(rand.NewPCG(1, 6)), 400, func() {})
+	blocks.Revoke(box.Addr(), blocks.now)
+	blocks.wait(time.Second)
+	f.Add(export(f, blocks.Table, blocks.now, 100), uint16(9), byte(0), true)
 	f.Fuzz(func(t *testing.T, b []byte, at uint16, flip byte, sealed bool) {
 		b = bytes.Clone(b)
 		if bytes.Equal(b, good) && flip != 0 && !sealed {
@@ -445,6 +450,7 @@ func FuzzImport(f *testing.F) {
 				c.TCPMapping, c.Ports, c.Limits = EndpointIndependent, PortRange{2000, 2005}, oracleLimits
 			},
 			func(c *Config) { c.Identity, c.External = true, netip.Addr{} },
+			smallBlocks(EndpointIndependent),
 		} {
 			to := newLab(t, change)
 			if err := to.Import(b, to.now); err != nil {
