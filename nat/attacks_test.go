@@ -259,10 +259,14 @@ func TestA8ServicePortsStayFree(t *testing.T) {
 		c.external = netip.AddrPortFrom(external, p)
 		c.mustRecv(packet.NoMapping, seg{flags: packet.SYN, seq: 1})
 	}
-	// Towards one destination address-and-port-dependent mapping uses up its ports, too.
+	// Mapped by destination, neither many drawings find one, nor the last port towards one.
 	l = newLab(t, func(c *Config) { c.Ports, c.Reserved, c.Limits = PortRange{51800, 51899}, services, endless })
-	for i := range 99 {
-		if c := l.conn(many(i), web).syn(); c.external.Port() == 51820 {
+	for i := range 2000 {
+		to := web
+		if i >= 99 {
+			to = makeEndpoint(0xcb007200+uint32(i), 443).addrPort()
+		}
+		if c := l.conn(many(i), to).syn(); c.external.Port() == 51820 {
 			t.Fatalf("connection %d has the tunnel's port", i)
 		}
 	}
