@@ -16,7 +16,7 @@ import (
 // the forwarding in it (route, TTL): nothing else leads to its NAT.
 
 // natSizes are the numbers of connections. gVisor's 16,384 buckets never grow: with a
-// million, whose two tuples fill each with 122, its set-up alone takes minutes.
+// million, whose two tuples fill each with 122, its set-up alone takes a minute.
 var natSizes = []struct {
 	name string
 	n    int
