@@ -198,7 +198,8 @@ func must2[T any](v T, o packet.Outcome) func(l *lab, want packet.Outcome) T {
 type seg struct {
 	flags    packet.TCPFlags
 	seq, ack uint32
-	window   uint16 // 0 stands for 65535
+	window   uint16 // 0 stands for 65535, unless shut
+	shut     bool   // the window is 0
 	payload  int
 	scale    int // of a SYN: window scale + 1
 }
@@ -215,7 +216,7 @@ func (l *lab) conn(inner, remote netip.AddrPort) *conn {
 }
 
 func (l *lab) build(from, to netip.AddrPort, s seg) int {
-	if s.window == 0 {
+	if s.window == 0 && !s.shut {
 		s.window = 65535
 	}
 	h := packet.TCPHeader{Src: from, Dst: to, Seq: s.seq, Ack: s.ack, Flags: s.flags, Window: s.window, TTL: 64}

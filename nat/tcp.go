@@ -311,12 +311,13 @@ func (t *Table) trackSYNIn(s *session, p *packet.Packet) {
 func (t *Table) trackSYNOut(s *session, p *packet.Packet) {
 	switch {
 	case s.state != stateOpening || s.flags&ackedOut != 0:
-		// The host has forgotten the connection (RFC 9293 section 3.5.1). If the remote has
-		// not, it answers with a challenge; if it has, with the handshake of a new one.
-		if after(p.Seq, s.end[outward]) || after(s.ack[inward]-s.room(inward)-1, p.Seq) {
+		// The host has forgotten the connection (RFC 9293 section 3.5.1), unless this is the
+		// old SYN once more. If the remote has not forgotten it, it answers with a challenge;
+		// if it has, with the handshake of a new one.
+		if !s.recent(p.Seq, outward) {
 			s.flags |= renewing
 			s.again, s.againScale = p.Seq+1, windowScale(p)
-		} else if s.state == stateOpening { // a retransmission: the answer was lost
+		} else if s.state == stateOpening { // the answer was lost
 			s.deadline = t.tick + 1 + t.ticks.opening
 		}
 	case p.Seq == s.ack[inward]: // a retransmission
@@ -365,11 +366,12 @@ func (t *Table) reset(s *session) {
 
 // acceptable says whether a segment of direction d lies in the window that the
 // other side offered, and acknowledges something between what it sent last and a
-// window before (RFC 9293 section 3.10.7.4, RFC 5961 section 5.2).
+// window before (RFC 9293 section 3.10.7.4, RFC 5961 section 5.2). A keepalive is one
+// byte behind, and a probe may have put the end one byte beyond the window.
 func (s *session) acceptable(p *packet.Packet, d int) bool {
 	o := 1 - d
 	room := s.room(o)
-	if after(p.Seq, s.ack[o]+room) || after(s.end[d]-room, p.End()+1) {
+	if after(p.Seq, s.ack[o]+room) || after(s.end[d]-room, p.End()+2) {
 		return false
 	}
 	return !after(p.Ack, s.end[o]) && !after(s.ack[d]-s.room(d), p.Ack)
@@ -397,6 +399,12 @@ func (s *session) advance(p *packet.Packet, d int) {
 		w = uint16(min(uint32(w)<<s.shift(d), 65535))
 	}
 	s.win[d] = max(s.win[d], w)
+}
+
+// recent says whether side d may have sent a segment at seq not long ago: no
+// more than a window before what the other side has acknowledged.
+func (s *session) recent(seq uint32, d int) bool {
+	return !after(seq, s.end[d]) && !after(s.ack[1-d]-s.room(1-d)-1, seq)
 }
 
 // learn adds a milestone of the handshake. With the last one the windows

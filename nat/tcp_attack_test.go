@@ -330,3 +330,19 @@ func TestX4OverlappingPort(t *testing.T) {
 	l.conn(box2, other).open()
 	audit(t, l.Table)
 }
+
+// S-3: data at the far edge of the window, which the receiver cuts off, does not
+// make what the true sender says next lie too far behind.
+func TestS3DataBeyondTheWindow(t *testing.T) {
+	wherever(t, func(t *testing.T, dial dialer) {
+		l := newLab(t, nil)
+		c := dial(l, box, web).open()
+		c.mustRecv(packet.Pass, seg{flags: packet.ACK, seq: c.in + 65_535, ack: c.out, payload: 1400})
+		l.wait(7000 * time.Second)
+		l.settle()
+		c.mustRecv(packet.Pass, seg{flags: packet.ACK, seq: c.in - 1, ack: c.out}) // a keepalive
+		if c.left() != 7440*time.Second {
+			t.Errorf("the keepalive left %v", c.left())
+		}
+	})
+}
