@@ -209,7 +209,7 @@ func (q *queue) pop() {
 type crowd struct {
 	set   portSet
 	known uint32 // ports below it have been asked for
-	// closed are the ports whose connection has seen both FINs, of closedCount.
+	// closed are the ports whose connection has ended with both FINs acknowledged, of closedCount.
 	closed      [1 << 10]uint64
 	closedCount int
 	place       int // in Table.crowdRound

@@ -262,3 +262,21 @@ func TestZeroWindowProbe(t *testing.T) {
 		c.state("reset")
 	})
 }
+
+// opening and closing have a timer each, settable by itself.
+func TestX2TwoKnobs(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.Timers.TCPOpening, c.Timers.TCPClosing = 6*time.Second, 300*time.Second })
+	half, closed, reset := l.conn(box, web).syn(), l.conn(box, web2).open(), l.conn(box, other).open()
+	closed.finish()
+	reset.mustRecv(packet.Pass, seg{flags: packet.RST, seq: reset.in})
+	l.wait(6*time.Second + 100*time.Millisecond)
+	half.state("")
+	closed.state("closed")
+	reset.state("reset")
+	l.wait(294 * time.Second)
+	closed.state("")
+	reset.state("")
+	if l.settle(); l.Stats().HalfOpen != 0 || l.sessions.live != 0 {
+		t.Errorf("%d sessions are left", l.sessions.live)
+	}
+}
