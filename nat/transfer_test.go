@@ -223,6 +223,30 @@ func TestImportKeepsHolds(t *testing.T) {
 	}
 }
 
+// U-9: sessions of two sandboxes by the external address are part of an export like any other.
+func TestImportKeepsHairpins(t *testing.T) {
+	a := newLab(t, nil)
+	ours := must2(a.udpOut(box, web))(a, packet.Pass)
+	theirs := must2(a.udpOut(box2, web))(a, packet.Pass)
+	must2(a.udpOut(box, theirs))(a, packet.Pass)
+	must2(a.udpOut(box2, ours))(a, packet.Pass)
+	a.wait(time.Second)
+	b := a.twin()
+	if err := b.Import(export(t, a.Table, a.now, 2), b.now); err != nil {
+		t.Fatal(err)
+	}
+	audit(t, b.Table)
+	sameSessions(t, a, b)
+	for _, l := range []*lab{a, b} {
+		if at := must2(l.udpOut(box, theirs))(l, packet.Pass); at != ours {
+			t.Errorf("sent from %v, not from %v", at, ours)
+		}
+		if o := l.Hairpin(&l.p, l.now); o != packet.Pass || l.dst() != box2 {
+			t.Errorf("%v at %v", o, l.dst())
+		}
+	}
+}
+
 // What happens between the steps of an export leaves it consistent: it can be taken in, and
 // holds nothing but what was there at its beginning.
 func TestExportAmidTraffic(t *testing.T) {
@@ -334,7 +358,6 @@ func TestImportRefuses(t *testing.T) {
 		"port out of range":       {edit(headerSize+16, 0, 80), nil, "to nobody"},
 		"reserved port on hold":   {good, func(c *Config) { c.Reserved = []uint16{binary.BigEndian.Uint16(good[held+2:])} }, "on hold, which"},
 		"own address inside":      {edit(headerSize+4, 198, 51, 100, 7), nil, "between these"},
-		"own address outside":     {edit(headerSize+10, 198, 51, 100, 7), nil, "between these"},
 		"tuple held and in use":   {edit(tuple+1, append(bytes.Clone(good[headerSize+16:headerSize+18]), good[headerSize+10:headerSize+16]...)...), nil, "in use"},
 		"hold without time":       {edit(tuple+9, 0, 0, 0, 0), nil, "0 ticks"},
 		"hold of TCP's space":     {edit(held+1, tcpSpace), nil, "mapping does not have"},
