@@ -213,12 +213,18 @@ func TestA3InboundFlood(t *testing.T) {
 // reply tuple: afterwards a thousand flows to R:rp all succeed.
 func TestA4SquattingOnReplyTuples(t *testing.T) {
 	l := newLab(t, nil)
-	squat := l.conn(box, web)
+	l.parse(l.build(web, netip.AddrPortFrom(external, 1), seg{flags: packet.SYN, seq: 1}))
+	syn := l.p
+	syn.B = bytes.Clone(l.p.B)
+	l.parse(packet.BuildUDP(l.buf[:], web, netip.AddrPortFrom(external, 1), nil, 64, 0))
+	datagram := l.p
 	for port := range 1 << 16 {
-		squat.external = netip.AddrPortFrom(external, uint16(port))
-		if port > 0 {
-			squat.mustRecv(packet.NoMapping, seg{flags: packet.SYN, seq: 1})
-			must2(l.udpIn(web, squat.external))(l, packet.NoMapping)
+		syn.DstPort, datagram.DstPort = uint16(port), uint16(port)
+		if o := l.Ingress(&syn, l.now); o != packet.NoMapping {
+			t.Fatalf("a SYN to port %d: %v", port, o)
+		}
+		if o := l.Ingress(&datagram, l.now); o != packet.NoMapping {
+			t.Fatalf("a datagram to port %d: %v", port, o)
 		}
 	}
 	for i := range 1000 {

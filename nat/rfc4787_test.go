@@ -45,14 +45,21 @@ func TestU3EveryPortOfEveryProtocol(t *testing.T) {
 	var seen [spaceCount][1 << 16]bool
 	for i := range wholeRange {
 		from := many(i)
-		at := must2(l.udpOut(from, web))(l, packet.Pass)
-		id := must2(l.echoOut(from, web.Addr()))(l, packet.Pass)
-		c := l.conn(from, web).syn()
-		for space, p := range [spaceCount]uint16{tcpSpace: c.external.Port(), udpSpace: at.Port(), icmpSpace: id} {
-			if p < 1024 || seen[space][p] {
+		for space, n := range [spaceCount]func() int{
+			tcpSpace: func() int { return l.build(from, web, seg{flags: packet.SYN, seq: 1}) },
+			udpSpace: func() int { return packet.BuildUDP(l.buf[:], from, web, nil, 64, 0) },
+			icmpSpace: func() int {
+				return packet.BuildICMPEcho(l.buf[:], packet.Echo{Src: from.Addr(), Dst: web.Addr(), Ident: from.Port(), TTL: 64}, nil)
+			},
+		} {
+			l.parse(n())
+			if o := l.Egress(&l.p, l.now); o != packet.Pass {
+				t.Fatalf("mapping %d of space %d: %v", i, space, o)
+			}
+			if p := l.p.SrcPort; p < 1024 || seen[space][p] {
 				t.Fatalf("mapping %d of space %d has port %d, which is another's or out of range", i, space, p)
 			}
-			seen[space][p] = true
+			seen[space][l.p.SrcPort] = true
 		}
 	}
 	must2(l.udpOut(many(wholeRange), other))(l, packet.PortsExhausted)
