@@ -82,7 +82,7 @@ func TestDrain(t *testing.T) {
 	if r.f.drains[0].Load() != returning {
 		t.Error("it is over though flows stray")
 	}
-	r.f.withTable(pair[1], func(tb *nat.Table) { tb.Revoke(a, r.clock.Now()) })
+	r.f.withTable(pair[1], func(tb *nat.Table) { tb.Revoke(a, r.clock.Now(), 1000) })
 	r.f.settleReturns()
 	if r.f.drains[0].Load() != flowing {
 		t.Error("it is not over")

@@ -21,6 +21,10 @@ import (
 // is wireguard-go's own.
 const batchSize = 128
 
+// revokeStep is how many sessions are revoked under a table's lock at a time: some
+// hundred microseconds.
+const revokeStep = 1024
+
 // Clock reads a monotonic clock. It must be safe for concurrent use.
 type Clock interface {
 	Now() packet.Instant
@@ -222,18 +226,28 @@ func (f *Forwarder) Pin(pinned map[netip.Addr]int) {
 // Revoke removes all state of one inner address and returns how many sessions
 // ended. When the policy refuses the address before, nothing makes new state for
 // it: a batch that was decided earlier asks again under the table's lock.
+//
+// Packets of others go on meanwhile: no lock is held for longer than a step.
 func (f *Forwarder) Revoke(inner netip.Addr) int {
 	now, n := f.clock.Now(), 0
+	more := false
+	step := func(t *nat.Table) {
+		ended := 0
+		ended, more = t.Revoke(inner, now, revokeStep)
+		n += ended
+	}
 	for i := range f.tables {
 		t := &f.tables[i]
-		if t.nat == nil {
-			continue
+		for more = t.nat != nil; more; {
+			t.mu.Lock()
+			step(t.nat)
+			t.mu.Unlock()
 		}
-		t.mu.Lock()
-		n += t.nat.Revoke(inner, now)
-		t.mu.Unlock()
 	}
-	f.withPeered(func(t *nat.Table) { n += t.Revoke(inner, now) })
+	for more = true; more; {
+		more = false // where there is no such table
+		f.withPeered(step)
+	}
 	return n
 }
 

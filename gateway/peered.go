@@ -116,9 +116,15 @@ func (f *Forwarder) withPeered(do func(*nat.Table)) {
 }
 
 // revokePeered ends all flows to a range. Where the policy refuses the range before,
-// nothing makes new ones.
+// nothing makes new ones. Packets go on meanwhile.
 func (f *Forwarder) revokePeered(remote netip.Prefix) (n int) {
-	now := f.clock.Now()
-	f.withPeered(func(t *nat.Table) { n = t.RevokeRemote(remote, now) })
-	return n
+	now, from := f.clock.Now(), uint32(0)
+	for {
+		ended, next := 0, uint32(0)
+		f.withPeered(func(t *nat.Table) { ended, next = t.RevokeRemote(remote, now, from, sweepBudget) })
+		if n += ended; next == 0 {
+			return n
+		}
+		from = next
+	}
 }

@@ -310,9 +310,15 @@ func (c *peeringCounters) traffic(d Direction) spec.Traffic {
 // sweepPeered is one tick of the table of peered flows. Nobody acts on its events.
 func (n *network) sweepPeered(events []nat.Event) {
 	now := n.clock.Now()
-	n.fwd.withPeered(func(t *nat.Table) {
-		t.Expire(now, sweepBudget*(1+sessions(t.Stats())/(sweepBudget*sweepRound)))
-		for t.Drain(events) == len(events) {
-		}
-	})
+	steps, more := 0, false
+	n.fwd.withPeered(func(t *nat.Table) { steps = 1 + sessions(t.Stats())/(sweepBudget*sweepRound) })
+	for ; more || steps > 0; steps-- {
+		more = false // where the table is no more
+		n.fwd.withPeered(func(t *nat.Table) {
+			if steps > 0 {
+				t.Expire(now, sweepBudget)
+			}
+			more = t.Drain(events) == len(events)
+		})
+	}
 }

@@ -34,6 +34,21 @@ func TestNoAllocations(t *testing.T) {
 			p.view(packet.SYN, inside(i), remote(20_000+i))
 			p.Egress(&p.p, p.now)
 		},
+		"batch out": func() {
+			for k := range batchMax {
+				p.load(k, box, web)
+			}
+			p.datagram(3, box, web)
+			p.parse()
+			p.EgressBatch(p.ps[:], p.out[:], p.now)
+		},
+		"batch in": func() {
+			for k := range batchMax {
+				p.load(k, web, c.external)
+			}
+			p.parse()
+			p.IngressBatch(p.ps[:], p.out[:], p.now)
+		},
 		"expire": func() { p.wait(1e9); p.Expire(p.now, 1000) },
 	} {
 		if n := testing.AllocsPerRun(2000, f); n != 0 {

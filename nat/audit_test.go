@@ -41,7 +41,8 @@ func audit(tb reporter, t *Table) {
 		if m.sessions != perMapping[i] || m.sessions == 0 {
 			tb.Fatalf("mapping %d counts %d sessions, but has %d", i, m.sessions, perMapping[i])
 		}
-		if t.findMapping(t.innerHash(m.proto, m.from()), m.proto, m.from()) != i || t.spaces[spaceOf(m.proto)].owner(m.port) != i {
+		known := t.findMapping(t.innerHash(m.proto, m.from()), m.proto, m.from()) == i
+		if known != (m.doomed == ReasonNone) || t.spaces[spaceOf(m.proto)].owner(m.port) != i {
 			tb.Fatalf("mapping %d is not found from inside or from outside", i)
 		}
 		if t.spaces[spaceOf(m.proto)].set.has(m.port) {

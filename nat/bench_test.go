@@ -97,17 +97,15 @@ func (p *population) parse() {
 
 // stopwatch adds up the time of calls.
 type stopwatch struct {
-	began          time.Time
-	total, longest time.Duration
-	packets        int
+	began   time.Time
+	total   time.Duration
+	packets int
 }
 
 func (s *stopwatch) start() { s.began = time.Now() }
 
 func (s *stopwatch) stop(packets int) {
-	d := time.Since(s.began)
-	s.total += d
-	s.longest = max(s.longest, d)
+	s.total += time.Since(s.began)
 	s.packets += packets
 }
 
@@ -359,33 +357,6 @@ func (p *population) open(n int) {
 		p.view(packet.SYN, inside(i%50_000), makeEndpoint(0xcb007100+uint32(i), 443).addrPort())
 		p.must(p.Egress(&p.p, p.now))
 	}
-}
-
-// BenchmarkLongestPause is the longest single call of each kind, of those that may
-// take long, in a table of a million sessions.
-func BenchmarkLongestPause(b *testing.B) {
-	const n = 1_000_000
-	var grow, expire stopwatch
-	for b.Loop() {
-		p := populate(b, 0)
-		for i := range n {
-			p.view(packet.SYN, inside(i), remote(i))
-			grow.start()
-			o := p.Egress(&p.p, p.now)
-			grow.stop(1)
-			p.must(o)
-		}
-		p.wait(10 * time.Minute)
-		for p.sessions.live > 0 {
-			p.events()
-			expire.start()
-			p.Expire(p.now, 4096)
-			expire.stop(1)
-		}
-	}
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(float64(grow.longest.Nanoseconds()), "ns/growth")
-	b.ReportMetric(float64(expire.longest.Nanoseconds()), "ns/expire")
 }
 
 // BenchmarkExpireRound is the cost of a look at each record of a full table.

@@ -2,6 +2,7 @@ package nat
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -71,6 +72,59 @@ func TestA23KeyedHash(t *testing.T) {
 	if same > 3 {
 		t.Errorf("%d hashes of 64000 are alike under two keys", same)
 	}
+}
+
+// the walks of endpoints that somebody chooses without the key, all that he likes
+// of ports, remotes and patterns, are not longer than those of random ones.
+func TestA23ProbeLengths(t *testing.T) {
+	const n = 200_000
+	key := hashKey{0x0123456789abcdef, 0xfedcba9876543210}
+	dice := rand.New(rand.NewPCG(5, 6))
+	random := probeLength(n, func(int) uint64 { return dice.Uint64() })
+	at := func(port, remote uint64, rp uint64) uint64 { return key.sum(port<<48|remote<<16|rp, 6) }
+	for name, hash := range map[string]func(i int) uint64{
+		"one remote, all ports":     func(i int) uint64 { return at(uint64(i)&0xffff, 0xcb007101, uint64(i)>>16) },
+		"one port, many remotes":    func(i int) uint64 { return at(4000, 0xcb000000+uint64(i), 443) },
+		"remotes in steps of 2^16":  func(i int) uint64 { return at(uint64(i)>>14, uint64(i)<<18&0xffffffff, 443) },
+		"few bits differ":           func(i int) uint64 { return at(1<<(i&15), 1<<(i>>4&31), uint64(i)>>9) },
+		"both sides alike":          func(i int) uint64 { return at(uint64(i)&0xffff, uint64(i)*0x10001&0xffffffff, uint64(i)&0xffff) },
+		"collide under another key": func(i int) uint64 { return at(collider(i)) },
+	} {
+		if got := probeLength(n, hash); float64(got) > 1.5*float64(random) {
+			t.Errorf("%s: 99 of 100 walks take %d steps or fewer, of random ones %d", name, got, random)
+		}
+	}
+}
+
+// collider finds endpoints that fall into one slot of 64 under a key that is not the table's.
+func collider(i int) (port, remote, remotePort uint64) {
+	other := hashKey{1, 2}
+	for k := uint64(0); ; k++ {
+		if w := uint64(i)<<20 | k; other.sum(w, 6)>>32&63 == 7 {
+			return w >> 48, w >> 16 & 0xffffffff, w & 0xffff
+		}
+	}
+}
+
+// probeLength puts n hashes into an index and returns how many slots 99 of 100
+// lookups visit at most.
+func probeLength(n int, hash func(int) uint64) int {
+	x := index{memory: heap{}}
+	hashes := make([]uint64, n)
+	for i := range hashes {
+		hashes[i] = hash(i)
+		x.insert(hashes[i], uint32(i+1))
+	}
+	lengths := make([]int, n)
+	for i, h := range hashes {
+		slots := x.shards[h%shardCount].slots
+		at := int(h >> 32)
+		for ; uint32(slots[at&(len(slots)-1)]) != uint32(i+1); at++ {
+			lengths[i]++
+		}
+	}
+	slices.Sort(lengths)
+	return lengths[n*99/100] + 1
 }
 
 // A session is one cache line, so that a million of them and their indexes

@@ -74,6 +74,25 @@ func sessionsOf(t *Table) iter.Seq[Session] {
 	}
 }
 
+// Revoke removes all that an inner address holds, in steps.
+func (l *lab) Revoke(inner netip.Addr, now packet.Instant) (ended int) {
+	for more := true; more; {
+		n := 0
+		n, more = l.Table.Revoke(inner, now, 300)
+		ended += n
+	}
+	return ended
+}
+
+// RevokeRemote removes all sessions with remotes of a prefix, in steps.
+func (l *lab) RevokeRemote(remote netip.Prefix, now packet.Instant) (ended int) {
+	n, next := l.Table.RevokeRemote(remote, now, 0, 0)
+	for ended = n; next != 0; ended += n {
+		n, next = l.Table.RevokeRemote(remote, now, next, 20)
+	}
+	return ended
+}
+
 // events drains all events.
 func (l *lab) events() []Event {
 	out := make([]Event, l.Table.events.used)

@@ -75,52 +75,63 @@ func (t *Table) Close(f Flow, now packet.Instant) {
 	}
 }
 
-// Revoke removes at once all that an inner address holds and returns the
-// number of sessions. Its time grows with that number.
-func (t *Table) Revoke(inner netip.Addr, now packet.Instant) int {
+// Revoke removes what an inner address holds, no more than most sessions at a time,
+// and returns how many they were and whether there are more. Some hundred
+// nanoseconds each: whoever holds a lock lets go of it between the steps.
+func (t *Table) Revoke(inner netip.Addr, now packet.Instant, most int) (ended int, more bool) {
 	t.clock(now)
 	if !inner.Is4() {
-		return 0
+		return 0, false
 	}
 	addr := number(inner)
 	i := t.findHost(t.key.sum(uint64(addr), 0), addr)
 	if i == 0 {
-		return 0
+		return 0, false
 	}
-	n := 0
 	h := t.hosts.at(i)
-	for ; h.conns != 0; n++ {
-		t.removeSession(h.conns, ReasonRevoked)
+	for ; h.sessions > 0; ended++ {
+		if ended >= max(most, 1) {
+			return ended, true
+		}
+		k := h.conns
+		if k == 0 {
+			k = t.mappings.at(h.mappings).first // the last one unbinds the mapping
+		}
+		t.removeSession(k, ReasonRevoked)
 	}
-	for h.mappings != 0 {
-		n += t.removeMapping(h.mappings, ReasonRevoked)
-	}
-	return n
+	return ended, false
 }
 
-// RevokeRemote removes at once all sessions with remotes of a prefix and returns
-// their number. It looks at every record: some nanoseconds each, and a few hundred
-// for each that it removes.
-func (t *Table) RevokeRemote(remote netip.Prefix, now packet.Instant) int {
+// RevokeRemote removes sessions with remotes of a prefix, and returns how many they were
+// and where to go on: it begins at from, 0 at first, and has come to the end when it
+// returns 0. The budget's unit is as for Expire, 1 at least.
+func (t *Table) RevokeRemote(remote netip.Prefix, now packet.Instant, from uint32, budget int) (ended int, next uint32) {
 	t.clock(now)
 	if !remote.IsValid() || !remote.Addr().Is4() {
-		return 0
+		return 0, 0
 	}
 	shift := 32 - remote.Bits()
 	network := uint64(number(remote.Addr())) >> shift
-	n := 0
-	for i := uint32(1); i < t.sessions.top; i++ {
+	for i := max(from, 1); i < t.sessions.top; i++ {
+		if budget <= 0 && i > from {
+			return ended, i
+		}
+		budget--
 		if s := t.sessions.at(i); s.state != stateFree && uint64(s.remote)>>shift == network {
 			t.removeSession(i, ReasonRevoked)
-			n++
+			ended++
+			budget -= removalCost - 1
 		}
 	}
-	return n
+	return ended, 0
 }
 
 // removalCost is what the removal of one session takes of a budget whose unit
 // is a look at a record.
 const removalCost = 8
+
+// movesPerUnit is how many slots of an index that grows are moved for a unit.
+const movesPerUnit = 4
 
 // Expire goes on with the round over all records from where it stopped, takes
 // away what is over, and returns the number of sessions removed. It ends after one
@@ -131,7 +142,9 @@ func (t *Table) Expire(now packet.Instant, budget int) int {
 	t.clock(now)
 	hosts := budget/8 + 1
 	budget -= t.releaseHolds(max(budget/4, 1))
-	removed := 0
+	removed := t.removeDoomed(budget / removalCost)
+	budget -= removed * removalCost
+	moved := t.holdIndex.moved
 	for left := int(t.sessions.top) - 1; left > 0 && budget > 0; left-- {
 		if t.sweep++; t.sweep >= t.sessions.top {
 			t.sweep = 1
@@ -141,7 +154,8 @@ func (t *Table) Expire(now packet.Instant, budget int) int {
 		if s.state != stateFree && due(s.deadline, t.tick) {
 			t.removeSession(t.sweep, ReasonExpired)
 			removed++
-			budget -= removalCost - 1
+			budget -= removalCost - 1 + (t.holdIndex.moved-moved)/movesPerUnit
+			moved = t.holdIndex.moved
 		}
 	}
 	t.releaseBlocks()

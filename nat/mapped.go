@@ -174,15 +174,44 @@ func (t *Table) own(f flow, hi uint32, port uint16) uint32 {
 	return i
 }
 
-// removeMapping removes a mapping with all its sessions and returns how many they were.
-func (t *Table) removeMapping(i uint32, why Reason) int {
-	n := 0
+// atOnce is how many sessions a mapping that ends takes along at once: some tens of
+// microseconds. Those of a larger one are removed by Expire.
+const atOnce = 256
+
+// removeMapping ends a mapping and its sessions. Where they are more than atOnce, the
+// mapping is doomed: its inner endpoint gets another one with its next packet, and
+// what is left of it keeps its port and counts towards quotas until Expire comes.
+func (t *Table) removeMapping(i uint32, why Reason) {
 	m := t.mappings.at(i)
-	for left := m.sessions; left > 0; left-- {
-		t.removeSession(m.first, why) // the last one unbinds the mapping
-		n++
+	for left := min(m.sessions, atOnce); left > 0; left-- {
+		if m.sessions == 1 {
+			t.removeSession(m.first, why) // unbinds the mapping
+			return
+		}
+		t.removeSession(m.first, why)
 	}
-	return n
+	if m.doomed == ReasonNone {
+		t.inner.remove(t.innerHash(m.proto, m.from()), i)
+		t.doomed = append(t.doomed, i)
+	}
+	m.doomed = why
+}
+
+// removeDoomed goes on with the ends of doomed mappings, n sessions at most, and
+// returns how many it removed.
+func (t *Table) removeDoomed(n int) int {
+	done := 0
+	for len(t.doomed) > 0 && done < n {
+		last := len(t.doomed) - 1
+		m := t.mappings.at(t.doomed[last])
+		if m.doomed == ReasonNone { // gone meanwhile
+			t.doomed = t.doomed[:last]
+			continue
+		}
+		t.removeSession(m.first, m.doomed)
+		done++
+	}
+	return done
 }
 
 // unbind removes a mapping that has no session left. Its port goes on hold.
@@ -201,7 +230,9 @@ func (t *Table) unbind(i uint32, why Reason) {
 	h.ports--
 	t.network.ports--
 	t.leaveBlock(m.port)
-	t.inner.remove(t.innerHash(m.proto, m.from()), i)
+	if m.doomed == ReasonNone {
+		t.inner.remove(t.innerHash(m.proto, m.from()), i)
+	}
 	which := spaceOf(m.proto)
 	t.spaces[which].assign(m.port, 0)
 	t.holdPort(which, m.port)

@@ -99,7 +99,8 @@ type mapping struct {
 	inner            uint32
 	innerPort, port  uint16
 	proto            packet.Proto // 0: free
-	_                [3]uint8
+	doomed           Reason       // why it ends; the inner index does not know it then
+	_                [2]uint8
 	owner            uint32 // host
 	next, prev       uint32 // in the host's list; next also links free records
 	sessions         uint32 // how many

@@ -74,8 +74,9 @@ type Table struct {
 	blank     *portSet    // as a port space is before its first use; nil in an identity table
 	spaces    [spaceCount]*space
 	crowds    map[endpoint]*crowd
-	tuples    queue // TCP tuples on hold
-	heldPorts queue // ports of spaces on hold
+	doomed    []uint32 // mappings that end, or did
+	tuples    queue    // TCP tuples on hold
+	heldPorts queue    // ports of spaces on hold
 
 	events   ring
 	stats    Stats

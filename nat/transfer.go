@@ -177,7 +177,8 @@ func (t *Table) exportTop(s exportStage) uint32 {
 func (t *Table) appendRecord(dst []byte, c ExportCursor) []byte {
 	if c.stage == exportSessions {
 		s := t.sessions.at(c.next)
-		if s.state == stateFree || due(s.deadline, t.tick) || due(c.began, s.created) {
+		if s.state == stateFree || due(s.deadline, t.tick) || due(c.began, s.created) ||
+			s.flags&mapped != 0 && t.mappings.at(s.owner).doomed != ReasonNone {
 			return dst
 		}
 		return t.appendSession(dst, s)
