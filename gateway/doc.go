@@ -18,11 +18,15 @@
 //     has changed since step 3 it is asked again there, so that an address
 //     that is revoked meanwhile gets no new state.
 //  5. A last check compares each source with the table's dedicated IP, and the
-//     survivors go to the uplink in one Write.
+//     survivors go to the uplink in one Write; those for an IP of the pair that is
+//     held here turn (hairpin.go) to its table and wait for Read.
+//
+// An IP that drains shares its packets with the other before step 4 (drain.go).
 //
 // On the way back (ingress.go): the uplink's batch is parsed, the dedicated IP
 // names the table, the table restores the inner destination or drops, and
-// [Forwarder.Read] returns the same buffers to wireguard-go, which encrypts.
+// [Forwarder.Read] returns the same buffers to wireguard-go, which encrypts. Senders
+// hear of packets of live sessions that go no further (remote.go).
 //
 // Packets to peered networks go by a table that tracks and does not translate, and by a
 // site tunnel instead of the uplink (peered.go, peered_egress.go, peered_ingress.go).

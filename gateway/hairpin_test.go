@@ -418,3 +418,22 @@ func (steadyClock) Now() packet.Instant { return 2e9 }
 type quietUplink struct{ *countingUplink }
 
 func (quietUplink) Wake() {}
+
+// U-9, T-8: with the kernel's sockets for an uplink a hairpin opens none, and what is for
+// a port that nobody has ends in the table.
+func TestHairpinOpensNoSocket(t *testing.T) {
+	checkLeaks(t)
+	r := newHostRig(t, testState(testNetwork("net_a", 1)))
+	s := r.attach("net_a")
+	n := r.find("net_a")
+	inner := at(s.Attachment.Inner, 5000)
+	s.dev.out <- udp(t, inner, at(n.pair[0], 4000), nil)
+	s.dev.out <- tcp(t, packet.TCPHeader{Src: inner, Dst: at(n.pair[1], 4000), Flags: packet.SYN, Seq: 1, Window: 100, TTL: 64})
+	r.await("both end in a table", func(spec.HostReport, spec.Cursor) bool {
+		return n.fwd.counters.Drops(Ingress, packet.NoMapping) == 2
+	})
+	if up := n.up.Stats(); up.TCP+up.UDP+up.Pending != 0 {
+		t.Errorf("sockets: %+v", up)
+	}
+	r.close()
+}

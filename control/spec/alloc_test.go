@@ -174,7 +174,7 @@ func TestEgressIndexIsBalanced(t *testing.T) {
 	}
 }
 
-// The same address leaves from the same IP in every version: flows must not move by an update.
+// U-2: the same address leaves from the same IP in every version: flows must not move by an update.
 func TestEgressIndexIsStable(t *testing.T) {
 	for a, want := range map[string]int{"10.20.0.1": 0, "10.20.0.2": 1, "10.20.0.3": 0, "10.20.255.254": 1, "172.16.5.7": 1, "192.168.1.77": 0} {
 		if got := EgressIndex(addr(a)); got != want {
@@ -183,7 +183,7 @@ func TestEgressIndexIsStable(t *testing.T) {
 	}
 }
 
-// Every CIDR that a network may have is halved, to within 1 % and two addresses.
+// U-2, C-2: every CIDR that a network may have is halved, to within 1 % and two addresses.
 func TestEgressIndexIsUniform(t *testing.T) {
 	for bits := 16; bits <= 24; bits++ {
 		for _, start := range []string{"10.0.0.0", "10.117.0.0", "172.31.0.0", "192.168.0.0"} {

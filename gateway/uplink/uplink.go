@@ -32,6 +32,15 @@ import (
 // not an error. It may be called by many goroutines at once and never waits for
 // Read. After Close it returns [os.ErrClosed].
 //
+// A datagram that came through the tunnel in fragments is written whole, and may be larger than the
+// link. The uplink knows the link's MTU and the Forwarder does not: what has no DF it
+// cuts in order, and what has DF it refuses to the sender by ICMP 3/4 with that
+// MTU, counted as packet.TooBig (RFC 4787 REQ-13). What fits the tunnel's MTU, 1420, must
+// fit the link, or is treated the same.
+//
+// ICMP errors, too, are written: those of sandboxes, and the Forwarder's own about
+// packets of live sessions that go no further. An uplink that cannot send them drops them.
+//
 // Read waits for packets that are addressed to dedicated IPs, writes them to
 // bufs[i][offset:] and their lengths to sizes, and returns their number: 0 after
 // Wake, [os.ErrClosed] after Close. It is called by one goroutine. A datagram
