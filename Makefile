@@ -103,6 +103,7 @@ netns: ## run the tests in network namespaces, verbosely, as root
 	$(call run-tests,-count=1 -v "$${exec[@]}" $$packages)
 
 .PHONY: conformance
+conformance: TIMEOUT = 45m
 conformance: ## hold the translator against the programs of others, in the long form, as root
 	@exec=(); if [ "$$(id -u)" != 0 ]; then exec=(-exec "sudo --preserve-env=SALLYPORT_NOTRUN"); fi; \
 	$(call run-tests,-count=1 -v "$${exec[@]}" ./gateway/conformance -long)
