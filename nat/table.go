@@ -1,7 +1,7 @@
-// Package nat is the translation state of one dedicated IPv4 address, or the
-// state of flows that are tracked and not translated. It is
-// pure: packets and readings of the clock come in, verdicts come out. It takes
-// no lock, so whoever has the Table calls it from one goroutine at a time.
+// Package nat is the translation state of one dedicated IPv4 address, or the state of
+// flows that are tracked and not translated. It is pure: packets and readings of the
+// clock come in, verdicts come out. It takes no lock, so whoever has the Table calls it
+// from one goroutine at a time.
 package nat
 
 import (
@@ -29,24 +29,34 @@ import (
 // As the inner address is part of that, two inner addresses may use the same ports to
 // one remote. Such a table has neither mappings nor ports, and holds nothing back.
 //
-// UDP and echo are mapped endpoint-independently: an inner endpoint has one
-// mapping, which owns an external port, and a session for each remote that it
-// has sent to. As a packet from outside must find a session, filtering depends
-// on address and port. TCP is mapped per destination unless configured otherwise: a session
-// owns the tuple (external port, remote), so one port serves many destinations.
+// A batch goes the same ways, but all of its packets at once: see batch.go.
 //
-// Free ports are those of a portSet: one per protocol with mappings, and one per remote that
-// so many TCP connections go to that drawing blindly would take long (a crowd).
+// UDP and echo are mapped endpoint-independently: an inner endpoint has one mapping,
+// which owns an external port, and a session for each remote that it has sent to. As a
+// packet from outside must find a session, filtering depends on address and port. TCP is
+// mapped per destination unless configured otherwise: a session owns the tuple
+// (external port, remote), so one port serves many destinations.
+//
+// Free ports are those of a portSet: one per protocol with mappings, and one per remote
+// that so many TCP connections go to that drawing blindly would take long (a crowd).
 // What is freed is held for two minutes, in queues that are in order by themselves.
+// Identifications of the packets that leave come from counters of their remotes.
 //
-// Records live in slabs, 64 bytes a session, linked by number to their mapping or
-// host; indexes map keyed hashes to numbers. Together a TCP session takes 107
-// bytes at most, and nothing of it is visible to the garbage collector.
+// Records live in slabs, 64 bytes a session, linked by number to their mapping or host;
+// indexes map keyed hashes to numbers. A TCP session takes 111 bytes at most: its
+// record and a slot in two indexes, which are 32 to 76 % full, 23 bytes each at worst. A
+// session of UDP takes 87 and its part of a mapping, which takes 63: as ports are no
+// more than 64,512, a million sessions have 16 remotes to a mapping. A tuple on hold takes
+// 39. All of it comes from a [Memory] and is invisible to the garbage collector.
 //
-// Time is counted in ticks. A record whose deadline has come is as good as gone: lookups do not
-// see it. Expire goes round the slab and takes such records away, a bounded
-// number of steps at a time; nothing else depends on when it comes, but for
-// quotas and ports, which count what has not been taken away yet.
+// Time is counted in ticks. A record whose deadline has come is as good as gone: lookups
+// do not see it. Expire goes round the slab and takes such records away, a bounded
+// number of steps at a time; nothing else depends on when it comes, but for quotas and
+// ports, which count what has not been taken away yet.
+//
+// No call takes long, whatever the table holds: indexes grow a shard at a time, crowds
+// are surveyed in parts, and of a mapping with many sessions that ends, Expire
+// removes what the call left. What must go at once goes in steps of the caller's (Revoke).
 
 // Table translates between inner endpoints and one external address. Where
 // [Config.Identity] is set it translates to nothing else: it tracks the same flows by
@@ -162,7 +172,8 @@ func (t *Table) clock(now packet.Instant) {
 
 // Egress translates a packet from inside that goes to the internet: its source
 // becomes the external address, and for TCP, UDP and echo requests the external
-// port. An identity table changes nothing. p must have passed packet.Parse. On any outcome but Pass the packet is unchanged
+// port. It also gets an identification. An identity table changes nothing. p
+// must have passed packet.Parse. On any outcome but Pass the packet is unchanged
 // and must be dropped. One that goes to a dedicated address of the network passes, too:
 // the caller gives it to that address's table (see [Table.Hairpin]).
 func (t *Table) Egress(p *packet.Packet, now packet.Instant) packet.Outcome {
@@ -320,9 +331,9 @@ func (t *Table) findMapping(h uint64, p packet.Proto, from endpoint) uint32 {
 	return 0
 }
 
-// addSession makes the session of a flow under a port that is already its
-// own (its inner one in an identity table): of mapping m or, where that is 0, of host hi itself. The caller gives it
-// a state and a deadline. Where there is no memory it returns 0 and has done nothing.
+// addSession makes the session of a flow under a port that is already its own (its
+// inner one in an identity table): of mapping m or, where that is 0, of host hi itself.
+// The caller gives it a state and a deadline. Where there is no memory it returns 0 and has done nothing.
 func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session) {
 	in, out := t.inboundHash(f.proto, port, f.to), t.flowHash(f.proto, f.from, f.to)
 	seenIn, seenOut := !t.config.Identity, t.config.Identity || f.proto == packet.TCP
