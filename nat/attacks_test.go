@@ -3,7 +3,6 @@ package nat
 import (
 	"bytes"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -342,71 +341,6 @@ func TestA22NothingIsReflected(t *testing.T) {
 	}
 	if s := l.Stats(); s.Egress.Of(packet.Pass) != 1 || s.Sessions.Of(packet.UDP) != 1 {
 		t.Errorf("%d packets left, %d sessions", s.Egress.Of(packet.Pass), s.Sessions.Of(packet.UDP))
-	}
-}
-
-// walks returns how many slots are looked at to find each record of an index, ascending.
-func walks(x *index) (n []int) {
-	for _, s := range x.shards {
-		for at, v := range s.slots {
-			if v != 0 {
-				n = append(n, 1+(at-int(v>>32))&(len(s.slots)-1))
-			}
-		}
-	}
-	slices.Sort(n)
-	return n
-}
-
-// connections whose endpoints somebody chose, by patterns or because all of
-// them share a shard and the lower half of its slots under another table's secret, are
-// found as soon as those of chance: the longest walks are no longer than half again.
-func TestA23WalksOfChosenEndpoints(t *testing.T) {
-	const n = 30_000
-	dice := rand.New(rand.NewPCG(23, 23))
-	known := hashKey{0x1234, 0x5678}
-	guess := uint64(0)
-	patterns := map[string]func(i int) (from, to endpoint){
-		"chance": func(int) (from, to endpoint) {
-			return makeEndpoint(0x0a000000+dice.Uint32N(1<<16), uint16(dice.Uint32N(60000)+1024)), makeEndpoint(dice.Uint32(), uint16(dice.Uint32N(65535)+1))
-		},
-		"ports in a row": func(i int) (from, to endpoint) {
-			return makeEndpoint(0x0a000002, uint16(1024+i)), makeEndpoint(0xcb007100+uint32(i>>8), 443)
-		},
-		"addresses in a row": func(i int) (from, to endpoint) {
-			return makeEndpoint(0x0a000002, 5000), makeEndpoint(0xc6000000+uint32(i), 443)
-		},
-		"high bits only": func(i int) (from, to endpoint) {
-			return makeEndpoint(0x0a000002, 5000+uint16(i&1)), makeEndpoint(uint32(i>>1)<<17|1<<16, 443)
-		},
-		"another secret's shard": func(int) (from, to endpoint) {
-			for from = makeEndpoint(0x0a000002, 5000); ; {
-				guess++
-				to = makeEndpoint(0xc6000000+uint32(guess>>15), uint16(guess&0x7fff)+1)
-				if h := known.sum(uint64(packet.TCP)<<48|uint64(from), uint64(to)); h%shardCount == 0 && h>>32&1 == 0 {
-					return from, to
-				}
-			}
-		},
-	}
-	measure := func(next func(int) (endpoint, endpoint)) (p99, most int) {
-		l := newLab(t, func(c *Config) { c.Limits = endless })
-		for i := range n {
-			from, to := next(i)
-			l.parse(l.build(from.addrPort(), to.addrPort(), seg{flags: packet.SYN, seq: 1}))
-			if o := l.Egress(&l.p, l.now); o != packet.Pass {
-				t.Fatal(o)
-			}
-		}
-		w := append(walks(&l.outbound), walks(&l.inbound)...)
-		slices.Sort(w)
-		return w[len(w)*99/100], w[len(w)-1]
-	}
-	p99, most := measure(patterns["chance"])
-	for name, next := range patterns {
-		if a, b := measure(next); 2*a > 3*p99 || 2*b > 5*most {
-			t.Errorf("%s: 99 %% of walks are within %d slots, all within %d; by chance %d and %d", name, a, b, p99, most)
-		}
 	}
 }
 

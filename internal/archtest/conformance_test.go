@@ -149,7 +149,11 @@ func (r *conformanceRow) check() (found []string) {
 
 // checkProof looks for each test that a row names.
 func (r *conformanceRow) checkProof(tests map[string]string) (found []string) {
-	for _, name := range r.proof {
+	for i, name := range r.proof {
+		if slices.Contains(r.proof[:i], name) {
+			found = append(found, fmt.Sprintf("names %s twice", name))
+			continue
+		}
 		parts := testName.FindStringSubmatch(name)
 		if parts == nil {
 			found = append(found, fmt.Sprintf("%s is no test: write `package.TestName`", name))
@@ -252,6 +256,7 @@ func TestConformanceFinds(t *testing.T) {
 		{"no such package", good("T-1"), row("T-1", "x | kept | kept | `gone.TestAll`"), "there is no `gone.TestAll`"},
 		{"method", good("T-1"), row("T-1", "x | kept | kept | `nat.TestMethod`"), "there is no `nat.TestMethod`"},
 		{"outside a test file", good("U-1"), row("U-1", "x | kept | kept | `nat.TestInCode`"), "there is no `nat.TestInCode`"},
+		{"a test twice", good("T-1"), row("T-1", "x | kept | kept | `nat.TestAll`, `nat.TestAll`"), "names `nat.TestAll` twice"},
 		{"not a test's name", good("T-1"), row("T-1", "x | kept | kept | by hand"), "by hand is no test"},
 		{"another row's test", good("U-2"), row("U-2", "x | kept | kept | `nat.TestU1Named`"), "says nowhere"},
 		{"a longer id's test", good("U-1"), row("U-1", "x | kept | kept | `nat.TestOther`"), "says nowhere"},
