@@ -269,20 +269,26 @@ type connection struct {
 	seen  netip.AddrPort
 }
 
-// dial connects to the server from a local port, 0 for any, which others may use.
-func (s *sandbox) dial(ctx context.Context, port uint16, to netip.AddrPort) (*connection, error) {
+// dialOnly opens a connection from a local port, 0 for any, which others may use.
+func (s *sandbox) dialOnly(ctx context.Context, port uint16, to netip.AddrPort) (c net.Conn, err error) {
 	d := net.Dialer{
 		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(s.inner, port)),
+		Timeout:   10 * time.Second,
 		Control: func(_, _ string, raw syscall.RawConn) (err error) {
 			_ = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
 			return err
 		},
 	}
-	var c net.Conn
-	err := s.Do(func() (err error) {
+	err = s.Do(func() (err error) {
 		c, err = d.DialContext(ctx, "tcp4", to.String())
 		return err
 	})
+	return c, err
+}
+
+// dial connects to the server as dialOnly does, and reads who it says that it sees.
+func (s *sandbox) dial(ctx context.Context, port uint16, to netip.AddrPort) (*connection, error) {
+	c, err := s.dialOnly(ctx, port, to)
 	if err != nil {
 		return nil, err
 	}

@@ -75,6 +75,9 @@ func withNAT(c nat.Config) option { return func(g *ground) { g.config = c } }
 // withOffload leaves the offloads of all links on.
 func withOffload(g *ground) { g.offload = true }
 
+// withEndpointIndependentTCP lets TCP be mapped as UDP is.
+func withEndpointIndependentTCP(g *ground) { g.config.TCPMapping = nat.EndpointIndependent }
+
 // newGround builds the machines with our Forwarder between them.
 func newGround(t *testing.T, options ...option) *ground {
 	t.Helper()
