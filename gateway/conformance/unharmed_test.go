@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -148,8 +149,10 @@ func TestNoHelpers(t *testing.T) {
 		to := netip.AddrPortFrom(egress(pairA, inner1), port)
 		w.send(tcp(endpoint(0, 0), to, packet.SYN, 1, 0), udp(endpoint(0, 0), to, "hello"))
 	}
-	if came := inside.since(mark); len(came) > 0 {
-		t.Errorf("%d packets came in", len(came))
+	for _, s := range inside.since(mark) { // the connections above may still be ending
+		if !s.out && binary.BigEndian.Uint16(s.b[20:]) == endpoint(0, 0).Port() {
+			t.Errorf("%x came in", s.b)
+		}
 	}
 }
 
