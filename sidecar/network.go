@@ -421,8 +421,8 @@ func (l *link) silent(now time.Time, limit time.Duration) bool {
 	return now.Sub(l.heard) >= limit
 }
 
-// greet shakes hands with the gateway anew. A gateway ignores a second greeting
-// within 20 ms, and the first is void then. The caller holds the lock.
+// greet shakes hands with the gateway anew. The tunnel repeats what is lost. The
+// caller holds the lock.
 func (l *link) greet() error {
 	peer, err := tunnel.ParseKey(l.gateway.PublicKey)
 	if err != nil {

@@ -324,7 +324,7 @@ func (s *Sidecar) renew(ctx context.Context, p *controlPlane, resp api.AttachRes
 // the worker has no session with it either. Once in a comparison is enough for
 // all sandboxes of a tunnel, and gateways that answer need no greeting. Neither does
 // one that was silent for a moment only: a greeting that is lost takes the session
-// along, and WireGuard repeats it only after 5 s. The caller holds the lock.
+// along until it is repeated. The caller holds the lock.
 func (s *Sidecar) greetAgain(n *network) error {
 	var errs []error
 	now := time.Now()

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
@@ -27,6 +28,8 @@ import (
 type bind struct {
 	mu     sync.RWMutex // guards the two
 	v4, v6 *udpSocket
+
+	calls calls
 }
 
 const (
@@ -62,7 +65,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	var receive []conn.ReceiveFunc
 	for _, s := range []*udpSocket{b.v4, b.v6} {
 		if s != nil {
-			receive = append(receive, s.receiver())
+			receive = append(receive, b.calls.filter(s.receiver()))
 			port = s.port
 		}
 	}
@@ -136,6 +139,9 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	b.mu.RUnlock()
 	if s == nil {
 		return syscall.EAFNOSUPPORT
+	}
+	if len(bufs) == 1 && isInitiation(bufs[0]) {
+		b.calls.sent(bufs[0], e.to, time.Now())
 	}
 	return s.send(bufs, e)
 }

@@ -64,7 +64,7 @@ func (t *Tunnel) SetPeer(p Peer) error {
 	if err := t.dev.IpcSet(t.peerConfig(p, wanted)); err != nil {
 		return fmt.Errorf("set peer %s of the tunnel %s: %w", p.PublicKey, t.public, err)
 	}
-	t.foreign.know(t.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)))
+	t.seen.know(t.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)))
 	for prefix := range t.peers[p.PublicKey] {
 		if _, stays := wanted[prefix]; !stays {
 			delete(t.owner, prefix)
@@ -131,33 +131,14 @@ func (t *Tunnel) RemovePeer(peer Key) error {
 		return fmt.Errorf("remove peer %s of the tunnel %s: %w", peer, t.public, ErrClosed)
 	}
 	if p := t.dev.LookupPeer(device.NoisePublicKey(peer)); p != nil {
-		t.foreign.forget(p)
+		t.seen.forget(p)
 	}
+	t.endGreeting(peer)
 	t.dev.RemovePeer(device.NoisePublicKey(peer))
 	for prefix := range t.peers[peer] {
 		delete(t.owner, prefix)
 	}
 	delete(t.peers, peer)
-	return nil
-}
-
-// Rehandshake forgets the session with a peer and shakes hands at once. A peer
-// that restarted has lost its side of the session, and this side would notice
-// only after 15 s. The peer needs an endpoint.
-func (t *Tunnel) Rehandshake(peer Key) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed() {
-		return fmt.Errorf("shake hands with peer %s of the tunnel %s: %w", peer, t.public, ErrClosed)
-	}
-	p := t.dev.LookupPeer(device.NoisePublicKey(peer))
-	if p == nil {
-		return fmt.Errorf("shake hands with peer %s of the tunnel %s: there is no such peer", peer, t.public)
-	}
-	p.ExpireCurrentKeypairs()
-	if err := p.SendHandshakeInitiation(false); err != nil {
-		return fmt.Errorf("shake hands with peer %s of the tunnel %s: %w", peer, t.public, err)
-	}
 	return nil
 }
 
@@ -176,7 +157,7 @@ func (t *Tunnel) Peers() ([]PeerStats, error) {
 	for i := range state.peers {
 		p := &state.peers[i]
 		if known := t.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)); known != nil {
-			p.Disallowed = t.foreign.of(known)
+			p.Disallowed = t.seen.disallowed(known)
 		}
 	}
 	return state.peers, nil

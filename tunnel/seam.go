@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
@@ -46,54 +47,98 @@ func (d *alwaysUp) forward() {
 func (d *alwaysUp) Events() <-chan tun.Event { return d.events }
 
 // What WireGuard says of a packet that a peer sent with a source outside its
-// allowed addresses, before it drops it. It is said nowhere else: WireGuard has no
-// counter of them.
+// allowed addresses, before it drops it, and of the calls of either end. It is said
+// nowhere else: WireGuard has no counter of the one, and no time of the others.
 const (
 	disallowed4 = "IPv4 packet with disallowed source address from %v"
 	disallowed6 = "IPv6 packet with disallowed source address from %v"
+	calling     = "%v - Sending handshake initiation"
+	called      = "%v - Received handshake initiation"
 )
 
-// disallowed counts such packets for the peers that a tunnel knows.
-type disallowed struct {
-	peers sync.Map // *device.Peer -> *atomic.Uint64
+// sightings are what was said of the peers that a tunnel knows.
+type sightings struct {
+	peers sync.Map // *device.Peer -> *sighting
 }
 
-// know begins to count for a peer, unless it is known.
-func (d *disallowed) know(p *device.Peer) { d.peers.LoadOrStore(p, new(atomic.Uint64)) }
+type sighting struct {
+	disallowed atomic.Uint64
+	heard      atomic.Pointer[time.Time] // the peer's last call; nil: none
+	called     atomic.Pointer[time.Time] // ours to it
+}
 
-func (d *disallowed) forget(p *device.Peer) { d.peers.Delete(p) }
+// know begins to look at a peer, unless it is known. A new one may have been called
+// while it was set.
+func (s *sightings) know(p *device.Peer) {
+	fresh, now := new(sighting), time.Now()
+	fresh.called.Store(&now)
+	s.peers.LoadOrStore(p, fresh)
+}
 
-// of returns the count of a peer; 0 where it is not known.
-func (d *disallowed) of(p *device.Peer) uint64 {
-	if n, ok := d.peers.Load(p); ok {
-		return n.(*atomic.Uint64).Load()
+func (s *sightings) forget(p *device.Peer) { s.peers.Delete(p) }
+
+// disallowed returns the count of a peer; 0 where it is not known.
+func (s *sightings) disallowed(p *device.Peer) uint64 {
+	if seen, ok := s.peers.Load(p); ok {
+		return seen.(*sighting).disallowed.Load()
 	}
 	return 0
 }
 
-// note counts, where a message of WireGuard says what is counted. It formats nothing.
-func (d *disallowed) note(format string, args []any) {
-	if format != disallowed4 && format != disallowed6 || len(args) != 1 {
+// initiations are when a peer called last and when it was called; zero where there
+// was none, or the peer is not known.
+func (s *sightings) initiations(p *device.Peer) (heard, called time.Time) {
+	seen, ok := s.peers.Load(p)
+	if !ok {
+		return heard, called
+	}
+	if at := seen.(*sighting).heard.Load(); at != nil {
+		heard = *at
+	}
+	if at := seen.(*sighting).called.Load(); at != nil {
+		called = *at
+	}
+	return heard, called
+}
+
+// note takes in a message of WireGuard. It formats nothing.
+func (s *sightings) note(format string, args []any) {
+	switch format {
+	case disallowed4, disallowed6, calling, called:
+	default:
 		return
 	}
-	if n, ok := d.peers.Load(args[0]); ok {
-		n.(*atomic.Uint64).Add(1)
+	if len(args) != 1 {
+		return
+	}
+	p, ok := s.peers.Load(args[0])
+	if !ok {
+		return
+	}
+	seen, now := p.(*sighting), time.Now()
+	switch format {
+	case called:
+		seen.heard.Store(&now)
+	case calling:
+		seen.called.Store(&now)
+	default:
+		seen.disallowed.Add(1)
 	}
 }
 
 // bridge makes WireGuard's logger. Everything goes to debug: its messages name
 // endpoints, and what it calls errors (no route, no such peer) is ordinary on a
 // network that comes and goes. Where debug is off, nothing is even formatted.
-func bridge(log *slog.Logger, count *disallowed) *device.Logger {
+func bridge(log *slog.Logger, seen *sightings) *device.Logger {
 	if log == nil || !log.Enabled(context.Background(), slog.LevelDebug) {
 		return &device.Logger{
-			Verbosef: func(format string, args ...any) { count.note(format, args) },
+			Verbosef: func(format string, args ...any) { seen.note(format, args) },
 			Errorf:   device.DiscardLogf,
 		}
 	}
 	return &device.Logger{
 		Verbosef: func(format string, args ...any) {
-			count.note(format, args)
+			seen.note(format, args)
 			log.Debug(fmt.Sprintf(format, args...))
 		},
 		Errorf: func(format string, args ...any) { log.Debug(fmt.Sprintf(format, args...), "trouble", true) },

@@ -37,15 +37,16 @@ type Config struct {
 // Tunnel is a WireGuard device that is up. Its methods may be called by many
 // goroutines at once.
 type Tunnel struct {
-	dev     *device.Device
-	public  Key
-	port    uint16
-	foreign disallowed
+	dev    *device.Device
+	public Key
+	port   uint16
+	seen   sightings
 
-	mu    sync.Mutex                        // guards what follows and keeps changes of peers in order
-	peers map[Key]map[netip.Prefix]struct{} // allowed prefixes by peer
-	owner map[netip.Prefix]Key              // the same, from the other side
-	done  bool
+	mu        sync.Mutex                        // guards what follows and keeps changes of peers in order
+	peers     map[Key]map[netip.Prefix]struct{} // allowed prefixes by peer
+	owner     map[netip.Prefix]Key              // the same, from the other side
+	greetings map[Key]*greeting                 // those under way
+	done      bool
 }
 
 // ErrClosed is returned by methods of a tunnel that was closed.
@@ -63,11 +64,12 @@ func New(cfg Config) (*Tunnel, error) {
 		return nil, errors.New("make a WireGuard tunnel: no private key was given")
 	}
 	t := &Tunnel{
-		public: cfg.PrivateKey.Public(),
-		peers:  make(map[Key]map[netip.Prefix]struct{}),
-		owner:  make(map[netip.Prefix]Key),
+		public:    cfg.PrivateKey.Public(),
+		peers:     make(map[Key]map[netip.Prefix]struct{}),
+		owner:     make(map[netip.Prefix]Key),
+		greetings: make(map[Key]*greeting),
 	}
-	t.dev = device.NewDevice(newAlwaysUp(cfg.Device), new(bind), bridge(cfg.Log, &t.foreign))
+	t.dev = device.NewDevice(newAlwaysUp(cfg.Device), new(bind), bridge(cfg.Log, &t.seen))
 	if err := t.start(cfg); err != nil {
 		t.dev.Close()
 		return nil, err
@@ -112,6 +114,9 @@ func (t *Tunnel) Done() <-chan struct{} { return t.dev.Wait() }
 func (t *Tunnel) Close() {
 	t.mu.Lock()
 	t.done = true
+	for peer := range t.greetings {
+		t.endGreeting(peer)
+	}
 	t.mu.Unlock()
 	t.dev.Close()
 	<-t.dev.Wait()

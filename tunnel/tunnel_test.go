@@ -493,7 +493,7 @@ func TestDisallowedSources(t *testing.T) {
 				t.Fatal(err)
 			}
 			n := 0
-			gateway.foreign.peers.Range(func(any, any) bool { n++; return true })
+			gateway.seen.peers.Range(func(any, any) bool { n++; return true })
 			if n != 1 {
 				t.Errorf("%d peers are counted for, want the one that is left", n)
 			}

@@ -1,0 +1,153 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// carry sends packets until one arrives, and returns how long that took.
+func carry(t *testing.T, from, to end, src, dst string, mark byte) time.Duration {
+	t.Helper()
+	began, again := time.Now(), time.NewTicker(20*time.Millisecond)
+	defer again.Stop()
+	late := time.After(20 * time.Second)
+	for {
+		select {
+		case from.dev.out <- packetFrom(src, dst, mark):
+		default:
+		}
+		select {
+		case b := <-to.dev.in:
+			if b[20] == mark {
+				return time.Since(began)
+			}
+		case <-again.C:
+		case <-late:
+			t.Fatalf("packet %d did not arrive within 20 s", mark)
+		}
+	}
+}
+
+// Two ends that call each other at the same moment, as a gateway that comes back and a
+// worker that missed it do, have a session long before WireGuard itself would try again.
+func TestCallsThatCross(t *testing.T) {
+	gateway, worker := newEnd(t), newEnd(t)
+	connect(t, gateway, worker, "10.0.0.5/32")
+	carry(t, worker, gateway, "10.0.0.5", "192.0.2.1", 1)
+	const limit = 4 * time.Second
+	// A peer drops what follows its last call within 20 ms.
+	apart := time.NewTicker(50 * time.Millisecond)
+	defer apart.Stop()
+	for round := range byte(8) {
+		<-apart.C
+		<-apart.C // the first may have waited
+		var both sync.WaitGroup
+		start := make(chan struct{})
+		for _, call := range []struct{ from, to end }{{gateway, worker}, {worker, gateway}} {
+			both.Go(func() {
+				<-start
+				if err := call.from.Rehandshake(call.to.PublicKey()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(start)
+		both.Wait()
+		out := carry(t, worker, gateway, "10.0.0.5", "192.0.2.1", 10+round)
+		back := carry(t, gateway, worker, "192.0.2.1", "10.0.0.5", 100+round)
+		if out+back > limit {
+			t.Errorf("round %d: %v to the gateway, %v back, want less than %v: WireGuard's own retry did it", round, out, back, limit)
+		}
+	}
+}
+
+// A greeting that is lost is repeated soon, and asking for it again meanwhile makes
+// none of them void.
+func TestGreetingIsRepeated(t *testing.T) {
+	deaf, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer deaf.Close()
+	worker, peer := newEnd(t), NewKey().Public()
+	if err := worker.SetPeer(Peer{PublicKey: peer, Endpoint: deaf.LocalAddr().(*net.UDPAddr).AddrPort()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := worker.Rehandshake(peer); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := deaf.SetReadDeadline(began.Add(4 * time.Second)); err != nil { // WireGuard's own is due after 5
+		t.Fatal(err)
+	}
+	b := make([]byte, 2048)
+	for try := range 2 {
+		n, err := deaf.Read(b)
+		if err != nil {
+			t.Fatalf("try %d: %v", try, err)
+		}
+		if !isInitiation(b[:n]) {
+			t.Fatalf("try %d: %x is no initiation", try, b[:n])
+		}
+		if err := worker.Rehandshake(peer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(began); took < greetWait-greetSpacing {
+		t.Errorf("repeated within %v", took)
+	}
+}
+
+// initiation is a message with the given ephemeral key in its first byte.
+func initiation(ephemeral byte) []byte {
+	b := make([]byte, device.MessageInitiationSize)
+	binary.LittleEndian.PutUint32(b, device.MessageInitiationType)
+	b[ephemeralAt] = ephemeral
+	return b
+}
+
+// Of two calls that cross both ends let the same one stand.
+func TestOneOfTwoCallsStands(t *testing.T) {
+	there, elsewhere := netip.MustParseAddrPort("192.0.2.1:51820"), netip.MustParseAddrPort("192.0.2.1:51821")
+	response := make([]byte, device.MessageResponseSize)
+	binary.LittleEndian.PutUint32(response, device.MessageResponseType)
+	now := time.Now()
+	for name, c := range map[string]struct {
+		in    []byte
+		from  netip.AddrPort
+		after time.Duration
+		want  bool
+	}{
+		"theirs is less":    {initiation(4), there, 0, true},
+		"theirs is greater": {initiation(6), there, 0, false},
+		"at the last":       {initiation(4), there, crossing - 1, true},
+		"too late":          {initiation(4), there, crossing, false},
+		"from elsewhere":    {initiation(4), elsewhere, 0, false},
+		"an answer":         {response, there, 0, false},
+	} {
+		var open calls
+		open.sent(initiation(5), there, now)
+		if got := open.refuses(c.in, c.from, now.Add(c.after)); got != c.want {
+			t.Errorf("%s: refused: %t, want %t", name, got, c.want)
+		}
+		if c.from == there && open.refuses(initiation(4), there, now) {
+			t.Errorf("%s: a second message is refused, too", name)
+		}
+	}
+
+	// What is over is forgotten, however many it was.
+	var open calls
+	for i := range 10 * callsKept {
+		at := netip.AddrPortFrom(there.Addr(), uint16(1+i))
+		open.sent(initiation(5), at, now.Add(time.Duration(i)*crossing/callsKept))
+	}
+	if n := len(open.open); n > 3*callsKept {
+		t.Errorf("%d calls are kept", n)
+	}
+}
