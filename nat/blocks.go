@@ -126,58 +126,72 @@ func (t *Table) pickPort(hi uint32, sp *space) (uint16, bool) {
 		return sp.set.pick(&t.dice)
 	}
 	h := t.hosts.at(hi)
-	for {
-		if p, ok := t.pickOwn(h, &sp.set.taken, ^uint64(0)); ok {
-			return p, true
-		}
-		// A fresh block may have no port left in it that is not on hold: PortRefused holds any.
-		if !t.takeBlock(hi) {
-			return 0, false
-		}
+	p, ok := t.pickOwn(h, &sp.set.taken, ^uint64(0))
+	for n := 0; !ok && n < freshMost && t.takeBlock(hi); n++ {
+		p, ok = t.pickOwn(h, &sp.set.taken, ^uint64(0))
 	}
+	return p, ok
 }
 
-// pickOwnTuple is pickTuple from blocks of host hi.
+// freshMost is how many blocks are taken for one packet. A fresh one may have no port
+// left that is not on hold, as PortRefused holds any; whoever meets so many of these
+// is refused, and the next packet goes on with the blocks after them.
+const freshMost = 4
+
+// ownLooks is how many ports of an inner address's blocks are drawn and looked at for one
+// packet, and freshLooks how many of fresh ones: some hundred microseconds.
+const ownLooks, freshLooks = 1024, 256
+
+// pickOwnTuple is pickTuple from blocks of host hi. For one packet no more than guesses,
+// ownLooks and freshLooks ports together are looked at. Where so many draws find none
+// free, nearly all are taken: then a block is taken although the ones before may have
+// a port left, and where no block is free, the packet is refused. What has been looked
+// at is remembered while one asks every second: the 63rd packet finds the last port.
 func (t *Table) pickOwnTuple(hi uint32, remote endpoint, isn uint32) (uint16, bool) {
 	t.releaseHolds(holdStep)
-	h := t.hosts.at(hi)
+	h, s := t.hosts.at(hi), t.blocks
 	c := t.crowds[remote]
 	if c == nil {
-		if p, ok := t.guessOwn(h, remote, guesses); ok {
+		if p, ok := t.guessOwn(h, remote); ok {
 			return p, true
 		}
-		if len(t.crowds) >= maxBlockCrowds {
-			if p, ok := t.guessOwn(h, remote, blindGuesses); ok {
-				return p, true
-			}
-			t.takeBlock(hi)
-			return t.guessOwn(h, remote, blindGuesses)
-		}
-		if c = t.newCrowd(remote); c == nil {
-			return 0, false
+		if len(t.crowds) < maxBlockCrowds {
+			c = t.newCrowd(remote)
 		}
 	}
-	c.wanted = t.tick
-	for {
-		if p, ok := t.pickSurveyed(h, remote, c); ok {
+	looks := blindGuesses
+	if c != nil {
+		c.wanted, looks = t.tick, ownLooks-1
+		if p, ok := t.pickOwn(h, &c.set.taken, ^uint64(0)); ok && !t.isTaken(remote, c, p) {
+			return p, true // what is known was right, as it mostly is
+		}
+	}
+	if p, ok, _ := t.drawOwn(remote, c, h.firstBlock(), noBlock, looks); ok {
+		return p, true
+	}
+	looks = freshLooks
+	for n := 0; n < freshMost && looks > 0 && t.takeBlock(hi); n++ {
+		fresh := h.firstBlock()
+		p, ok, looked := t.drawOwn(remote, c, fresh, s.all[fresh].next, looks)
+		if ok {
 			return p, true
 		}
-		if !t.takeBlock(hi) {
-			return t.pickOwnClosed(h, remote, c, isn)
-		}
+		looks -= looked
 	}
+	if c == nil {
+		return 0, false
+	}
+	return t.pickOwnClosed(h, remote, c, isn)
 }
 
-// guessOwn draws ports of a host's blocks until one is free towards remote, k times at most.
-func (t *Table) guessOwn(h *host, remote endpoint, k int) (uint16, bool) {
+// guessOwn draws ports of a host's blocks until one is free towards remote, guesses times
+// at most.
+func (t *Table) guessOwn(h *host, remote endpoint) (uint16, bool) {
 	n := uint32(0)
 	for b := h.firstBlock(); b != noBlock; b = t.blocks.all[b].next {
 		n++
 	}
-	for ; k > 0; k-- {
-		if n == 0 {
-			return 0, false
-		}
+	for k := 0; k < guesses && n > 0; k++ {
 		b := h.firstBlock()
 		for skip := t.dice.below(n); skip > 0; skip-- {
 			b = t.blocks.all[b].next
@@ -186,50 +200,46 @@ func (t *Table) guessOwn(h *host, remote endpoint, k int) (uint16, bool) {
 		if !t.blank.has(p) {
 			continue
 		}
-		if inUse, onHold := t.tupleTaken(makeTuple(p, remote)); inUse == 0 && !onHold {
+		if !t.isTaken(remote, nil, p) {
 			return p, true
 		}
 	}
 	return 0, false
 }
 
-// pickSurveyed draws a port that is free towards a crowd's remote from the blocks of a
-// host. Those blocks that the crowd does not know yet are asked for, some at a time;
-// where more are left, what is drawn there is looked at.
-func (t *Table) pickSurveyed(h *host, remote endpoint, c *crowd) (uint16, bool) {
-	all := true
-	left := surveyMost
-	for b := h.firstBlock(); b != noBlock && all; b = t.blocks.all[b].next {
-		if c.knows(b) {
-			continue
-		}
-		if all = left > 0; all {
-			t.surveyBlock(remote, c, b)
-			left -= t.blocks.size
-		}
+// drawOwn draws a port that is free towards remote, each with the same probability, from
+// the blocks of a list from one to before another. Drawn are ports of which a crowd (nil:
+// nobody) does not know that they are taken. Looks of them are looked at, at most.
+func (t *Table) drawOwn(remote endpoint, c *crowd, from, to uint16, looks int) (port uint16, ok bool, looked int) {
+	known := t.blank
+	if c != nil {
+		known = &c.set
 	}
-	for range blindGuesses {
-		p, ok := t.pickOwn(h, &c.set.taken, ^uint64(0))
-		if !ok || all || c.knows(t.blocks.of(p)) {
-			return p, ok
+	var left portSet
+	t.gather(&left, known, from, to)
+	for looked < looks && left.free > 0 {
+		p := left.nth(int(t.dice.below(uint32(left.free))))
+		looked++
+		if !t.isTaken(remote, c, p) {
+			return p, true, looked
 		}
-		if t.surveyPort(remote, c, p); c.set.has(p) {
-			return p, true
-		}
+		left.take(p)
 	}
-	return 0, false
+	return 0, false, looked
 }
 
-// knows says whether a crowd has asked for the ports of block b.
-func (c *crowd) knows(b uint16) bool { return c.asked[b/64]>>(b%64)&1 != 0 }
-
-// surveyBlock asks for the ports of block b whether they are taken towards a crowd's
-// remote.
-func (t *Table) surveyBlock(remote endpoint, c *crowd, b uint16) {
-	c.asked[b/64] |= 1 << (b % 64)
-	from := int(b) * t.blocks.size
-	for p := from; p < from+t.blocks.size; p++ {
-		t.surveyPort(remote, c, uint16(p))
+// gather makes the set of those ports of a list of blocks that are free in another.
+func (t *Table) gather(set, in *portSet, from, to uint16) {
+	for i := range set.taken {
+		set.taken[i] = ^uint64(0)
+	}
+	for b := from; b != to; b = t.blocks.all[b].next {
+		copy(t.blocks.words(&set.taken, b), t.blocks.words(&in.taken, b))
+	}
+	for i, w := range set.taken {
+		n := bits.OnesCount64(^w)
+		set.spare[i/blockWords] += uint16(n)
+		set.free += n
 	}
 }
 

@@ -311,9 +311,9 @@ func TestBlockCrowdsAreBounded(t *testing.T) {
 	}
 }
 
-// P-2, U-11: an address with more blocks than are asked for at once towards a remote that it has
-// not crowded before still gets ports that are free there, each as likely as any other.
-func TestP2UniformWhileBlocksAreSurveyed(t *testing.T) {
+// P-2, U-11: an address with many blocks gets ports that are free towards a remote of which
+// nothing is known, each as likely as any other.
+func TestP2UniformWhileBlocksAreUnknown(t *testing.T) {
 	l := newLab(t, unlimitedBlocks(1024, AddressAndPortDependent))
 	hi := l.hostOf(number(box.Addr()))
 	for range 16 {
@@ -330,17 +330,13 @@ func TestP2UniformWhileBlocksAreSurveyed(t *testing.T) {
 			}
 		}
 	}
-	for range 8 * len(free) {
-		c := l.crowds[remote]
-		if c == nil {
-			c = l.newCrowd(remote)
+	c := l.newCrowd(remote)
+	for n := range 16 * len(free) {
+		if n%16 == 0 { // nothing is known again, and then more and more
+			c.set = *l.blank
 		}
-		c.asked, c.set = [len(c.asked)]uint64{}, *l.blank // nothing is known again
-		p, ok := l.pickSurveyed(h, remote, c)
-		if !ok {
-			continue // some blocks are asked for at each call, so that it ends
-		}
-		if _, is := free[p]; !is {
+		p, ok := l.pickOwnTuple(hi, remote, 0)
+		if _, is := free[p]; !ok || !is {
 			t.Fatalf("port %d is not free", p)
 		}
 		free[p]++
@@ -353,10 +349,81 @@ func TestP2UniformWhileBlocksAreSurveyed(t *testing.T) {
 			i++
 		}
 	}
-	// The two blocks that are asked for first are the ones whose taken ports are known: the
-	// others are drawn blindly and thrown away where they are taken, which favours nobody.
 	if x := chiSquare(counts); x > chi63 {
 		t.Errorf("chi-square of ports is %.1f", x)
+	}
+}
+
+// U-11: no packet looks at more ports than its bound, whatever is in use and on hold, and the
+// last free port of all is found though nothing is known of the remote.
+func TestBlockLooksAreBounded(t *testing.T) {
+	remote := makeEndpoint(number(web.Addr()), web.Port())
+	for _, size := range []int{64, 1024, 4096} {
+		l := newLab(t, unlimitedBlocks(size, AddressAndPortDependent))
+		l.clock(l.now)
+		hi := l.hostOf(number(box.Addr()))
+		for l.takeBlock(hi) {
+		}
+		last := uint16(1024 + l.dice.below(64512))
+		for p := 1024; p < 1<<16; p++ {
+			if uint16(p) != last {
+				l.holdTuple(makeTuple(uint16(p), remote))
+			}
+		}
+		for n := 0; ; n++ {
+			known := 0
+			if c := l.crowds[remote]; c != nil {
+				known = c.set.total - c.set.free
+			}
+			o := l.conn(box, web).send(seg{flags: packet.SYN})
+			c := l.crowds[remote]
+			if learnt := c.set.total - c.set.free - known; learnt > ownLooks {
+				t.Fatalf("blocks of %d: %d ports were looked at for one packet", size, learnt)
+			}
+			if o == packet.Pass {
+				if l.src().Port() != last {
+					t.Errorf("blocks of %d: port %d, want %d", size, l.src().Port(), last)
+				}
+				break
+			}
+			if n == 62 {
+				t.Errorf("blocks of %d: %d packets found no port", size, n+1)
+				break
+			}
+		}
+		audit(t, l.Table)
+	}
+}
+
+// Where all ports of an address's blocks are taken and unknown, one packet takes one more block,
+// whose ports are free, and where fresh blocks are full, no more than a few.
+func TestFreshBlocksAreBounded(t *testing.T) {
+	remote := makeEndpoint(number(web.Addr()), web.Port())
+	for _, full := range []bool{false, true} {
+		l := newLab(t, unlimitedBlocks(64, AddressAndPortDependent))
+		l.clock(l.now)
+		hi := l.hostOf(number(box.Addr()))
+		for range 200 {
+			l.takeBlock(hi)
+		}
+		for p := 1024; p < 1<<16; p++ {
+			if full || l.blocks.all[l.blocks.of(uint16(p))].owner == hi {
+				l.holdTuple(makeTuple(uint16(p), remote))
+			}
+		}
+		want, outcome := 201, packet.Pass
+		if full {
+			want, outcome = 200+freshMost, packet.PortsExhausted
+		}
+		l.conn(box, web).mustSend(outcome, seg{flags: packet.SYN})
+		if n := l.Stats().Blocks; n != want {
+			t.Errorf("%d blocks, want %d", n, want)
+		}
+		c := l.crowds[remote]
+		if learnt := c.set.total - c.set.free; learnt < ownLooks || learnt > ownLooks+freshLooks {
+			t.Errorf("%d ports were looked at", learnt)
+		}
+		audit(t, l.Table)
 	}
 }
 

@@ -213,9 +213,8 @@ type crowd struct {
 	closed      [1 << 10]uint64
 	closedCount int
 	place       int // in Table.crowdRound
-	// Where there are port blocks, these are asked for instead of all ports in turn: a bit
-	// for each that was. wanted is the tick at which the crowd was of use last.
-	asked  [(1 << 16) / minBlock / 64]uint64
+	// Where there are port blocks, the ports that are drawn are asked for instead of all in
+	// turn. wanted is the tick at which the crowd was of use last.
 	wanted uint32
 }
 

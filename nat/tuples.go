@@ -61,7 +61,7 @@ func (t *Table) guessTuple(remote endpoint, n int) (uint16, bool) {
 		if !t.blank.has(p) {
 			continue
 		}
-		if inUse, onHold := t.tupleTaken(makeTuple(p, remote)); inUse == 0 && !onHold {
+		if !t.isTaken(remote, nil, p) {
 			return p, true
 		}
 	}
@@ -104,25 +104,27 @@ func (t *Table) endClosed(tp tuple, isn uint32) bool {
 // survey asks for the next n ports of a crowd whether they are taken.
 func (t *Table) survey(remote endpoint, c *crowd, n int) {
 	for ; n > 0 && !c.complete(); n-- {
-		p := uint16(c.known)
+		if p := uint16(c.known); t.blank.has(p) {
+			t.isTaken(remote, c, p)
+		}
 		c.known++
-		t.surveyPort(remote, c, p)
 	}
 }
 
-// surveyPort asks for a port of a crowd.
-func (t *Table) surveyPort(remote endpoint, c *crowd, p uint16) {
-	if !t.blank.has(p) {
-		return
-	}
+// isTaken says whether a port is in use or on hold towards remote, and lets a crowd (nil:
+// nobody) know if it is.
+func (t *Table) isTaken(remote endpoint, c *crowd, p uint16) bool {
 	i, onHold := t.tupleTaken(makeTuple(p, remote))
 	if i == 0 && !onHold {
-		return
+		return false
 	}
-	c.set.take(p)
-	if i != 0 && t.sessions.at(i).state == stateClosed {
-		c.setClosed(p, true)
+	if c != nil {
+		c.set.take(p)
+		if i != 0 && t.sessions.at(i).state == stateClosed {
+			c.setClosed(p, true)
+		}
 	}
+	return true
 }
 
 // tupleTaken returns the session that uses the tuple, or 0, and whether it is on hold.
