@@ -12,13 +12,13 @@ import (
 )
 
 // What an operator reads out of the tables: who uses the external ports, and every session
-// (RFC 6888 REQ-10). Both go over a table in steps, each under its lock for less than a
-// millisecond, with a rest between them, so that packets hardly notice.
+// (RFC 6888 REQ-10). Both go over a table in steps, each under its lock for less than
+// half a millisecond, with a rest between them, so that packets hardly notice.
 
 const (
 	// readStep is how many records are looked at under a table's lock at a time: some
 	// 100 ns each.
-	readStep = 4096
+	readStep = 2048
 	// readRest is the pause between two steps.
 	readRest = time.Millisecond
 	// MaxReadout is the largest number of rows of each list of a read-out.
@@ -227,7 +227,7 @@ type SessionRow struct {
 }
 
 // Sessions reads sessions of the tables of a network's pair. A page may hold more than
-// its limit, by less than 4096. The error is as that of Ports.
+// its limit, by less than 2048. The error is as that of Ports.
 func (h *Host) Sessions(ctx context.Context, q SessionsQuery) (SessionPage, error) {
 	page := SessionPage{Sessions: []SessionRow{}}
 	if q.Limit = min(max(q.Limit, 0), MaxReadout); q.Limit == 0 {
@@ -239,7 +239,7 @@ func (h *Host) Sessions(ctx context.Context, q SessionsQuery) (SessionPage, erro
 	}
 	err := h.readOut(q.Network, func(n *network) error {
 		at := q.After
-		var some []nat.Session
+		some := make([]nat.Session, 0, step)
 		for at.Side >= 0 && at.Side < len(n.pair) {
 			now := n.clock.Now()
 			next := uint32(0)

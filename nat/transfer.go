@@ -96,8 +96,8 @@ func (c ExportCursor) Done() bool { return c.stage == exportDone }
 
 // AppendExport goes on with an export: it looks at as many records as budget says,
 // 1 at least, appends what it writes to dst, and returns that with where it stands. A
-// record takes some 50 ns and [ExportStepBytes] at most, so that 8192 take less than
-// a millisecond where dst has room for them. The bytes of all steps in a row, until
+// record takes some 50 ns and [ExportStepBytes] at most, so that 4096 take less than
+// half a millisecond where dst has room for them. The bytes of all steps in a row, until
 // the cursor is done, are the export; the table only reads itself, but for the clock.
 //
 // What is made in the tick in which the export begins, or later, is not part of it.
