@@ -10,8 +10,9 @@ import (
 // protocols share its blocks. A block is taken when none of those that it has holds a free
 // port, at random among the free ones, and ports are drawn uniformly among the free
 // ones of its blocks: whoever knows one port guesses the next one easier by as much as
-// the block is smaller than the range. A block rests when nothing uses it any more. It stays its
-// owner's, who may use it again, until no port in it can be on hold; then it is free.
+// the block is smaller than the range. A block rests when nothing uses it any more. It
+// stays its owner's, who may use it again, until no port in it can be on hold; then it
+// is free.
 
 // The sizes that a block may have: whole words of a portSet, and not so large that
 // a few inner addresses have all.

@@ -13,7 +13,8 @@ import (
 // as long as somebody may send from there at all.
 
 // minMTU is the least next-hop MTU that is believed. Lower ones serve to
-// tell hosts apart or to slow them down; every host must be able to take 576 bytes (RFC 791).
+// tell hosts apart or to slow them down; every host must be able to take 576
+// bytes (RFC 791).
 const minMTU = 576
 
 // needFragmentation is the code of destination unreachable that carries an MTU (RFC 1191).

@@ -21,7 +21,8 @@ import (
 // that contradicts itself or the table's settings is refused: the error says where
 // and why, and the table is as before. No event tells of what came in; whoever needs
 // each session reads them. They count as made ([Stats.Created]). Buckets of new
-// sessions are full, and IP identifications begin anew. It takes about a microsecond for each session.
+// sessions are full, and IP identifications begin anew. It takes about a microsecond
+// for each session.
 func (t *Table) Import(b []byte, now packet.Instant) error {
 	if n := t.tuples.len() + t.heldPorts.len() + t.Stats().Blocks; t.sessions.live+n > 0 {
 		return fmt.Errorf("nat: import for %s: the table holds %d sessions and %d holds already: import into a table that has just been made", t.config.who(), t.sessions.live, n)

@@ -55,8 +55,8 @@ import (
 // ports, which count what has not been taken away yet.
 //
 // No call takes long, whatever the table holds: indexes grow a shard at a time, crowds
-// are surveyed in parts, and of a mapping with many sessions that ends, Expire
-// removes what the call left. What must go at once goes in steps of the caller's (Revoke).
+// are surveyed in parts, no packet looks at more than some thousand ports, and of a
+// mapping with many sessions that ends, Expire removes what the call left. What must go at once goes in steps of the caller's (Revoke).
 
 // Table translates between inner endpoints and one external address. Where
 // [Config.Identity] is set it translates to nothing else: it tracks the same flows by
@@ -333,7 +333,8 @@ func (t *Table) findMapping(h uint64, p packet.Proto, from endpoint) uint32 {
 
 // addSession makes the session of a flow under a port that is already its own (its
 // inner one in an identity table): of mapping m or, where that is 0, of host hi itself.
-// The caller gives it a state and a deadline. Where there is no memory it returns 0 and has done nothing.
+// The caller gives it a state and a deadline. Where there is no memory it returns 0 and
+// has done nothing.
 func (t *Table) addSession(f flow, port uint16, hi, m uint32) (uint32, *session) {
 	in, out := t.inboundHash(f.proto, port, f.to), t.flowHash(f.proto, f.from, f.to)
 	seenIn, seenOut := !t.config.Identity, t.config.Identity || f.proto == packet.TCP

@@ -12,7 +12,8 @@ import (
 // each has left. Another table of the same external address takes it in and goes
 // on with the same ports, timers and sequence numbers. Numbers are big-endian.
 //
-//	header   "SPNT", version, kind, TCP mapping, length in bits of the size of port blocks, external address
+//	header   "SPNT", version, kind, TCP mapping, length in bits of the size of port
+//	         blocks, external address
 //	records  session of TCP, other session, held tuple, held port, block; any number of each
 //	trailer  counts of each kind, CRC-32C of all before it
 //
