@@ -61,10 +61,11 @@ func (t *Tunnel) SetPeer(p Peer) error {
 	for _, prefix := range p.AllowedIPs {
 		wanted[prefix.Masked()] = struct{}{}
 	}
+	began := time.Now()
 	if err := t.dev.IpcSet(t.peerConfig(p, wanted)); err != nil {
 		return fmt.Errorf("set peer %s of the tunnel %s: %w", p.PublicKey, t.public, err)
 	}
-	t.seen.know(t.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)))
+	t.seen.know(t.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)), began)
 	for prefix := range t.peers[p.PublicKey] {
 		if _, stays := wanted[prefix]; !stays {
 			delete(t.owner, prefix)

@@ -68,10 +68,10 @@ type sighting struct {
 }
 
 // know begins to look at a peer, unless it is known. A new one may have been called
-// while it was set.
-func (s *sightings) know(p *device.Peer) {
-	fresh, now := new(sighting), time.Now()
-	fresh.called.Store(&now)
+// since it began to be set, and may have answered.
+func (s *sightings) know(p *device.Peer, began time.Time) {
+	fresh := new(sighting)
+	fresh.called.Store(&began)
 	s.peers.LoadOrStore(p, fresh)
 }
 
