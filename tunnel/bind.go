@@ -65,7 +65,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	var receive []conn.ReceiveFunc
 	for _, s := range []*udpSocket{b.v4, b.v6} {
 		if s != nil {
-			receive = append(receive, b.calls.filter(s.receiver()))
+			receive = append(receive, (&sieve{calls: &b.calls, socket: s, inner: s.receiver()}).receive)
 			port = s.port
 		}
 	}

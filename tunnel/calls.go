@@ -3,7 +3,9 @@ package tunnel
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -19,12 +21,20 @@ import (
 //
 // So of two calls that cross one stands: both ends see both of them, and the one with
 // the greater ephemeral key is it. Its sender does not take the other one. This needs
-// nothing of the other end: a stock peer answers the call that it got.
+// nothing of the other end: a stock peer answers the call that it got. An end may have
+// taken the other's call before it sent its own, and not know it yet: then an answer
+// follows a call to which the receiver has yielded. It comes to nothing either way,
+// but waits until the call was worked on. It is not dropped: the call may be forged.
 
 const (
 	// crossing is how long after a call one of the other end may still be from before
 	// it arrived there: a round trip, and time to work on it.
 	crossing = 300 * time.Millisecond
+	// unravelling is how long an answer waits that follows a call: a peer has worked on
+	// that by then, however busy the machine is.
+	unravelling = 50 * time.Millisecond
+	// maxHeld is how many answers of a socket wait; more are dropped, as void.
+	maxHeld = 64
 	// callsKept is from how many calls on it is looked which are over.
 	callsKept = 64
 	// ephemeralAt is where an initiation has its ephemeral key: after type and sender.
@@ -43,7 +53,17 @@ type calls struct {
 type call struct {
 	ephemeral device.NoisePublicKey
 	at        time.Time
+	yielded   bool // the other end's call was taken
 }
+
+// fate is what becomes of a handshake message that came in.
+type fate uint8
+
+const (
+	taken   fate = iota
+	refused      // dropped: it crosses a call of ours which stands
+	held         // taken later
+)
 
 // sent notes a datagram that goes out, if it is an initiation.
 func (c *calls) sent(b []byte, to netip.AddrPort, now time.Time) {
@@ -65,37 +85,106 @@ func (c *calls) sent(b []byte, to netip.AddrPort, now time.Time) {
 	c.open[to] = k
 }
 
-// refuses says whether a datagram that came in is a call that crosses one of ours
-// which stands. A call is held against one datagram only, so that the other end is
-// heard when it tries again.
-func (c *calls) refuses(b []byte, from netip.AddrPort, now time.Time) bool {
+// judge says what becomes of a handshake message that came in. A call is held against
+// one other only, so that the other end is heard when it tries again.
+func (c *calls) judge(b []byte, from netip.AddrPort, now time.Time) fate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k, ok := c.open[from]
-	if !ok {
-		return false
+	fresh := ok && now.Sub(k.at) < crossing
+	switch {
+	case fresh && isResponse(b) && k.yielded:
+		delete(c.open, from)
+		return held
+	case fresh && isInitiation(b) && !k.yielded:
+		if bytes.Compare(k.ephemeral[:], b[ephemeralAt:ephemeralAt+len(k.ephemeral)]) > 0 {
+			delete(c.open, from)
+			return refused
+		}
+		k.yielded = true
+		c.open[from] = k
+	case !fresh || isResponse(b):
+		delete(c.open, from)
 	}
-	delete(c.open, from)
-	return isInitiation(b) && now.Sub(k.at) < crossing &&
-		bytes.Compare(k.ephemeral[:], b[ephemeralAt:ephemeralAt+len(k.ephemeral)]) > 0
+	return taken
 }
 
-// filter makes empty what is refused; WireGuard drops that.
-func (c *calls) filter(receive conn.ReceiveFunc) conn.ReceiveFunc {
-	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-		n, err := receive(bufs, sizes, eps)
+// sieve is what a socket receives, without calls that are refused. One goroutine
+// receives by it.
+type sieve struct {
+	calls  *calls
+	socket *udpSocket
+	inner  conn.ReceiveFunc
+	held   []heldAnswer // in the order in which they are due
+}
+
+// heldAnswer is an answer that waits.
+type heldAnswer struct {
+	due     time.Time
+	message [device.MessageResponseSize]byte
+	from    conn.Endpoint
+}
+
+// receive is what WireGuard receives by. What it makes empty, WireGuard drops.
+func (s *sieve) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+	for {
+		n, err := s.inner(bufs, sizes, eps)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if n = s.release(bufs, sizes, eps); n == 0 {
+				continue
+			}
+			return n, nil
+		}
 		for i, size := range sizes[:n] {
 			b := bufs[i][:size]
 			if !isInitiation(b) && !isResponse(b) {
 				continue
 			}
-			if e, ok := eps[i].(*endpoint); ok && c.refuses(b, e.to, time.Now()) {
+			e, ok := eps[i].(*endpoint)
+			if !ok {
+				continue
+			}
+			switch now := time.Now(); s.calls.judge(b, e.to, now) {
+			case refused:
+				sizes[i] = 0
+			case held:
+				s.hold(b, e, now)
 				sizes[i] = 0
 			}
 		}
 		return n, err
 	}
 }
+
+// hold has an answer wait.
+func (s *sieve) hold(b []byte, from conn.Endpoint, now time.Time) {
+	if len(s.held) == maxHeld {
+		return
+	}
+	h := heldAnswer{due: now.Add(unravelling), from: from}
+	copy(h.message[:], b)
+	if s.held = append(s.held, h); len(s.held) == 1 {
+		s.wake(h.due)
+	}
+}
+
+// release hands out the answers that are due.
+func (s *sieve) release(bufs [][]byte, sizes []int, eps []conn.Endpoint) int {
+	n := 0
+	for now := time.Now(); n < min(len(s.held), len(bufs)) && !s.held[n].due.After(now); n++ {
+		sizes[n], eps[n] = copy(bufs[n], s.held[n].message[:]), s.held[n].from
+	}
+	var next time.Time // none
+	if s.held = append(s.held[:0], s.held[n:]...); len(s.held) > 0 {
+		next = s.held[0].due
+	}
+	s.wake(next)
+	return n
+}
+
+// wake has the socket stop waiting for datagrams at a time; never at the zero one. A
+// socket that is closed says so to whoever reads it.
+func (s *sieve) wake(at time.Time) { _ = s.socket.udp.SetReadDeadline(at) }
 
 func isInitiation(b []byte) bool {
 	return len(b) == device.MessageInitiationSize && binary.LittleEndian.Uint32(b) == device.MessageInitiationType

@@ -4,10 +4,12 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 )
 
@@ -118,26 +120,29 @@ func TestOneOfTwoCallsStands(t *testing.T) {
 	response := make([]byte, device.MessageResponseSize)
 	binary.LittleEndian.PutUint32(response, device.MessageResponseType)
 	now := time.Now()
-	for name, c := range map[string]struct {
+	type message struct {
 		in    []byte
 		from  netip.AddrPort
 		after time.Duration
-		want  bool
-	}{
-		"theirs is less":    {initiation(4), there, 0, true},
-		"theirs is greater": {initiation(6), there, 0, false},
-		"at the last":       {initiation(4), there, crossing - 1, true},
-		"too late":          {initiation(4), there, crossing, false},
-		"from elsewhere":    {initiation(4), elsewhere, 0, false},
-		"an answer":         {response, there, 0, false},
+		want  fate
+	}
+	for name, messages := range map[string][]message{
+		"theirs is less":            {{initiation(4), there, 0, refused}, {initiation(4), there, 0, taken}},
+		"theirs is greater":         {{initiation(6), there, 0, taken}, {initiation(4), there, 0, taken}},
+		"at the last":               {{initiation(4), there, crossing - 1, refused}},
+		"too late":                  {{initiation(4), there, crossing, taken}, {initiation(4), there, 0, taken}},
+		"from elsewhere":            {{initiation(4), elsewhere, 0, taken}, {initiation(4), there, 0, refused}},
+		"after an answer":           {{response, there, 0, taken}, {initiation(4), there, 0, taken}},
+		"an answer after theirs":    {{initiation(6), there, 0, taken}, {response, there, 0, held}, {response, there, 0, taken}},
+		"much later":                {{initiation(6), there, 0, taken}, {response, there, crossing, taken}},
+		"an answer after a refusal": {{initiation(4), there, 0, refused}, {response, there, 0, taken}},
 	} {
 		var open calls
 		open.sent(initiation(5), there, now)
-		if got := open.refuses(c.in, c.from, now.Add(c.after)); got != c.want {
-			t.Errorf("%s: refused: %t, want %t", name, got, c.want)
-		}
-		if c.from == there && open.refuses(initiation(4), there, now) {
-			t.Errorf("%s: a second message is refused, too", name)
+		for i, m := range messages {
+			if got := open.judge(m.in, m.from, now.Add(m.after)); got != m.want {
+				t.Errorf("%s, message %d: fate %d, want %d", name, i, got, m.want)
+			}
 		}
 	}
 
@@ -149,5 +154,54 @@ func TestOneOfTwoCallsStands(t *testing.T) {
 	}
 	if n := len(open.open); n > 3*callsKept {
 		t.Errorf("%d calls are kept", n)
+	}
+}
+
+// An answer that follows a call to which we yielded arrives, but later; what else there
+// is does not wait for it.
+func TestAnswerWaits(t *testing.T) {
+	there, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	var b bind
+	receive, port, err := b.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if err := b.Send([][]byte{initiation(5)}, newEndpoint(there.LocalAddr().(*net.UDPAddr).AddrPort(), source{})); err != nil {
+		t.Fatal(err)
+	}
+	response := make([]byte, device.MessageResponseSize)
+	binary.LittleEndian.PutUint32(response, device.MessageResponseType)
+	began := time.Now()
+	for _, m := range [][]byte{initiation(6), response, []byte("data")} {
+		if _, err := there.WriteToUDP(m, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(port)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bufs, sizes, eps := make([][]byte, b.BatchSize()), make([]int, b.BatchSize()), make([]conn.Endpoint, b.BatchSize())
+	for i := range bufs {
+		bufs[i] = make([]byte, maxCoalesced)
+	}
+	var got []int // the sizes of what came
+	for len(got) < 3 {
+		n, err := receive[0](bufs, sizes, eps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, size := range sizes[:n] {
+			if size > 0 {
+				got = append(got, size)
+			}
+		}
+	}
+	if want := []int{device.MessageInitiationSize, len("data"), device.MessageResponseSize}; !slices.Equal(got, want) {
+		t.Errorf("messages of %v bytes came, want %v", got, want)
+	}
+	if took := time.Since(began); took < unravelling {
+		t.Errorf("the answer came after %v", took)
 	}
 }
