@@ -53,8 +53,8 @@ func (f *Forwarder) Draining(ip netip.Addr) bool {
 }
 
 // share settles for each packet of IPs that drain, or did, which table it goes to: the
-// one that holds its flow. It returns the table that goes first: one that
-// drains, because it may still give packets to the other.
+// one that holds its flow. It returns the table that goes first: one that drains, because
+// it may still give packets to the other.
 func (f *Forwarder) share(b *egressBatch, now packet.Instant) (first int8) {
 	states := [2]drainState{f.drains[0].Load(), f.drains[1].Load()}
 	if states == [2]drainState{} || f.tables[0].nat == nil || f.tables[1].nat == nil {
@@ -94,14 +94,10 @@ func (f *Forwarder) keepHeld(b *egressBatch, settled *[batchSize]bool, side, hol
 	}
 }
 
-// yields gives the packet at a place of the batch, for which a drained table holds
-// nothing, to the other table, which comes later. It reports whether there is one.
-func (f *Forwarder) yields(b *egressBatch, place uint8, side int8) bool {
-	if f.tables[1-side].nat == nil || f.drains[side].Load() != draining || f.drains[1-side].Load() == draining {
-		return false
-	}
-	b.side[place] = 1 - side
-	return true
+// yields reports whether a packet for which a drained table holds nothing goes to the
+// other table instead of being refused.
+func (f *Forwarder) yields(side int8) bool {
+	return f.tables[1-side].nat != nil && f.drains[side].Load() == draining && f.drains[1-side].Load() != draining
 }
 
 // returnStep is how many inner addresses are looked at under a table's lock at a time.
@@ -144,25 +140,32 @@ func (f *Forwarder) strays(side int) bool {
 	return look()
 }
 
-// setDraining drains those IPs of the pair that are named and held here, and no others. Where
-// that is all of them probes are answered with it, so that sidecars begin
-// new flows at the sibling host.
+// setDraining drains those IPs of the pair that are named and held here, and no others.
+// Where that is all of them probes are answered with it, so that sidecars begin new
+// flows at the sibling host.
 func (n *network) setDraining(ips []netip.Addr) {
 	all := true
-	for side, ip := range n.pair {
-		if !n.held[side] {
-			continue
+	// What ends goes first: when one IP takes the other's place there is always one that
+	// takes new flows.
+	for _, on := range [2]bool{false, true} {
+		for side, ip := range n.pair {
+			if n.held[side] && slices.Contains(ips, ip) == on {
+				all = all && on
+				n.drain(ip, on)
+			}
 		}
-		on := slices.Contains(ips, ip)
-		all = all && on
-		if n.fwd.Draining(ip) == on {
-			continue
-		}
-		if err := n.fwd.SetDraining(ip, on); err != nil {
-			n.log.Error("dedicated IP not drained", "ip", ip, "error", err)
-			continue
-		}
-		n.log.Info("dedicated IP drained or back", "ip", ip, "draining", on)
 	}
 	n.health.drained.Store(all)
+}
+
+// drain is setDraining for one IP that is held here.
+func (n *network) drain(ip netip.Addr, on bool) {
+	if n.fwd.Draining(ip) == on {
+		return
+	}
+	if err := n.fwd.SetDraining(ip, on); err != nil {
+		n.log.Error("dedicated IP not drained", "ip", ip, "error", err)
+		return
+	}
+	n.log.Info("dedicated IP drained or back", "ip", ip, "draining", on)
 }

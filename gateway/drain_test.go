@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -90,6 +91,49 @@ func TestDrain(t *testing.T) {
 	// A connection that nobody knows ends, as ever.
 	r.write(segment(9, packet.ACK, 2))
 	r.wantCounts(map[string]uint64{"egress": 13, "ingress": 1, "egress no_session": 1, "replies": 1})
+}
+
+// C-11: a drain that begins, or moves to the other IP, while a batch is under way: each
+// packet leaves from an IP that takes it, or is refused and counted, once.
+func TestDrainBeginsAmidBatch(t *testing.T) {
+	for name, c := range map[string]struct {
+		before, after [2]bool
+		want          map[string]uint64
+	}{
+		"the first":           {after: [2]bool{true, false}, want: map[string]uint64{"egress": 2}},
+		"the second":          {after: [2]bool{false, true}, want: map[string]uint64{"egress": 2}},
+		"from first to other": {before: [2]bool{true, false}, after: [2]bool{false, true}, want: map[string]uint64{"egress": 2}},
+		"from other to first": {before: [2]bool{false, true}, after: [2]bool{true, false}, want: map[string]uint64{"egress": 2}},
+		"both":                {after: [2]bool{true, true}, want: map[string]uint64{"egress draining": 2, "replies": 2}},
+	} {
+		r := newRig(t)
+		set := func(on [2]bool) {
+			for side, ip := range pair {
+				r.drain(ip, on[side])
+			}
+		}
+		set(c.before)
+		b := new(egressBatch)
+		b.rules = r.f.rules.Load()
+		for side := range pair {
+			inner := r.attach(side, 0)
+			b.rules = r.f.rules.Load()
+			r.f.admit(b, frame(udp(t, at(inner, 1), origin, nil)), headroom, r.clock.Now())
+		}
+		first := r.f.share(b, r.clock.Now())
+		set(c.after)
+		r.f.settle(b, first, r.clock.Now())
+		r.f.counters.forwarded(Egress, len(b.out), 0)
+		for _, out := range b.out {
+			p := parsed(t, out[headroom:])
+			if side := r.f.sideOf(p.Src); side < 0 || c.after[side] {
+				t.Errorf("%s: left from %v", name, p.Src)
+			}
+		}
+		if got := r.counts(); !maps.Equal(got, c.want) {
+			t.Errorf("%s: counted %v, want %v", name, got, c.want)
+		}
+	}
 }
 
 // C-11: without another IP here new flows of one that drains are refused with 3/1.

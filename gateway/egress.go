@@ -177,9 +177,7 @@ func (r *rules) verdict(p *packet.Packet) policy.Decision {
 // the survivors to the uplink, to the site tunnel and to the local services, or turns
 // them to the network's own sandboxes.
 func (f *Forwarder) flush(b *egressBatch, offset int, now packet.Instant) {
-	first := f.share(b, now)
-	f.translate(b, first, now)
-	f.translate(b, 1-first, now)
+	f.settle(b, f.share(b, now), now)
 	f.cross(b, f.peered.Load(), now)
 	if len(b.out) > 0 {
 		if _, err := f.uplink.Write(b.out, offset); err != nil {
@@ -201,22 +199,34 @@ func (f *Forwarder) flush(b *egressBatch, offset int, now packet.Instant) {
 }
 
 // choose gathers the packets of one table in the order in which they came, and returns
-// how many they are.
+// how many they are. None is chosen twice, unless a table yields it.
 func (b *egressBatch) choose(side int8) (n int) {
 	for i := range b.n {
 		if b.side[i] == side {
 			b.chosen[n], b.places[n] = &b.packets[i], uint8(i)
+			b.side[i] = settledSide
 			n++
 		}
 	}
 	return n
 }
 
-// translate runs the packets of one table through it.
-func (f *Forwarder) translate(b *egressBatch, side int8, now packet.Instant) {
+// settle runs the packets of the batch through the tables of the pair, one after the
+// other. The first is asked again where the second yields, as it does when it drains
+// since share looked; then nobody yields any more.
+func (f *Forwarder) settle(b *egressBatch, first int8, now packet.Instant) {
+	f.translate(b, first, true, now)
+	if f.translate(b, 1-first, true, now) {
+		f.translate(b, first, false, now)
+	}
+}
+
+// translate runs the packets of one table through it. It reports whether the table, which
+// may yield or not, gave packets to the other one.
+func (f *Forwarder) translate(b *egressBatch, side int8, mayYield bool, now packet.Instant) (yielded bool) {
 	n := b.choose(side)
 	if n == 0 {
-		return
+		return false
 	}
 	t := &f.tables[side]
 	t.mu.Lock()
@@ -231,7 +241,9 @@ func (f *Forwarder) translate(b *egressBatch, side int8, now packet.Instant) {
 			o = packet.WrongSource
 		}
 		switch {
-		case o == packet.Draining && f.yields(b, b.places[i], side):
+		case o == packet.Draining && mayYield && f.yields(side):
+			b.side[b.places[i]] = 1 - side
+			yielded = true
 		case o != packet.Pass:
 			f.refuse(p, o, now)
 		case f.sideOf(p.Dst) >= 0:
@@ -246,6 +258,7 @@ func (f *Forwarder) translate(b *egressBatch, side int8, now packet.Instant) {
 		f.refuse(r.p, r.o, now)
 	}
 	b.refusals = b.refusals[:0]
+	return yielded
 }
 
 // ask asks newer rules about the first n chosen packets, and keeps those that pass.

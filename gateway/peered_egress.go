@@ -5,8 +5,12 @@ import (
 	"github.com/sallyport-net/sallyport/policy"
 )
 
-// peeredSide marks packets of a batch that no table of the pair sees.
-const peeredSide = -1
+const (
+	// peeredSide marks packets of a batch that no table of the pair sees.
+	peeredSide = -1
+	// settledSide marks those that a table of the pair has seen.
+	settledSide = -2
+)
 
 // cross carries the packets of a batch that go to peered networks: it tracks them,
 // where this host has the site, and queues them for the tunnel.
