@@ -251,6 +251,9 @@ func (h *Host) Sessions(ctx context.Context, q SessionsQuery) (SessionPage, erro
 					page.Sessions = append(page.Sessions, sessionRow(s, now))
 				}
 			}
+			if len(some) == 0 {
+				step = min(2*step, readStep) // there are few of many records
+			}
 			if at.Record = next; next == 0 {
 				at.Side++
 			}

@@ -119,6 +119,39 @@ func TestSessionsReadout(t *testing.T) {
 	}
 }
 
+// countingClock counts how often it is read: once for each step of a read-out of sessions.
+type countingClock struct {
+	Clock
+	n int
+}
+
+func (c *countingClock) Now() packet.Instant {
+	c.n++
+	return c.Clock.Now()
+}
+
+// C-10: where a few sessions are left of many, a page takes few steps, each of which rests.
+func TestSessionsReadoutOfFewLeft(t *testing.T) {
+	r := newRigOf(t, nat.Config{})
+	gone, stays := r.attach(0, 0), r.attach(0, 1)
+	for port := range uint16(20_000) {
+		r.write(udp(t, at(gone, 1024+port), origin, nil))
+		r.up.sent = r.up.sent[:0]
+	}
+	r.write(udp(t, at(stays, 1), origin, nil))
+	r.f.Revoke(gone)
+	clock := &countingClock{Clock: r.clock}
+	n := &network{id: "net_a", pair: pair, held: [2]bool{true, true}, fwd: r.f, clock: clock}
+	h := &Host{networks: map[string]*network{"net_a": n}}
+	page, err := h.Sessions(t.Context(), SessionsQuery{Network: "net_a", Limit: 1})
+	if err != nil || len(page.Sessions) != 1 || page.Sessions[0].Inner.Addr() != stays {
+		t.Fatalf("%+v, %v", page, err)
+	}
+	if most := 20_000/readStep + 14; clock.n > most {
+		t.Errorf("%d steps, want at most %d", clock.n, most)
+	}
+}
+
 // C-10: metrics tell of pressure before anybody is refused, and of refusals by reason.
 func TestTableMetrics(t *testing.T) {
 	h, r := readoutHost(t)
