@@ -117,9 +117,10 @@ func (r *rules) side(inner netip.Addr) int {
 	return spec.EgressIndex(inner)
 }
 
-// Forwarder carries the packets of one network between its WireGuard device
-// and its uplink, and those of peered networks between that device and a site tunnel. It is the tun.Device that wireguard-go reads and writes:
-// Write is egress, Read is ingress, both named from the sandbox's side.
+// Forwarder carries the packets of one network between its WireGuard device and its
+// uplink, those of peered networks between that device and a site tunnel, and those that
+// sandboxes send each other by external addresses. It is the tun.Device that wireguard-go
+// reads and writes: Write is egress, Read is ingress, both named from the sandbox's side.
 //
 // Write may be called by many goroutines at once (one per peer), Read by one.
 type Forwarder struct {

@@ -173,7 +173,8 @@ func (n *network) noteFull() {
 }
 
 // exhausted reports whether a table has no session left of those that it may
-// have, or no port, or no port block for another sandbox. Identifiers of echoes do not count: nobody moves for want of a ping.
+// have, or no port, or no port block for another sandbox. Identifiers of echoes do not
+// count: nobody moves for want of a ping.
 func exhausted(s nat.Stats, limit int) bool {
 	return limit > 0 && sessions(s) >= limit || s.Blocks > 0 && s.FreeBlocks == 0 ||
 		s.FreePorts.Of(packet.TCP) == 0 || s.FreePorts.Of(packet.UDP) == 0

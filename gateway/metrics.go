@@ -78,7 +78,7 @@ func descs() metricDescs {
 		local:       d("local_packets_total", "Packets of sandboxes to the gateway's own services.", "network"),
 		replies:     d("replies_total", "ICMP errors, resets and answers that the gateway made itself.", "network"),
 		lost:        d("events_lost_total", "Ends of sessions that a full queue lost: their sockets or ports stay longer than they should.", "network"),
-		remote:      d("remote_errors_total", "ICMP errors that the gateway sent to remote ends: larger than the tunnel, time exceeded.", "network"),
+		remote:      d("remote_errors_total", "ICMP errors for remote ends that the gateway gave to its uplink: larger than the tunnel, time exceeded. An uplink of sockets drops them.", "network"),
 		peers:       d("wireguard_peers", "WireGuard peers of the network on this host.", "network"),
 		sockets:     d("uplink_sockets", "Kernel sockets open for the network.", "network", "protocol"),
 		pending:     d("uplink_pending_connects", "Connects that the far side has not answered yet.", "network"),

@@ -10,8 +10,10 @@ import (
 
 // What the gateway tells remote ends: that a packet of a live session does not fit the
 // tunnel, or that its time is over. It is told from the dedicated IP and quotes
-// the packet as it came, with the external address. Nobody else is told
-// anything: what has no session, or is filtered, is dropped in silence (T-4, A-9).
+// the packet as it came, with the external address. Nobody else is told anything: what
+// has no session, or is filtered, is dropped in silence (T-4, A-9). So an error goes
+// only to who a sandbox talks to, about a packet that carried that one's address and
+// port; forged, it makes at most twice its own bytes, within the bounds below.
 
 // remoteErrorRoom is the largest ICMP error, in bytes (RFC 1812 section 4.3.2.3).
 const remoteErrorRoom = 576
@@ -36,6 +38,10 @@ func (f *Forwarder) tellRemote(e *remoteError, p *packet.Packet, external netip.
 		return
 	}
 	if p.Kind == packet.KindICMPError || !f.remoteError.allow(p.Src, now) {
+		return
+	}
+	if f.sideOf(external.Addr()) < 0 { // the last check of what is said outwards
+		f.counters.drop(Egress, packet.WrongSource)
 		return
 	}
 	p.SetDestination(external)
@@ -73,10 +79,10 @@ func (f *Forwarder) turnError(e *remoteError, n, side int, now packet.Instant) {
 const (
 	remoteErrors      = packet.Instant(1e7) // one in 10 ms
 	remoteBurst       = 20
-	remoteBuckets     = 1024 // a power of two
-	allRemotesErrors  = packet.Instant(1e6)
+	remoteBuckets     = 1024                // a power of two
+	allRemotesErrors  = packet.Instant(1e6) // one a millisecond
 	allRemotesBurst   = 500
-	allRemotesJitters = 3
+	allRemotesJitters = 3 // an error costs one to so many tokens
 )
 
 // remoteBudget counts what remote ends may still be told. Its zero value is full.
@@ -89,8 +95,8 @@ type remoteBudget struct {
 }
 
 // allow takes one error to a remote end from its budget and from the network's. What the
-// network's budget loses differs by chance, so that nobody reads from his
-// own errors how many others got (A-9, CVE-2020-25705).
+// network's budget loses differs by chance, so that nobody reads from his own errors how
+// many others got (A-9, CVE-2020-25705).
 func (b *remoteBudget) allow(remote netip.Addr, now packet.Instant) bool {
 	a := remote.As4()
 	h := (uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3])) * 0x9e3779b1

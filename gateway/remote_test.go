@@ -68,8 +68,29 @@ func TestR1InboundTTL(t *testing.T) {
 	r.wantCounts(map[string]uint64{"egress": 1, "ingress ttl_expired": 1})
 }
 
-// nothing about errors; one remote end has a bound of its own, all together
-// theirs, which nobody can count exactly.
+// no error about an error, however large it is, and none from an address that is not held here.
+func TestR6RemoteErrorsAboutNothing(t *testing.T) {
+	r := newRig(t)
+	ext := r.external(at(alice, 5000))
+	left := parsed(t, r.up.sent[0])
+	r.up.sent = nil
+	about := make([]byte, 576)
+	e := about[:packet.BuildICMPError(about, 3, 1, 0, origin.Addr(), &left)]
+	e[8], e[10], e[11] = 1, 0, 0 // its time is over
+	fixHeader(e)
+	r.up.queue = [][]byte{e}
+	r.read()
+	p := parsed(t, udp(t, origin, ext, nil))
+	foreign := at(neighbour, ext.Port())
+	r.f.tellRemote(&r.f.rx.tells, &p, foreign, packet.TooBig, 1)
+	if len(r.up.sent) != 0 || r.f.counters.RemoteErrors() != 0 {
+		t.Errorf("%d errors left", len(r.up.sent))
+	}
+	r.wantCounts(map[string]uint64{"egress": 1, "ingress ttl_expired": 1, "egress wrong_source": 1})
+}
+
+// one remote end has a bound of its own, all together theirs, which nobody can
+// count exactly.
 func TestR8RemoteErrorsAreLimited(t *testing.T) {
 	r := newRig(t)
 	ext := r.external(at(alice, 5000))

@@ -22,9 +22,9 @@ func listenAdmin(a netip.AddrPort) (net.Listener, error) {
 	return l, nil
 }
 
-// admin is what the operator's machines ask: metrics and health, and on this
-// machine read-outs of the tables. Without a
-// gateway, host is nil: a control plane is ready once it serves.
+// admin is what the operator's machines ask: metrics and health, and on this machine
+// read-outs of the tables. Without a gateway, host is nil: a control plane is ready once
+// it serves.
 func admin(host *gateway.Host) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(),

@@ -16,15 +16,31 @@ import (
 
 // Read-outs name customers' addresses and whom they talk to, and the admin listener asks
 // for no token. So they are for who is on this machine, whatever the listener's address.
+// Whoever comes by a proxy that says so is not, and neither is who comes from another
+// address of 127/8: in a region of loopback addresses that is a sandbox.
 func local(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		from, err := netip.ParseAddrPort(r.RemoteAddr)
-		if err != nil || !from.Addr().Unmap().IsLoopback() {
-			http.Error(w, "read-outs name customers' addresses: ask on the gateway host itself, by its loopback address", http.StatusForbidden)
+		if !fromHere(r) {
+			http.Error(w, "read-outs name customers' addresses: ask on the gateway host itself, by its loopback address and by no proxy", http.StatusForbidden)
 			return
 		}
 		next(w, r)
 	}
+}
+
+// fromHere reports whether a program on this machine asks by itself.
+func fromHere(r *http.Request) bool {
+	for _, by := range [...]string{"Forwarded", "Via", "X-Forwarded-For", "X-Real-Ip"} {
+		if len(r.Header.Values(by)) > 0 {
+			return false
+		}
+	}
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return false
+	}
+	a := from.Addr().Unmap()
+	return a == netip.AddrFrom4([4]byte{127, 0, 0, 1}) || a == netip.IPv6Loopback()
 }
 
 // sessionPage is a page of sessions; Next is for the parameter after.

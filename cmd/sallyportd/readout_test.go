@@ -22,6 +22,7 @@ func TestReadoutRequests(t *testing.T) {
 		{"192.0.2.1:4000", ports, http.StatusForbidden, "loopback"},
 		{"192.0.2.1:4000", sessions, http.StatusForbidden, "loopback"},
 		{"not an address", ports, http.StatusForbidden, "loopback"},
+		{"127.0.0.2:4000", ports, http.StatusForbidden, "loopback"},
 		{"[::1]:4000", ports, http.StatusNotFound, `"net_a"`},
 		{"[::ffff:127.0.0.1]:4000", ports, http.StatusNotFound, "does not serve"},
 		{"127.0.0.1:4000", sessions, http.StatusNotFound, "does not serve"},
@@ -41,6 +42,15 @@ func TestReadoutRequests(t *testing.T) {
 		handler.ServeHTTP(w, r)
 		if w.Code != c.status || !strings.Contains(w.Body.String(), c.says) {
 			t.Errorf("%s from %s: %d %s, want %d and %q", c.path, c.from, w.Code, w.Body, c.status, c.says)
+		}
+	}
+	for _, by := range []string{"Forwarded", "Via", "X-Forwarded-For", "X-Real-IP"} {
+		r := httptest.NewRequest(http.MethodGet, ports, nil)
+		r.RemoteAddr = "127.0.0.1:4000"
+		r.Header.Set(by, "192.0.2.1")
+		w := httptest.NewRecorder()
+		if handler.ServeHTTP(w, r); w.Code != http.StatusForbidden {
+			t.Errorf("by a proxy that says so in %s: %d", by, w.Code)
 		}
 	}
 }

@@ -5,9 +5,9 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
-	"time"
 )
 
 func TestValidStateIsValid(t *testing.T) {
