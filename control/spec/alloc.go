@@ -35,7 +35,7 @@ type Allocator struct {
 // network's own and the gateway's.
 const firstOffset = 2
 
-// NewAllocator returns an allocator for a CIDR that [ParseCIDR] accepts.
+// NewAllocator returns an allocator for the CIDR of a valid network.
 func NewAllocator(cidr netip.Prefix) (*Allocator, error) {
 	if problem, bad := checkCIDR(cidr); bad {
 		return nil, fmt.Errorf("allocate addresses: %s; %s", problem.Message, problem.Remedy)
@@ -52,9 +52,6 @@ func NewAllocator(cidr netip.Prefix) (*Allocator, error) {
 		prev:  make([]uint16, firstOffset),
 	}, nil
 }
-
-// Capacity is how many addresses can be in use at once.
-func (a *Allocator) Capacity() int { return int(a.size - firstOffset) }
 
 // InUse is how many are in use.
 func (a *Allocator) InUse() int { return a.inUse }

@@ -25,20 +25,6 @@ var neverPublic = [...]netip.Prefix{
 
 var sharedSpace = netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
 
-// ParseCIDR reads the CIDR of a network and holds it against the rules. The
-// error is a [Problem] without a path; its message tells a text that is no CIDR,
-// one that is not private, and a prefix length outside /16 to /24 apart.
-func ParseCIDR(s string) (netip.Prefix, error) {
-	p, err := netip.ParsePrefix(s)
-	if err != nil {
-		return netip.Prefix{}, invalidCIDR(s)
-	}
-	if problem, bad := checkCIDR(p); bad {
-		return netip.Prefix{}, problem
-	}
-	return p, nil
-}
-
 func invalidCIDR(s string) Problem {
 	return Problem{
 		Message: fmt.Sprintf("%q is not a valid IPv4 CIDR", s),
@@ -46,6 +32,8 @@ func invalidCIDR(s string) Problem {
 	}
 }
 
+// checkCIDR holds the CIDR of a network against the rules. It tells what is no CIDR, what
+// is not private, and a prefix length outside /16 to /24 apart.
 func checkCIDR(p netip.Prefix) (Problem, bool) {
 	if !p.IsValid() || !p.Addr().Is4() {
 		return invalidCIDR(text(p)), true
