@@ -302,6 +302,13 @@ func (f *Forwarder) withTable(external netip.Addr, do func(*nat.Table)) {
 	do(t.nat)
 }
 
+// fragmentBytes is the memory of datagrams from sandboxes that are not whole yet.
+func (f *Forwarder) fragmentBytes() int {
+	f.fragMu.Lock()
+	defer f.fragMu.Unlock()
+	return f.fragments.Used()
+}
+
 // expireFragments drops datagrams whose missing fragments did not come in time;
 // each counts once.
 func (f *Forwarder) expireFragments(now packet.Instant) {

@@ -61,7 +61,7 @@ func (h *Host) Describe(ch chan<- *prometheus.Desc) {
 // metricDescs are the names of what a host counts. Labels carry ids of networks
 // and reasons of the closed set, never addresses of customers' flows.
 type metricDescs struct {
-	packets, bytes, drops, local, replies, remote, lost, peers, sockets, pending, uplink, full, ready, draining, stateWrites, stateErrors *prometheus.Desc
+	packets, bytes, drops, local, replies, remote, lost, fragments, peers, sockets, pending, uplink, full, ready, draining, stateWrites, stateErrors *prometheus.Desc
 
 	table tableDescs
 	site  siteDescs
@@ -79,11 +79,12 @@ func descs() metricDescs {
 		replies:     d("replies_total", "ICMP errors, resets and answers that the gateway made itself.", "network"),
 		lost:        d("events_lost_total", "Ends of sessions that a full queue lost: their sockets or ports stay longer than they should.", "network"),
 		remote:      d("remote_errors_total", "ICMP errors for remote ends that the gateway gave to its uplink: larger than the tunnel, time exceeded. An uplink of sockets drops them.", "network"),
+		fragments:   d("fragment_bytes", "Memory of the network's datagrams from sandboxes that wait for more of their fragments.", "network"),
 		peers:       d("wireguard_peers", "WireGuard peers of the network on this host.", "network"),
 		sockets:     d("uplink_sockets", "Kernel sockets open for the network.", "network", "protocol"),
 		pending:     d("uplink_pending_connects", "Connects that the far side has not answered yet.", "network"),
 		uplink:      d("uplink_lost", "1 while what leaves from the network's addresses here does not come back.", "network"),
-		full:        d("full", "1 while an address of the network here has no session or port left.", "network"),
+		full:        d("full", "1 while an address of the network here has no session, no port or no port block left.", "network"),
 		ready:       d("ready", "1 while the host serves its networks."),
 		draining:    d("draining", "1 while the host tells sidecars to go elsewhere, before it ends."),
 		stateWrites: d("state_file_writes_total", "State files written."),
@@ -95,7 +96,7 @@ func descs() metricDescs {
 
 func metrics() []*prometheus.Desc {
 	d := descs()
-	return append(d.table.all(), []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.remote, d.lost, d.peers, d.sockets, d.pending,
+	return append(d.table.all(), []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.remote, d.lost, d.fragments, d.peers, d.sockets, d.pending,
 		d.uplink, d.full, d.ready, d.draining, d.stateWrites, d.stateErrors, d.site.packets, d.site.bytes, d.site.foreign, d.site.sessions}...)
 }
 
@@ -139,6 +140,7 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 		counter(d.lost, lost, id)
+		gauge(d.fragments, float64(n.fwd.fragmentBytes()), id)
 		gauge(d.peers, float64(n.peers.Load()), id)
 		gauge(d.sockets, float64(up.TCP), id, "tcp")
 		gauge(d.sockets, float64(up.UDP), id, "udp")

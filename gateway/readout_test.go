@@ -156,6 +156,7 @@ func TestSessionsReadoutOfFewLeft(t *testing.T) {
 func TestTableMetrics(t *testing.T) {
 	h, r := readoutHost(t)
 	r.drain(pair[1], true)
+	r.write(fragmentsOf(udp(t, at(alice, 1), origin, make([]byte, 3000)))[:1]...)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(h)
 	got := map[string]float64{}
@@ -186,5 +187,8 @@ func TestTableMetrics(t *testing.T) {
 		if v, ok := got[key]; !ok || v != want {
 			t.Errorf("%s is %v (there: %v), want %v", key, v, ok, want)
 		}
+	}
+	if v := got["sallyport_fragment_bytes"]; v < 1000 || v > 4096 {
+		t.Errorf("a fragment takes %v bytes", v)
 	}
 }
