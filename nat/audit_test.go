@@ -55,6 +55,9 @@ func audit(tb reporter, t *Table) {
 	auditHosts(tb, t, perHost)
 	auditBlocks(tb, t)
 	auditPorts(tb, t, ports)
+	auditMemory(tb, t)
+	auditLists(tb, t)
+	auditSets(tb, t)
 }
 
 // auditSessions checks indexes, lists and totals of the sessions.

@@ -221,7 +221,7 @@ func (t *Table) reachSessions(ls []lookup) {
 		if l.via != viaInner || l.hint == 0 || l.again {
 			continue
 		}
-		if m := t.mappings.at(l.hint); m.from() == l.from && m.proto == l.proto {
+		if m := t.mappings.at(l.hint); m.of(l.proto, l.from) {
 			l.port = m.port
 			l.answer = t.inboundHash(l.proto, l.port, l.to)
 		}

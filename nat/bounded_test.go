@@ -63,6 +63,35 @@ func TestLargeMappingEndsInSteps(t *testing.T) {
 	}
 }
 
+// A mapping that ends with many sessions in the middle of a batch ends for all packets
+// behind it: its inner endpoint has one new mapping, not one for each of them (U-1).
+func TestLargeMappingEndsInBatch(t *testing.T) {
+	l := newLab(t, nil)
+	old := l.spread(box, 3*atOnce)
+	l.wait(time.Hour)
+	var ps []*packet.Packet
+	for i := range 8 {
+		b := make([]byte, 64)
+		p := new(packet.Packet)
+		to := makeEndpoint(0xcb007100+uint32(i/2), 53).addrPort() // pairs with the same key, and others
+		if o := packet.Parse(p, b[:packet.BuildUDP(b, box, to, nil, 64, 0)]); o != packet.Pass {
+			t.Fatal(o)
+		}
+		ps = append(ps, p)
+	}
+	out := make([]packet.Outcome, len(ps))
+	l.EgressBatch(ps, out, l.now)
+	for i, p := range ps {
+		if out[i] != packet.Pass || p.SrcPort == old || p.SrcPort != ps[0].SrcPort {
+			t.Errorf("packet %d: %v, from port %d; the first from %d, the old one is %d", i, out[i], p.SrcPort, ps[0].SrcPort, old)
+		}
+	}
+	if n := l.mappings.live; n != 2 {
+		t.Errorf("%d mappings, want the old one, which ends, and a new one", n)
+	}
+	audit(t, l.Table)
+}
+
 // roundTrip exports the table and imports that into another.
 func (l *lab) roundTrip(t *testing.T, name string) {
 	l.wait(time.Second)

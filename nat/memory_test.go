@@ -159,13 +159,23 @@ func TestImportWithoutMemory(t *testing.T) {
 	if !c.Done() {
 		t.Fatal("the export is not complete")
 	}
+	rich := newLab(t, nil)
+	if err := rich.Import(b, rich.now); err != nil || rich.tuples.len() == 0 {
+		t.Fatalf("%v, with %d tuples on hold", err, rich.tuples.len())
+	}
 	for k := 0; ; k++ {
 		m := &scarce{left: k, live: map[*byte]int{}}
 		l := newLab(t, func(c *Config) { c.Memory = m })
 		err := l.Import(b, l.now)
 		audit(t, l.Table)
 		if err == nil {
+			if l.tuples.len() != rich.tuples.len() || l.heldPorts.len() != rich.heldPorts.len() {
+				t.Errorf("%d and %d holds came in, want %d and %d", l.tuples.len(), l.heldPorts.len(), rich.tuples.len(), rich.heldPorts.len())
+			}
 			break
+		}
+		if len(l.Table.events.chunks) > 0 {
+			t.Fatal("a refused import left memory with the events")
 		}
 		if !errors.Is(err, errNoMemory) {
 			t.Fatal(err)

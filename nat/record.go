@@ -112,8 +112,11 @@ func (m *mapping) link() *uint32 { return &m.next }
 
 func (m *mapping) from() endpoint { return makeEndpoint(m.inner, m.innerPort) }
 
-// of says whether m is the mapping of an inner endpoint.
-func (m *mapping) of(p packet.Proto, from endpoint) bool { return m.from() == from && m.proto == p }
+// of says whether m is the mapping of an inner endpoint. One that is doomed is not any
+// more: the endpoint may have another one.
+func (m *mapping) of(p packet.Proto, from endpoint) bool {
+	return m.from() == from && m.proto == p && m.doomed == ReasonNone
+}
 
 // host is an inner address and what it holds.
 type host struct {

@@ -187,31 +187,44 @@ func (r *restorer) hold() error {
 	for kind, all := range r.holds {
 		slices.SortFunc(all, func(a, b held) int { return int(int32(a.until - b.until)) })
 		for _, h := range all {
-			ok := false
-			if kind == 0 {
-				ok = r.restoreTuple(tuple(h.key), h.until)
-			} else {
-				sp := r.space(int(h.key >> 16))
-				if ok = sp.set.take(uint16(h.key)); ok && r.heldPorts.push(h.key, h.until) == 0 {
-					sp.set.release(uint16(h.key))
-					return errNoMemory
-				}
+			restore := r.restoreTuple
+			if kind == 1 {
+				restore = r.restorePort
 			}
-			if !ok {
-				return fmt.Errorf("at byte %d: port %d is on hold twice, or in use: %s", h.next, uint16(h.key>>(48*(1-kind))), again)
+			if err := restore(h); err != nil {
+				return fmt.Errorf("at byte %d: port %d: %w", h.next, uint16(h.key>>(48*(1-kind))), err)
 			}
 		}
 	}
 	return nil
 }
 
-// restoreTuple puts a tuple on hold, unless it is so already or in use.
-func (t *Table) restoreTuple(tp tuple, until uint32) bool {
-	if inUse, onHold := t.tupleTaken(tp); inUse != 0 || onHold {
-		return false
+// errHeld is of a hold on what is in use, or on hold already.
+var errHeld = errors.New("it is on hold twice, or in use: " + again)
+
+// restoreTuple puts a tuple on hold.
+func (r *restorer) restoreTuple(h held) error {
+	tp := tuple(h.key)
+	if inUse, onHold := r.tupleTaken(tp); inUse != 0 || onHold {
+		return errHeld
 	}
-	t.pushTuple(t.inboundHash(packet.TCP, tp.port(), tp.remote()), tp, until)
-	return true
+	if !r.pushTuple(r.inboundHash(packet.TCP, tp.port(), tp.remote()), tp, h.until) {
+		return errNoMemory
+	}
+	return nil
+}
+
+// restorePort puts a port of a space on hold.
+func (r *restorer) restorePort(h held) error {
+	set := &r.space(int(h.key >> 16)).set
+	if !set.take(uint16(h.key)) {
+		return errHeld
+	}
+	if r.heldPorts.push(h.key, h.until) == 0 {
+		set.release(uint16(h.key))
+		return errNoMemory
+	}
+	return nil
 }
 
 // session takes a session in, whose deadline and birth are relative yet.
@@ -358,7 +371,7 @@ func (r *restorer) checkQuotas(h *host, s *session, port bool) error {
 // empty takes everything out of a table again, unheard.
 func (t *Table) empty() {
 	events := t.events
-	t.events = newRing(t.config.Memory, 1, 0)
+	t.events = newRing(t.config.Memory, 0, 0) // takes nothing, and no memory
 	for i := uint32(1); i < t.sessions.top; i++ {
 		if t.sessions.at(i).state != stateFree {
 			t.removeSession(i, ReasonRevoked)
