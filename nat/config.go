@@ -23,8 +23,26 @@ const (
 	EndpointIndependent
 )
 
+// String returns the mapping's name in words.
+func (m Mapping) String() string {
+	switch m {
+	case AddressAndPortDependent:
+		return "address-and-port-dependently"
+	case EndpointIndependent:
+		return "endpoint-independently"
+	}
+	return "unknown"
+}
+
 // Timers are the times after which silent state goes. A zero stands for the
-// default; nothing may be set below its floor.
+// default. Nothing may be set below its floor, or above a year:
+//
+//	UDP             default  5 min        floor  2 min
+//	TCPEstablished  default  2 h 4 min    floor  2 h 4 min
+//	TCPOpening      default  4 min        floor  6 s
+//	TCPClosing      default  4 min        floor  4 min
+//	ICMP            default  1 min        floor  1 min
+//	Hold            default  2 min        floor  2 min
 type Timers struct {
 	// UDP is how long a mapping and each of its sessions outlive the last
 	// packet from inside. Packets from outside refresh nothing.
@@ -163,7 +181,8 @@ type PortRange struct{ First, Last uint16 }
 
 // Config is what a Table is made from.
 type Config struct {
-	// External is the dedicated IPv4 address; not set where Identity is.
+	// External is the dedicated IPv4 address, one that a host may have; not set where
+	// Identity is.
 	External netip.Addr
 	// Identity makes a table that tracks without translating: see [Table]. It has no
 	// ports, so that Ports, Reserved, PortBlock and TCPMapping are not set either.
@@ -249,14 +268,21 @@ func (c *Config) completeMapping() error {
 	if !c.External.Is4() {
 		return fmt.Errorf("nat: external address %v is not IPv4: give the dedicated address of the table", c.External)
 	}
+	switch class := packet.ClassOf(c.External); class {
+	case packet.ClassThisNetwork, packet.ClassMulticast, packet.ClassReserved, packet.ClassBroadcast:
+		return fmt.Errorf("nat: external address %v is of the class %q, which no host has an address of: give the dedicated address of the table", c.External, class.String())
+	}
 	if c.Ports == (PortRange{}) {
 		c.Ports = PortRange{1024, 65535}
 	}
-	if c.Ports.First < 1024 || c.Ports.Last < c.Ports.First {
+	if c.Ports.Last < c.Ports.First {
+		return fmt.Errorf("nat: port range %d-%d ends before it begins: give First and Last the other way round", c.Ports.First, c.Ports.Last)
+	}
+	if c.Ports.First < 1024 {
 		return fmt.Errorf("nat: port range %d-%d: it must lie within 1024-65535", c.Ports.First, c.Ports.Last)
 	}
 	if c.TCPMapping > EndpointIndependent {
-		return fmt.Errorf("nat: unknown TCP mapping %d", c.TCPMapping)
+		return fmt.Errorf("nat: unknown TCP mapping %d: set AddressAndPortDependent (%d) or EndpointIndependent (%d)", uint8(c.TCPMapping), uint8(AddressAndPortDependent), uint8(EndpointIndependent))
 	}
 	return c.checkBlock()
 }

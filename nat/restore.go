@@ -47,22 +47,15 @@ var errNoMemory = errors.New("there is no memory left: give the table more, or f
 // again is what can be done about an export that is no good.
 const again = "export again, and carry it over whole"
 
-// checkExport checks what can be said without looking at the records.
+// checkExport checks what can be said without looking at the records. As damage may make
+// the header say anything, what it says counts only when the whole is as it was written.
 func (t *Table) checkExport(b []byte) error {
 	least := headerSize + recordSize(recordEnd)
 	switch {
-	case len(b) < headerSize || string(b[:4]) != exportMagic:
+	case len(b) <= len(exportMagic) || string(b[:len(exportMagic)]) != exportMagic:
 		return fmt.Errorf("%d bytes do not begin as an export does: give what AppendExport wrote", len(b))
 	case b[4] != exportVersion:
 		return fmt.Errorf("the export has version %d, not %d: export with the version of the program that imports", b[4], exportVersion)
-	case b[5] != t.exportKind():
-		return fmt.Errorf("the export is of a table of kind %d, this one is of kind %d (0 translates, 1 tracks only): import where it came from", b[5], t.exportKind())
-	case b[6] != byte(t.config.TCPMapping):
-		return fmt.Errorf("the export is of a table with TCP mapping %d, this one has %d: give both the same setting", b[6], t.config.TCPMapping)
-	case binary.BigEndian.Uint32(b[8:]) != t.exportAddress():
-		return fmt.Errorf("the export is of external address %v: import it into that one's table", addrOf(binary.BigEndian.Uint32(b[8:])))
-	case b[7] != byte(bits.Len(uint(t.config.PortBlock))):
-		return fmt.Errorf("the export is of a table with port blocks of %d, this one's have %d: give both the same setting", 1<<b[7]>>1, t.config.PortBlock)
 	case len(b) < least:
 		return fmt.Errorf("the export ends at byte %d, before its trailer: %s", len(b), again)
 	}
@@ -70,7 +63,60 @@ func (t *Table) checkExport(b []byte) error {
 	if got := binary.BigEndian.Uint32(b[len(b)-4:]); got != sum {
 		return fmt.Errorf("the %d bytes have checksum %08x, but say %08x: they are cut short, too long or damaged; %s", len(b), sum, got, again)
 	}
+	return t.checkHeader(b)
+}
+
+// checkHeader checks that an export is of such a table as this one.
+func (t *Table) checkHeader(b []byte) error {
+	kind, mapping, address := b[5], Mapping(b[6]), binary.BigEndian.Uint32(b[8:])
+	switch {
+	case kind > 1 || mapping > EndpointIndependent || int(b[7]) > bits.Len(maxBlock):
+		return fmt.Errorf("the header %x is none that AppendExport writes: %s", b[:headerSize], again)
+	case kind != t.exportKind():
+		return fmt.Errorf("the export is of %s, this is %s: import it into a table of its kind", kindName(kind), kindName(t.exportKind()))
+	case mapping != t.config.TCPMapping:
+		return fmt.Errorf("the export is of a table that maps TCP %v, this one does %v: give both the same TCPMapping", mapping, t.config.TCPMapping)
+	case address != t.exportAddress():
+		return fmt.Errorf("the export is of external address %v: import it into that one's table", addrOf(address))
+	case b[7] != byte(bits.Len(uint(t.config.PortBlock))):
+		return fmt.Errorf("the export is of a table with %s, this one has %s: give both the same PortBlock", blocksName(1<<b[7]>>1), blocksName(t.config.PortBlock))
+	}
 	return nil
+}
+
+func kindName(kind byte) string {
+	if kind == 0 {
+		return "a table that translates"
+	}
+	return "an identity table"
+}
+
+func blocksName(size int) string {
+	if size == 0 {
+		return "no port blocks"
+	}
+	return fmt.Sprintf("port blocks of %d", size)
+}
+
+// protoName names a protocol in errors.
+func protoName(p packet.Proto) string {
+	switch p {
+	case packet.TCP:
+		return "TCP"
+	case packet.UDP:
+		return "UDP"
+	case packet.ICMP:
+		return "ICMP echo"
+	}
+	return fmt.Sprintf("protocol %d", p)
+}
+
+// stateName names a state in errors.
+func stateName(s state) string {
+	if int(s) < len(stateNames) {
+		return stateNames[s]
+	}
+	return fmt.Sprint(uint8(s))
 }
 
 // restorer fills a table from records.
@@ -128,7 +174,7 @@ func (r *restorer) record(b []byte, at int) error {
 	case recordPort:
 		r.counts[2]++
 		if b[1] >= spaceCount {
-			return fmt.Errorf("a port of protocol %d of %d is on hold: %s", b[1], spaceCount, again)
+			return fmt.Errorf("a port is on hold of port space %d, of which there are %d: %s", b[1], spaceCount, again)
 		}
 		return r.keep(1, at, held{key: uint64(b[1])<<16 | uint64(be.Uint16(b[2:])), until: be.Uint32(b[4:])})
 	}
@@ -144,7 +190,7 @@ func (r *restorer) record(b []byte, at int) error {
 		port: be.Uint16(b[16:]), deadline: be.Uint32(b[18:]), created: be.Uint32(b[22:]),
 	}
 	if (b[0] == recordTCP) != (s.proto == packet.TCP) {
-		return fmt.Errorf("a session of protocol %d in a record of kind %d: %s", s.proto, b[0], again)
+		return fmt.Errorf("a session of %s in a record that is not for it: %s", protoName(s.proto), again)
 	}
 	if b[0] == recordTCP {
 		for i, pair := range [...]*[2]uint32{&s.end, &s.ack} {
@@ -154,7 +200,7 @@ func (r *restorer) record(b []byte, at int) error {
 		s.again, s.scale, s.againScale = be.Uint32(b[46:]), b[50], b[51]
 	}
 	if err := r.session(&s); err != nil {
-		return fmt.Errorf("session %d, protocol %d, %v under port %d to %v: %w", r.counts[0], s.proto, s.from().addrPort(), s.port, s.to().addrPort(), err)
+		return fmt.Errorf("session %d, %s, %v under port %d to %v: %w", r.counts[0], protoName(s.proto), s.from().addrPort(), s.port, s.to().addrPort(), err)
 	}
 	return nil
 }
@@ -324,7 +370,7 @@ func (r *restorer) checkSession(s *session) error {
 func checkState(s *session) error {
 	if s.proto != packet.TCP {
 		if s.state != stateLive || s.flags&^(mapped|marked) != 0 || s.proto == packet.ICMP && s.remotePort != 0 {
-			return fmt.Errorf("state %d with flags %02x is none of its protocol: %s", s.state, s.flags, again)
+			return fmt.Errorf("state %s with flags %02x is none of its protocol: %s", stateName(s.state), s.flags, again)
 		}
 		return nil
 	}
@@ -340,7 +386,7 @@ func checkState(s *session) error {
 		ok = true
 	}
 	if !ok {
-		return fmt.Errorf("state %d with flags %02x is none of TCP: %s", s.state, s.flags, again)
+		return fmt.Errorf("state %s with flags %02x is none of TCP: %s", stateName(s.state), s.flags, again)
 	}
 	return nil
 }
