@@ -101,7 +101,10 @@ func (c ExportCursor) Done() bool { return c.stage == exportDone }
 // half a millisecond where dst has room for them. The bytes of all steps in a row, until
 // the cursor is done, are the export; the table only reads itself, but for the clock.
 //
-// What is made in the tick in which the export begins, or later, is not part of it.
+// An export holds what existed before the tick of 100 ms in which it begins: what is
+// made in that tick or later is left out, even by a packet before the first step. So
+// whoever hands a table over stops its packets, lets now go on by 100 ms, and only then
+// begins. A connection that goes on after its step may be refused where it is imported.
 func (t *Table) AppendExport(dst []byte, c ExportCursor, budget int, now packet.Instant) ([]byte, ExportCursor) {
 	t.clock(now)
 	from := len(dst)

@@ -2,7 +2,9 @@
 // without breaking a checksum. It is pure: it takes bytes and, where time
 // matters, an [Instant], and it keeps no clock, lock, goroutine or log.
 //
-// Everything works in place on the caller's buffer and allocates nothing.
+// Packets are parsed and rewritten in place, and built and fragmented into buffers
+// of the caller's, all without an allocation. Only a [Reassembler] has memory of its
+// own: it allocates a copy of each fragment, up to its limits.
 package packet
 
 import "net/netip"

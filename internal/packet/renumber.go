@@ -5,7 +5,8 @@ import "encoding/binary"
 // Renumbering is how a sandbox has other addresses in another network, one for
 // one and with the same ports. Each pair of addresses takes the other's place, so
 // that applying it twice changes nothing. A pair of the same address twice
-// changes nothing at all.
+// changes nothing at all. [Renumbering.Egress] is for packets that the sandbox sends,
+// [Renumbering.Ingress] for those to it; both work in place.
 type Renumbering struct {
 	// Local is the sandbox's own address here and there, Remote that of a host which
 	// both networks have, such as the gateway. Every other remote address stays.
