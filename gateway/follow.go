@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
@@ -300,10 +301,32 @@ func (h *Host) compile(n spec.Network) (*policy.Snapshot, error) {
 	}
 	region, _ := h.state.Region(n.Region)
 	return policy.Compile(policy.Config{
-		Network: n.CIDR, Gateway: n.Gateway(), Own: h.ownAddresses(region, n.ID), Pair: n.Pair[:],
+		Network: n.CIDR, Gateway: n.Gateway(), Own: append(h.ownAddresses(region, n.ID), h.astray(region, n)...), Pair: n.Pair[:],
 		Peered:   h.peeredRanges(n.ID),
 		Loopback: region.Loopback(), Mode: mode, Rules: rules,
 	})
+}
+
+// astray are the addresses of a network's pair that another host holds and that are on
+// this machine all the same: what a sandbox sends there would come to this machine's own
+// services, from inside. In a loopback region all addresses are on every machine.
+func (h *Host) astray(r spec.Region, n spec.Network) (here []netip.Addr) {
+	for side, held := range h.holds(n) {
+		if !held && !r.Loopback() && isLocal(n.Pair[side]) {
+			here = append(here, n.Pair[side])
+		}
+	}
+	return here
+}
+
+// isLocal reports whether the kernel takes an address for this machine's.
+func isLocal(a netip.Addr) bool {
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
 }
 
 // ownAddresses are those that no sandbox of a network may reach: the hosts'

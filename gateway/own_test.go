@@ -38,3 +38,28 @@ func TestOwnAddresses(t *testing.T) {
 		}
 	}
 }
+
+// an address of the pair that the sibling holds is reached by the uplink, unless it
+// is on this machine, too.
+func TestSiblingsAddressHere(t *testing.T) {
+	for address, want := range map[string]policy.Decision{
+		"127.5.5.5":   {Verdict: policy.Reject, Outcome: packet.OwnAddress},
+		"203.0.113.1": {Verdict: policy.Forward, Outcome: packet.Pass},
+	} {
+		n := testNetwork("net_a", 1)
+		n.Pair[1] = netip.MustParseAddr(address)
+		h := &Host{state: testState(n)}
+		h.cfg.Daemon = testDaemon()
+		r := &h.state.Regions[0]
+		r.Pool = append(r.Pool, netip.MustParsePrefix("203.0.113.0/24")) // no loopback region
+		r.Hosts = append(r.Hosts, spec.Host{Name: "gw-b", Endpoint: netip.MustParseAddr("192.0.2.9")})
+		s, err := h.compile(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := parsed(t, udp(t, at(alice, 1), at(n.Pair[1], 22), nil))
+		if got := s.With(alice, policy.Subject{}).Decide(&p); got != want {
+			t.Errorf("%s: %v, want %v", address, got, want)
+		}
+	}
+}
