@@ -173,9 +173,10 @@ func (n *network) noteFull() {
 }
 
 // exhausted reports whether a table has no session left of those that it may
-// have, or no port, or no port block for another sandbox. Identifiers of echoes do not
-// count: nobody moves for want of a ping.
+// have, or no port. Identifiers of echoes do not count: nobody moves for want of a ping.
+// Nor do port blocks: where all are taken, who has one goes on as ever, and must
+// not leave for another region because one sandbox more has none.
 func exhausted(s nat.Stats, limit int) bool {
-	return limit > 0 && sessions(s) >= limit || s.Blocks > 0 && s.FreeBlocks == 0 ||
+	return limit > 0 && sessions(s) >= limit ||
 		s.FreePorts.Of(packet.TCP) == 0 || s.FreePorts.Of(packet.UDP) == 0
 }

@@ -168,7 +168,7 @@ func TestExhausted(t *testing.T) {
 		{nat.Stats{FreePorts: ports, Sessions: live}, 0, false},
 		{nat.Stats{FreePorts: nat.PerProtocol{1, 0, 1}}, 10, true},
 		{nat.Stats{FreePorts: ports, Blocks: 3, FreeBlocks: 1}, 10, false},
-		{nat.Stats{FreePorts: ports, Blocks: 3}, 10, true},
+		{nat.Stats{FreePorts: ports, Blocks: 3}, 10, false},
 		{nat.Stats{FreePorts: nat.PerProtocol{0, 1, 1}}, 10, true},
 	} {
 		if got := exhausted(c.stats, c.limit); got != c.want {

@@ -84,7 +84,7 @@ func descs() metricDescs {
 		sockets:     d("uplink_sockets", "Kernel sockets open for the network.", "network", "protocol"),
 		pending:     d("uplink_pending_connects", "Connects that the far side has not answered yet.", "network"),
 		uplink:      d("uplink_lost", "1 while what leaves from the network's addresses here does not come back.", "network"),
-		full:        d("full", "1 while an address of the network here has no session, no port or no port block left.", "network"),
+		full:        d("full", "1 while an address of the network here has no session or port left.", "network"),
 		ready:       d("ready", "1 while the host serves its networks."),
 		draining:    d("draining", "1 while the host tells sidecars to go elsewhere, before it ends."),
 		stateWrites: d("state_file_writes_total", "State files written."),
