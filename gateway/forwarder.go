@@ -224,8 +224,8 @@ func (f *Forwarder) Pin(pinned map[netip.Addr]int) {
 	f.rules.Store(&r)
 }
 
-// Revoke removes all state of one inner address and returns how many sessions
-// ended. When the policy refuses the address before, nothing makes new state for
+// Revoke removes all state of one inner address, and what waits for Read to be sent
+// there, and returns how many sessions ended. When the policy refuses the address before, nothing makes new state for
 // it: a batch that was decided earlier asks again under the table's lock.
 //
 // Packets of others go on meanwhile: no lock is held for longer than a step.
@@ -248,6 +248,12 @@ func (f *Forwarder) Revoke(inner netip.Addr) int {
 	for more = true; more; {
 		more = false // where there is no such table
 		f.withPeered(step)
+	}
+	f.replies.forget(inner)
+	for _, q := range [...]*frameQueue{f.returned.Load(), f.hairpins.Load()} {
+		if q != nil {
+			q.forget(inner)
+		}
 	}
 	return n
 }

@@ -333,6 +333,22 @@ func TestHairpinQueue(t *testing.T) {
 	}
 }
 
+// TestHairpinRevoked: what waits for a sandbox that is revoked is not for the next one
+// that has its address; what waits for others is theirs still.
+func TestHairpinRevoked(t *testing.T) {
+	r := newRig(t)
+	innerA, innerB := at(r.attach(0, 0), 5000), at(r.attach(1, 0), 6000)
+	extA, extB := r.external(innerA), r.external(innerB)
+	r.write(udp(t, innerA, extB, nil), udp(t, innerB, extA, nil))
+	r.read()
+	r.write(udp(t, innerA, extB, []byte("for B")), udp(t, innerB, extA, []byte("for A")),
+		udp(t, innerB, forbidden, nil)) // which B would be told of
+	r.f.Revoke(innerB.Addr())
+	if got := r.got(); len(got) != 1 || got[0].data != "for A" {
+		t.Errorf("after B was revoked there came %v", got)
+	}
+}
+
 // U-9, A-17: many goroutines turn packets between both tables while sandboxes come and
 // go: no lock waits for another, and every packet counts once each way.
 func TestHairpinConcurrent(t *testing.T) {

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"net/netip"
 	"sync"
 
 	"github.com/sallyport-net/sallyport/internal/packet"
@@ -88,6 +89,19 @@ func (q *frameQueue) take(bufs [][]byte, sizes []int, offset int) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.move(bufs, sizes, offset)
+}
+
+// forget empties the packets to an address; whoever takes them finds no bytes.
+func (q *frameQueue) forget(to netip.Addr) {
+	dst := to.As4()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i := range q.count {
+		at := (q.head + i) % len(q.slots)
+		if [4]byte(q.slots[at][16:20]) == dst { // RFC 791 section 3.1: the destination
+			q.sizes[at] = 0
+		}
+	}
 }
 
 // wait is take, but waits until there is something. It returns 0 after close.
