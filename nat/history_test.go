@@ -141,6 +141,10 @@ func (h *chronicle) spread() {
 		h.single.parse(packet.BuildUDP(h.single.buf[:], from, to, nil, 64, 0))
 		h.single.Egress(&h.single.p, h.single.now)
 	}
+	if h.dice.IntN(2) == 0 { // it ends with a packet of a batch
+		h.single.wait(time.Hour)
+		h.packets()
+	}
 }
 
 // move takes what the table holds over to another one.
