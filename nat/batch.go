@@ -54,13 +54,8 @@ func (t *Table) EgressBatch(ps []*packet.Packet, out []packet.Outcome, now packe
 		ls := t.scratch[:n]
 		for i, p := range ps[:n] {
 			if out[i] = t.screenOut(p); out[i] == packet.Pass {
-				l := &ls[i]
-				t.aimOut(l, p)
-				if l.again = i > 0 && l.alike(&ls[i-1]); l.again {
-					l.hash = ls[i-1].hash
-				} else {
-					l.hash = t.hashOf(l)
-				}
+				t.aimOut(&ls[i], p)
+				t.hashIn(ls, i)
 			} else {
 				ls[i] = lookup{}
 			}
@@ -89,13 +84,8 @@ func (t *Table) IngressBatch(ps []*packet.Packet, out []packet.Outcome, now pack
 		ls := t.scratch[:n]
 		for i, p := range ps[:n] {
 			if out[i] = t.screenIn(p); out[i] == packet.Pass {
-				l := &ls[i]
-				t.aimIn(l, p)
-				if l.again = i > 0 && l.alike(&ls[i-1]); l.again {
-					l.hash = ls[i-1].hash
-				} else {
-					l.hash = t.hashOf(l)
-				}
+				t.aimIn(&ls[i], p)
+				t.hashIn(ls, i)
 			} else {
 				ls[i] = lookup{}
 			}
@@ -166,6 +156,16 @@ func (t *Table) hashOf(l *lookup) uint64 {
 		return t.inboundHash(l.proto, l.to.port(), l.from)
 	}
 	return 0
+}
+
+// hashIn is hashOf for lookup i of a batch, which may be that of the packet before.
+func (t *Table) hashIn(ls []lookup, i int) {
+	l := &ls[i]
+	if l.again = i > 0 && l.alike(&ls[i-1]); l.again {
+		l.hash = ls[i-1].hash
+		return
+	}
+	l.hash = t.hashOf(l)
 }
 
 // reach brings near what the packets will need, and leaves hints.

@@ -51,6 +51,9 @@ func newChronicle(tb testing.TB, seed uint64) *chronicle {
 	}
 	h.twins = newTwins(tb, seed, h.change)
 	h.peers = 3 + int(seed%20)
+	if seed%2 == 1 {
+		h.single.now = lastTick - packet.Instant(20*time.Minute)
+	}
 	return h
 }
 

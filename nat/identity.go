@@ -46,8 +46,8 @@ func (t *Table) egressTracked(p *packet.Packet, l *lookup) packet.Outcome {
 	return packet.Pass
 }
 
-// Mark puts a mark on the session of the packet that Egress let pass last, or takes it
-// away. What it means is the caller's.
+// Mark puts a mark on the session of the packet that Egress of an identity table let
+// pass last, or takes it away. What it means is the caller's. There must have been one.
 func (t *Table) Mark(on bool) {
 	s := t.sessions.at(t.last)
 	if on != (s.flags&marked != 0) { // the cache line is written when it changes
@@ -55,7 +55,8 @@ func (t *Table) Mark(on bool) {
 	}
 }
 
-// Marked reports whether the session of the packet that Ingress let pass last is marked.
+// Marked reports whether the session of the packet that Ingress of an identity table let
+// pass last is marked. There must have been one.
 func (t *Table) Marked() bool { return t.sessions.at(t.last).flags&marked != 0 }
 
 // closeTracked is Close.

@@ -219,7 +219,7 @@ type Stats struct {
 	Created         PerProtocol // sessions made
 	Ended           PerReason   // sessions gone
 	Refused         PerReason   // new flows refused
-	HoldsShortened  uint64      // holds of tuples ended early, for want of records
+	HoldsShortened  uint64      // holds of tuples and ports ended early, for want of records or memory
 	EventsLost      uint64      // events that found the buffer full
 }
 

@@ -56,7 +56,8 @@ import (
 //
 // No call takes long, whatever the table holds: indexes grow a shard at a time, crowds
 // are surveyed in parts, no packet looks at more than some thousand ports, and of a
-// mapping with many sessions that ends, Expire removes what the call left. What must go at once goes in steps of the caller's (Revoke).
+// mapping with many sessions that ends, Expire removes what the call left. What must go
+// at once goes in steps of the caller's (Revoke).
 
 // Table translates between inner endpoints and one external address. Where
 // [Config.Identity] is set it translates to nothing else: it tracks the same flows by
