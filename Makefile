@@ -11,6 +11,7 @@ GOFMT = $(shell $(GO) env GOROOT)/bin/gofmt
 FUZZTIME ?= 10s
 TIMEOUT ?= 5m
 TESTFLAGS ?=
+FUZZFOR ?= 10m
 
 # Debian packages that tests against other programs need, and the C compiler of
 # the race detector.
@@ -104,9 +105,9 @@ netns: ## run the tests in network namespaces, verbosely, as root
 
 .PHONY: conformance
 conformance: TIMEOUT = 45m
-conformance: ## hold the translator against the programs of others, in the long form, as root
+conformance: ## hold the translator against the programs of others, as root, and fuzz it for FUZZFOR (10m)
 	@exec=(); if [ "$$(id -u)" != 0 ]; then exec=(-exec "sudo --preserve-env=SALLYPORT_NOTRUN"); fi; \
-	$(call run-tests,-count=1 -v "$${exec[@]}" ./gateway/conformance -long)
+	$(call run-tests,-count=1 -v "$${exec[@]}" ./gateway/conformance -long -fuzz-for=$(FUZZFOR))
 
 .PHONY: lint
 lint: ## gofmt, go vet and staticcheck

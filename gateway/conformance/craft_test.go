@@ -208,11 +208,11 @@ func nextError(fd int) *socketError {
 	return nil
 }
 
-// awaitEvents waits for something on a socket, at most 3 s.
+// awaitEvents waits for something on a socket.
 func awaitEvents(fd int, events int16) int16 {
 	p := []unix.PollFd{{Fd: int32(fd), Events: events}}
 	for {
-		_, err := unix.Poll(p, 3000)
+		_, err := unix.Poll(p, int(patience.Milliseconds()))
 		if err != unix.EINTR {
 			return p[0].Revents
 		}

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -142,7 +141,7 @@ func TestErrorsOutward(t *testing.T) {
 		if _, err := server.udp[0][0].WriteTo([]byte("nobody hears this"), udpAddr(mapped)); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		_, err := wan.await(ctx, mark, func(p *pkt, s sniffed) bool {
 			return !s.out && p.Kind == packet.KindICMPError && p.ICMPType == 3 && p.ICMPCode == 3 && p.Src == mapped.Addr() &&

@@ -47,13 +47,13 @@ func TestFragments(t *testing.T) {
 			}
 			send(inside, netip.AddrPortFrom(inner1, c.port()), netip.AddrPortFrom(serverAddrs[0], 9999))
 			b := make([]byte, 65535)
-			_ = far.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_ = far.SetReadDeadline(time.Now().Add(patience))
 			n, from, err := far.ReadFrom(b)
 			if err != nil || sha256.Sum256(b[:n]) != sha256.Sum256(payload) {
 				t.Fatalf("outward in order %v: %d bytes from %v, %v", order, n, from, err)
 			}
 			send(outside, endpoint(0, 0), mapped)
-			text, sender, err := c.hear(5 * time.Second)
+			text, sender, err := c.hear(patience)
 			if err != nil || sender != endpoint(0, 0) || sha256.Sum256([]byte(text)) != sha256.Sum256(payload) {
 				t.Fatalf("inward in order %v: %d bytes from %v, %v", order, len(text), sender, err)
 			}
@@ -62,13 +62,13 @@ func TestFragments(t *testing.T) {
 		if _, err := server.udp[0][0].WriteTo(whole, udpAddr(mapped)); err != nil {
 			t.Fatal(err)
 		}
-		if text, _, err := c.hear(5 * time.Second); len(text) != len(whole) || err != nil {
+		if text, _, err := c.hear(patience); len(text) != len(whole) || err != nil {
 			t.Errorf("of 60,000 bytes inward %d came, %v", len(text), err)
 		}
 		if _, err := c.WriteTo(whole, udpAddr(netip.AddrPortFrom(serverAddrs[0], 9999))); err != nil {
 			t.Fatal(err)
 		}
-		_ = far.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = far.SetReadDeadline(time.Now().Add(patience))
 		if n, _, err := far.ReadFrom(make([]byte, 65535)); n != len(whole) || err != nil {
 			t.Errorf("of 60,000 bytes outward %d came, %v", n, err)
 		}

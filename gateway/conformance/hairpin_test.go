@@ -31,11 +31,11 @@ func TestHairpin(t *testing.T) {
 	say(one, seenThree, "another network")
 	_, _ = one.ask(endpoint(0, 0)) // by now both have been dealt with
 	say(two, seenOne, "hello from two")
-	if text, from, err := one.hear(5 * time.Second); text != "hello from two" || from != seenTwo || err != nil {
+	if text, from, err := one.hear(patience); text != "hello from two" || from != seenTwo || err != nil {
 		t.Fatalf("one hears %q from %v, %v; want it from %v", text, from, err, seenTwo)
 	}
 	say(one, seenTwo, "hello from one")
-	if text, from, err := two.hear(5 * time.Second); text != "hello from one" || from != seenOne || err != nil {
+	if text, from, err := two.hear(patience); text != "hello from one" || from != seenOne || err != nil {
 		t.Fatalf("two hears %q from %v, %v; want it from %v", text, from, err, seenOne)
 	}
 	if _, others := three.ask(endpoint(0, 0)); len(others) > 0 {
@@ -62,7 +62,7 @@ func TestTraceInward(t *testing.T) {
 	if _, err := c.WriteTo([]byte("here I am"), udpAddr(port)); err != nil {
 		t.Fatal(err)
 	}
-	_ = far.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = far.SetReadDeadline(time.Now().Add(patience))
 	_, from, err := far.ReadFrom(make([]byte, 100))
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func TestTraceInward(t *testing.T) {
 		})
 	}
 	out.send(changed(udp(port, mapped, "arrives"), 8, 3))
-	if text, _, err := c.hear(5 * time.Second); text != "arrives" || err != nil {
+	if text, _, err := c.hear(patience); text != "arrives" || err != nil {
 		t.Errorf("with three hops to go, %q comes, %v", text, err)
 	}
 	g.a1.check(t)

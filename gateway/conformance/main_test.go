@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -25,6 +26,17 @@ func (l leakChecked) Run() int {
 		return 1
 	}
 	return code
+}
+
+// fuzzFor is how long TestLeak runs in the long form.
+var fuzzFor = flag.Duration("fuzz-for", 10*time.Minute, "how long the long form makes up packets")
+
+// onlyLong skips what the short form leaves out, and lists it as not run.
+func onlyLong(t *testing.T) {
+	t.Helper()
+	if !*long {
+		netlab.NotRun(t, "only in make conformance")
+	}
 }
 
 // size is what a test does: little in the short form, much in the long one.

@@ -30,7 +30,7 @@ func TestPathMTUOutward(t *testing.T) {
 	netlab.Program(t, "ping")
 	eachSubject(t, func(t *testing.T, g *ground) {
 		g.narrow("1300")
-		out, err := try(t, g.a1.Namespace, "ping", "-n", "-c", "1", "-W", "2", "-M", "do", "-s", "1372", farAddr.String())
+		out, err := try(t, g.a1.Namespace, "ping", "-n", "-c", "1", "-W", "10", "-M", "do", "-s", "1372", farAddr.String())
 		if err == nil || !strings.Contains(out, "From "+routerWAN.String()) || !strings.Contains(out, "mtu = 1300") {
 			t.Errorf("ping says: %s", out)
 		}
@@ -47,7 +47,7 @@ func TestPathMTUOutward(t *testing.T) {
 		sums := make(chan [32]byte, 1)
 		g.task(func() { hashOne(l, sums) })
 		payload := []byte(strings.Repeat("0123456789abcdef", 1<<16))
-		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 		defer cancel()
 		c, err := g.a1.Dial(ctx, "tcp4", l.Addr().String())
 		if err != nil {
@@ -83,7 +83,7 @@ func TestPathMTUInward(t *testing.T) {
 		if _, err := c.WriteTo([]byte("here I am"), udpAddr(port)); err != nil {
 			t.Fatal(err)
 		}
-		_ = far.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = far.SetReadDeadline(time.Now().Add(patience))
 		_, from, err := far.ReadFrom(make([]byte, 100))
 		if err != nil {
 			t.Fatal(err)
@@ -93,7 +93,7 @@ func TestPathMTUInward(t *testing.T) {
 			t.Logf("the first datagram: %v", err)
 		}
 		_ = far.Close()
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		_, err = wan.await(ctx, 0, func(p *pkt, s sniffed) bool {
 			return !s.out && p.ICMPType == 3 && p.ICMPCode == 4 && p.Kind == packet.KindICMPError &&
@@ -109,7 +109,7 @@ func TestPathMTUInward(t *testing.T) {
 		}
 		out := raw(t, g.server)
 		out.send(udp(port, mapped, strings.Repeat("x", 1472)))
-		if text, _, err := c.hear(5 * time.Second); len(text) != 1472 || err != nil {
+		if text, _, err := c.hear(patience); len(text) != 1472 || err != nil {
 			t.Errorf("of a datagram that may be cut %d bytes came, %v", len(text), err)
 		}
 	})
@@ -128,7 +128,7 @@ func hashOne(l net.Listener, sums chan<- [32]byte) {
 		return
 	}
 	defer func() { _ = c.Close() }()
-	_ = c.SetDeadline(time.Now().Add(15 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(3 * patience))
 	b, _ := io.ReadAll(c)
 	sums <- sha256.Sum256(b)
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,6 +40,10 @@ const (
 // probeServer tells whoever asks by UDP or TCP by which endpoint it is seen.
 type probeServer struct {
 	udp [2][2]net.PacketConn
+
+	mu     sync.Mutex
+	closed bool
+	open   []net.Conn // connections, also such as have ended
 }
 
 // serve starts the server on its machine, until the test ends.
@@ -60,7 +65,7 @@ func (g *ground) serve() *probeServer {
 			}
 			s.udp[a][p] = c
 			listeners = append(listeners, l)
-			tasks.Go(func() { acceptAll(l, &tasks) })
+			tasks.Go(func() { s.accept(l, &tasks) })
 		}
 	}
 	for a := range serverAddrs {
@@ -75,6 +80,7 @@ func (g *ground) serve() *probeServer {
 		for _, l := range listeners {
 			_ = l.Close()
 		}
+		s.hangUp()
 		tasks.Wait()
 	})
 	return s
@@ -104,8 +110,26 @@ func (s *probeServer) answer(a, p int) {
 	}
 }
 
-// acceptAll tells each connection its source in a line, then echoes.
-func acceptAll(l net.Listener, tasks *sync.WaitGroup) {
+// keep has hangUp close a connection, and says whether it came in time for that.
+func (s *probeServer) keep(c net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open = append(s.open, c)
+	return !s.closed
+}
+
+// hangUp closes all connections: how their clients ended may never come to know here.
+func (s *probeServer) hangUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, c := range s.open {
+		_ = c.Close()
+	}
+}
+
+// accept tells each connection its source in a line, then echoes.
+func (s *probeServer) accept(l net.Listener, tasks *sync.WaitGroup) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -113,7 +137,9 @@ func acceptAll(l net.Listener, tasks *sync.WaitGroup) {
 		}
 		tasks.Go(func() {
 			defer func() { _ = c.Close() }()
-			_ = c.SetDeadline(time.Now().Add(30 * time.Second)) // their clients end before
+			if !s.keep(c) {
+				return
+			}
 			if _, err := fmt.Fprintln(c, c.RemoteAddr()); err != nil {
 				return
 			}
@@ -136,6 +162,7 @@ type client struct {
 	t *testing.T
 	net.PacketConn
 	asked int
+	late  []string // tokens of questions that were asked again
 }
 
 // client opens a UDP socket, on any port if it is 0.
@@ -163,14 +190,15 @@ func (c *client) tell(to netip.AddrPort, what byte) string {
 }
 
 // ask asks an endpoint how it sees the client. What else comes meanwhile is
-// returned as well.
+// returned as well, but for the answers to questions that ask gave up.
 func (c *client) ask(to netip.AddrPort) (seen netip.AddrPort, others []string) {
 	c.t.Helper()
 	for range 10 {
 		token := c.tell(to, askSame)
 		for {
-			text, from, err := c.hear(time.Second)
+			text, from, err := c.hear(3 * time.Second)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
+				c.late = append(c.late, token)
 				break // ask again, as programs do
 			}
 			if err != nil {
@@ -182,17 +210,34 @@ func (c *client) ask(to netip.AddrPort) (seen netip.AddrPort, others []string) {
 				}
 				return netip.MustParseAddrPort(rest), others
 			}
-			others = append(others, text)
+			if answer, _, _ := strings.Cut(text, " "); !slices.Contains(c.late, answer) {
+				others = append(others, text)
+			}
 		}
 	}
 	c.t.Fatalf("%v does not answer", to)
 	return seen, nil
 }
 
+// answered asks an endpoint once and says whether its answer comes in time.
+func (c *client) answered(to netip.AddrPort, within time.Duration) bool {
+	c.t.Helper()
+	token, end := c.tell(to, askSame), time.Now().Add(within)
+	for {
+		text, _, err := c.hear(time.Until(end))
+		if err != nil {
+			return false
+		}
+		if strings.HasPrefix(text, token+" ") {
+			return true
+		}
+	}
+}
+
 // hear waits for one datagram.
-func (c *client) hear(patience time.Duration) (string, netip.AddrPort, error) {
+func (c *client) hear(within time.Duration) (string, netip.AddrPort, error) {
 	b := make([]byte, 65535)
-	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_ = c.SetReadDeadline(time.Now().Add(within))
 	n, from, err := c.ReadFrom(b)
 	if err != nil {
 		return "", netip.AddrPort{}, err
@@ -273,7 +318,7 @@ type connection struct {
 func (s *sandbox) dialOnly(ctx context.Context, port uint16, to netip.AddrPort) (c net.Conn, err error) {
 	d := net.Dialer{
 		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(s.inner, port)),
-		Timeout:   10 * time.Second,
+		Timeout:   patience,
 		Control: func(_, _ string, raw syscall.RawConn) (err error) {
 			_ = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
 			return err
@@ -292,7 +337,7 @@ func (s *sandbox) dial(ctx context.Context, port uint16, to netip.AddrPort) (*co
 	if err != nil {
 		return nil, err
 	}
-	_ = c.SetDeadline(time.Now().Add(60 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	lines := bufio.NewReader(c)
 	line, err := lines.ReadString('\n')
 	if err != nil {
@@ -304,7 +349,7 @@ func (s *sandbox) dial(ctx context.Context, port uint16, to netip.AddrPort) (*co
 
 func (s *sandbox) connect(t *testing.T, port uint16, to netip.AddrPort) *connection {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	c, err := s.dial(ctx, port, to)
 	if err != nil {
@@ -317,7 +362,7 @@ func (s *sandbox) connect(t *testing.T, port uint16, to netip.AddrPort) *connect
 // check sends a line there and back.
 func (c *connection) check(t *testing.T) {
 	t.Helper()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	const line = "still there?\n"
 	if _, err := c.Write([]byte(line)); err != nil {
 		t.Fatalf("the connection takes no data: %v", err)
@@ -346,8 +391,8 @@ func echoIdent(t *testing.T, g *ground, s *sandbox, at *tap, ident uint16, to ne
 		netlab.NotRun(t, "no ping socket: "+err.Error())
 	}
 	defer func() { _ = unix.Close(fd) }()
-	patience := unix.NsecToTimeval(5e9)
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience)
+	limit := unix.NsecToTimeval(patience.Nanoseconds())
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)
 	if err := unix.Sendto(fd, []byte{8, 0, 0, 0, 0, 0, 0, 1, 'e', 'c', 'h', 'o'}, 0, &unix.SockaddrInet4{Addr: to.As4()}); err != nil {
 		t.Fatal(err)
 	}
@@ -355,7 +400,7 @@ func echoIdent(t *testing.T, g *ground, s *sandbox, at *tap, ident uint16, to ne
 		t.Fatalf("no answer to an echo with identifier %d from %v: %v", ident, to, err)
 	}
 	var found netip.AddrPort
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	_, err = at.await(ctx, mark, func(p *pkt, s sniffed) bool {
 		found = netip.AddrPortFrom(p.Src, p.SrcPort)

@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/internal/netlab"
@@ -276,11 +278,15 @@ func run(t *testing.T, n *netlab.Namespace, args ...string) string {
 	return out
 }
 
-// try runs a program on a machine and returns all that it says.
+// try runs a program on a machine and returns all that it says. No program may take
+// longer than three minutes.
 func try(t *testing.T, n *netlab.Namespace, args ...string) (string, error) {
 	t.Helper()
 	var out strings.Builder
-	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.WaitDelay = time.Second // for pipes that a child of it might hold
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	err := n.Run(cmd)

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 
@@ -28,12 +29,12 @@ func TestPing(t *testing.T) {
 	netlab.Program(t, "ping")
 	eachSubject(t, func(t *testing.T, g *ground) {
 		to := serverAddrs[0].String()
-		run(t, g.a1.Namespace, "ping", "-n", "-c", "5", "-i", "0.02", "-W", "2", to)
-		run(t, g.a1.Namespace, "ping", "-n", "-c", "2", "-i", "0.02", "-W", "2", "-M", "do", "-s", "1392", to)
+		run(t, g.a1.Namespace, "ping", "-n", "-c", "5", "-i", "0.02", "-W", "10", to)
+		run(t, g.a1.Namespace, "ping", "-n", "-c", "2", "-i", "0.02", "-W", "10", "-M", "do", "-s", "1392", to)
 		if out, err := try(t, g.a1.Namespace, "ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "1393", to); err == nil {
 			t.Errorf("one byte more than the tunnel takes is answered: %s", out)
 		}
-		run(t, g.a1.Namespace, "ping", "-n", "-c", "2", "-i", "0.02", "-W", "2", "-M", "dont", "-s", "8000", to)
+		run(t, g.a1.Namespace, "ping", "-n", "-c", "2", "-i", "0.02", "-W", "10", "-M", "dont", "-s", "8000", to)
 		for _, option := range [][]string{{"-R"}, {"-T", "tsonly"}} {
 			args := append([]string{"ping", "-n", "-c", "1", "-W", "1"}, option...)
 			out, err := try(t, g.a1.Namespace, append(args, to)...)
@@ -71,11 +72,11 @@ func TestCurl(t *testing.T) {
 		wan := g.watch(g.server, "wan")
 		file := filepath.Join(t.TempDir(), "noise")
 		url := "http://" + l.Addr().String() + "/"
-		run(t, g.a1.Namespace, "curl", "-sS", "--max-time", "20", "-o", file, url)
+		run(t, g.a1.Namespace, "curl", "-sS", "--max-time", "60", "-o", file, url)
 		if got, err := os.ReadFile(file); err != nil || sha256.Sum256(got) != want {
 			t.Errorf("the download: %d bytes, %v", len(got), err)
 		}
-		out := run(t, g.a1.Namespace, "curl", "-sS", "--max-time", "20", "-H", "Expect:", "--data-binary", "@"+file, url)
+		out := run(t, g.a1.Namespace, "curl", "-sS", "--max-time", "60", "-H", "Expect:", "--data-binary", "@"+file, url)
 		if !strings.HasPrefix(out, fmt.Sprintf("%x <nil> %v:", want, egress(pairA, inner1))) {
 			t.Errorf("the upload: %s", out)
 		}
@@ -106,7 +107,7 @@ func TestIperf(t *testing.T) {
 			"up": {"-n", amount}, "down": {"-n", amount, "--reverse"},
 			"datagrams": {"-u", "-b", "20M", "-l", "1200", "-n", "2M"}, "fragments down": {"-u", "-b", "20M", "-l", "4000", "-n", "2M", "--reverse"},
 		} {
-			g.iperfServer()
+			ended := g.iperfServer()
 			out := run(t, g.a1.Namespace, append([]string{"iperf3", "-c", serverAddrs[0].String(), "-J"}, flags...)...)
 			var result struct {
 				End struct {
@@ -121,12 +122,17 @@ func TestIperf(t *testing.T) {
 					} `json:"sum"`
 				} `json:"end"`
 			}
+			select {
+			case <-ended: // until then the port is its
+			case <-time.After(patience):
+				t.Fatalf("%s: iperf3 -s -1 lives on after its one test", name)
+			}
 			_, object, _ := strings.Cut(out, "{") // a warning may stand before it
 			if err := json.Unmarshal([]byte("{"+object), &result); err != nil {
 				t.Fatalf("iperf3 says %q: %v", out, err)
 			}
 			r := result.End
-			if max(r.Received.Bytes, r.Sum.Bytes) < 1e6 || max(r.Received.Lost, r.Sum.Lost) > 20 {
+			if max(r.Received.Bytes, r.Sum.Bytes) < 1e6 || max(r.Received.Lost, r.Sum.Lost) > 50 { // a loaded machine loses some in sockets
 				t.Errorf("%s: %.0f bytes, %.1f %% lost", name, max(r.Received.Bytes, r.Sum.Bytes), max(r.Received.Lost, r.Sum.Lost))
 			}
 			t.Logf("%s: %.0f Mbit/s, %.2f %% lost", name, r.Received.Bits/1e6, max(r.Received.Lost, r.Sum.Lost))
@@ -134,11 +140,14 @@ func TestIperf(t *testing.T) {
 	})
 }
 
-// iperfServer starts a server for one test on the server's machine.
-func (g *ground) iperfServer() {
+// iperfServer starts a server for one test on the server's machine, and waits until it
+// listens. It still does so for a while after its client has gone: the next one must not
+// be started before the channel is closed.
+func (g *ground) iperfServer() (ended <-chan struct{}) {
 	g.t.Helper()
 	cmd := exec.Command("iperf3", "-s", "-1", "--forceflush", "-B", serverAddrs[0].String())
 	out, err := cmd.StdoutPipe()
+	cmd.Stderr = cmd.Stdout
 	if err == nil {
 		err = g.server.Start(cmd)
 	}
@@ -146,18 +155,22 @@ func (g *ground) iperfServer() {
 		g.t.Fatal(err)
 	}
 	g.t.Cleanup(func() { _ = cmd.Process.Kill() }) // if its one test never came
-	lines, listening := bufio.NewScanner(out), false
+	lines, said, listening := bufio.NewScanner(out), "", false
 	for !listening && lines.Scan() {
+		said += lines.Text() + "\n"
 		listening = strings.Contains(lines.Text(), "listening")
 	}
-	if !listening {
-		g.t.Fatal("iperf3 -s does not listen")
-	}
+	done := make(chan struct{})
 	g.task(func() {
+		defer close(done)
 		for lines.Scan() { // it must not wait for a reader
 		}
 		_ = cmd.Wait()
 	})
+	if !listening {
+		g.t.Fatalf("iperf3 -s does not listen: %s", said)
+	}
+	return done
 }
 
 // TestDig: names by UDP and, asked so, by TCP.
@@ -177,7 +190,7 @@ func TestDig(t *testing.T) {
 		g.task(func() { answerNames(c) })
 		g.task(func() { answerNamesTCP(l) })
 		for _, way := range []string{"+notcp", "+tcp"} {
-			out := run(t, g.a1.Namespace, "dig", "+short", "+time=2", "+tries=3", way, "@"+serverAddrs[0].String(), "www.example")
+			out := run(t, g.a1.Namespace, "dig", "+short", "+time=10", "+tries=3", way, "@"+serverAddrs[0].String(), "www.example")
 			if strings.TrimSpace(out) != farAddr.String() {
 				t.Errorf("dig %s says %q", way, out)
 			}
