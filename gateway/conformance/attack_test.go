@@ -105,7 +105,7 @@ func TestSpoofedInside(t *testing.T) {
 	g := newGround(t)
 	mark := g.tap.mark()
 	run(t, g.a1.Namespace, "ip", "address", "add", inner2.String()+"/32", "dev", "tun0")
-	if out, err := try(t, g.a1.Namespace, "ping", "-n", "-c", "2", "-i", "0.05", "-W", "1", "-I", inner2.String(), serverAddrs[0].String()); err == nil {
+	if out, err := try(t, g.a1.Namespace, "ping", "-n", "-c", "2", "-i", "0.05", "-W", "0.3", "-I", inner2.String(), serverAddrs[0].String()); err == nil {
 		t.Errorf("a spoofed source is answered: %s", out)
 	}
 	if n := g.a1.spoofed.Load(); n < 2 {

@@ -31,12 +31,16 @@ func TestPing(t *testing.T) {
 		to := serverAddrs[0].String()
 		run(t, g.a1.Namespace, "ping", "-n", "-c", "5", "-i", "0.02", "-W", "10", to)
 		run(t, g.a1.Namespace, "ping", "-n", "-c", "2", "-i", "0.02", "-W", "10", "-M", "do", "-s", "1392", to)
-		if out, err := try(t, g.a1.Namespace, "ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "1393", to); err == nil {
+		if out, err := try(t, g.a1.Namespace, "ping", "-n", "-c", "1", "-W", "0.3", "-M", "do", "-s", "1393", to); err == nil {
 			t.Errorf("one byte more than the tunnel takes is answered: %s", out)
 		}
 		run(t, g.a1.Namespace, "ping", "-n", "-c", "2", "-i", "0.02", "-W", "10", "-M", "dont", "-s", "8000", to)
+		wait := "0.3" // in vain
+		if g.a == nil {
+			wait = "10"
+		}
 		for _, option := range [][]string{{"-R"}, {"-T", "tsonly"}} {
-			args := append([]string{"ping", "-n", "-c", "1", "-W", "1"}, option...)
+			args := append([]string{"ping", "-n", "-c", "1", "-W", wait}, option...)
 			out, err := try(t, g.a1.Namespace, append(args, to)...)
 			if answered := err == nil; answered != (g.a == nil) {
 				t.Errorf("ping %v: answered is %v: %s", option, answered, out)
@@ -105,7 +109,7 @@ func TestIperf(t *testing.T) {
 		amount := fmt.Sprintf("%dM", size(20, 500))
 		for name, flags := range map[string][]string{
 			"up": {"-n", amount}, "down": {"-n", amount, "--reverse"},
-			"datagrams": {"-u", "-b", "20M", "-l", "1200", "-n", "2M"}, "fragments down": {"-u", "-b", "20M", "-l", "4000", "-n", "2M", "--reverse"},
+			"datagrams": {"-u", "-b", "20M", "-l", "1200", "-n", "1M"}, "fragments down": {"-u", "-b", "20M", "-l", "4000", "-n", "1M", "--reverse"},
 		} {
 			ended := g.iperfServer()
 			out := run(t, g.a1.Namespace, append([]string{"iperf3", "-c", serverAddrs[0].String(), "-J"}, flags...)...)
@@ -132,7 +136,7 @@ func TestIperf(t *testing.T) {
 				t.Fatalf("iperf3 says %q: %v", out, err)
 			}
 			r := result.End
-			if max(r.Received.Bytes, r.Sum.Bytes) < 1e6 || max(r.Received.Lost, r.Sum.Lost) > 50 { // a loaded machine loses some in sockets
+			if max(r.Received.Bytes, r.Sum.Bytes) < 4e5 || max(r.Received.Lost, r.Sum.Lost) > 50 { // a loaded machine loses some in sockets
 				t.Errorf("%s: %.0f bytes, %.1f %% lost", name, max(r.Received.Bytes, r.Sum.Bytes), max(r.Received.Lost, r.Sum.Lost))
 			}
 			t.Logf("%s: %.0f Mbit/s, %.2f %% lost", name, r.Received.Bits/1e6, max(r.Received.Lost, r.Sum.Lost))
