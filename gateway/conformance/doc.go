@@ -20,5 +20,6 @@
 // test for any packet whose source is not dedicated, whose quotation tells of an
 // inner address, or which should not be on a wire at all.
 //
-// The flag -long makes the tests run their long form (make conformance).
+// The flag -long makes the tests run their long form (make conformance), and with them
+// those that drive programs of others which make check does not depend on.
 package conformance
