@@ -40,7 +40,7 @@ func valid() State {
 			{
 				ID: "net_3", Name: "main", Team: "team_b", Region: "iad1", CIDR: prefix("10.20.0.0/16"), Pair: pair("203.0.113.3", "203.0.113.4"),
 				PortBlock: 512, Timers: Timers{120 * time.Second, 7440 * time.Second, 240 * time.Second, 60 * time.Second},
-				Limits: Limits{1, 2, 3, 4, 5, 6, 7, 8},
+				Limits: Limits{1001, 1002, 1003, 1004, 605, 606, 607, 608},
 			},
 		},
 		Projects: []Project{

@@ -85,4 +85,29 @@ func (c *checker) checkTranslation(i int, n Network) {
 			c.add(at("networks", i, "limits", q.key), fmt.Sprintf("%d cannot be", q.value), fmt.Sprintf("write 1 to %d, or leave it out", q.max))
 		}
 	}
+	c.checkQuotas(i, n)
+}
+
+// checkQuotas refuses limits of which one makes another meaningless. What a network
+// leaves to the host is not known here.
+func (c *checker) checkQuotas(i int, n Network) {
+	l := n.Limits
+	for _, q := range []struct {
+		one, all           string
+		oneValue, allValue int
+	}{
+		{"sessionsPerSandbox", "sessionsPerIP", l.SessionsPerSandbox, l.SessionsPerIP},
+		{"portsPerSandbox", "portsPerIP", l.PortsPerSandbox, l.PortsPerIP},
+		{"halfOpenPerSandbox", "halfOpenPerIP", l.HalfOpenPerSandbox, l.HalfOpenPerIP},
+		{"newFlowsPerSecond", "newFlowsPerSecondPerIP", l.NewFlowsPerSecond, l.NewFlowsPerSecondPerIP},
+	} {
+		if q.oneValue > q.allValue && q.allValue >= 1 {
+			c.add(at("networks", i, "limits", q.one), fmt.Sprintf("%d for one sandbox is more than %s, %d, for all of them together", q.oneValue, q.all, q.allValue),
+				"write less, or raise the other")
+		}
+	}
+	if p := l.PortsPerSandbox; p > 0 && p < n.PortBlock {
+		c.add(at("networks", i, "limits", "portsPerSandbox"), fmt.Sprintf("%d is less than one block, of %d ports (portBlock)", p, n.PortBlock),
+			"write that or more, or choose smaller blocks")
+	}
 }

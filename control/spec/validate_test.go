@@ -124,6 +124,12 @@ func TestValidate(t *testing.T) {
 		{"rule's protocol", func(s *State) { s.Networks[1].Policy.Rules[0].Protocols = []Protocol{"tcp", "sctp"} }, "networks[1].policy.rules[0].protocols[1]", []string{"sctp"}},
 		{"ports of ICMP", func(s *State) { s.Networks[1].Policy.Rules[0].Protocols[0] = ProtocolICMP }, "networks[1].policy.rules[0].ports", []string{"icmp has no ports"}},
 
+		{"a sandbox's sessions", func(s *State) { s.Networks[2].Limits.SessionsPerSandbox = 1 << 28 }, "networks[2].limits.sessionsPerSandbox", []string{"sessionsPerIP"}},
+		{"a sandbox's ports", func(s *State) { s.Networks[2].Limits.PortsPerSandbox = 1 << 28 }, "networks[2].limits.portsPerSandbox", []string{"portsPerIP"}},
+		{"a sandbox's handshakes", func(s *State) { s.Networks[2].Limits.HalfOpenPerSandbox = 1 << 28 }, "networks[2].limits.halfOpenPerSandbox", []string{"halfOpenPerIP"}},
+		{"a sandbox's rate", func(s *State) { s.Networks[2].Limits.NewFlowsPerSecond = 1e8 }, "networks[2].limits.newFlowsPerSecond", []string{"newFlowsPerSecondPerIP"}},
+		{"less than a block", func(s *State) { s.Networks[2].PortBlock, s.Networks[2].Limits.PortsPerSandbox = 512, 511 }, "networks[2].limits.portsPerSandbox", []string{"512"}},
+
 		{"project without a team", func(s *State) { s.Projects = append(s.Projects, Project{ID: "prj_3", Team: "x"}) }, "projects[2].team", []string{`"x"`}},
 		{"environment name", func(s *State) { s.Projects[0].Environments[2].Name = "" }, "projects[0].environments[2].name", nil},
 		{"environment twice", func(s *State) { s.Projects[0].Environments[2].Name = "preview" }, "projects[0].environments[2].name", []string{"preview", "twice"}},

@@ -156,6 +156,19 @@ func (d *document) limits(raw rawLimits) Limits {
 	if raw.FragmentBytesPerSandbox > raw.FragmentBytes && raw.FragmentBytes >= 1 {
 		d.wrong("limits.fragment_bytes_per_sandbox", fmt.Sprintf("%d is more than limits.fragment_bytes, %d: one sandbox could take all of them", raw.FragmentBytesPerSandbox, raw.FragmentBytes), "write less")
 	}
+	for _, l := range []struct {
+		one, all           string
+		oneValue, allValue int
+	}{
+		{"sessions_per_sandbox", "sessions_per_ip", raw.SessionsPerSandbox, raw.SessionsPerIP},
+		{"ports_per_sandbox", "ports_per_ip", raw.PortsPerSandbox, raw.PortsPerIP},
+		{"half_open_per_sandbox", "half_open_per_ip", raw.HalfOpenPerSandbox, raw.HalfOpenPerIP},
+		{"new_flows_per_second", "new_flows_per_second_per_ip", raw.NewFlowsPerSecond, raw.NewFlowsPerSecondPerIP},
+	} {
+		if l.oneValue > l.allValue && l.allValue >= 1 {
+			d.wrong("limits."+l.one, fmt.Sprintf("%d for one sandbox is more than limits.%s, %d, for all of them together", l.oneValue, l.all, l.allValue), "write less, or raise the other")
+		}
+	}
 	return Limits(raw)
 }
 

@@ -193,6 +193,15 @@ func TestErrorsSayWhere(t *testing.T) {
 			`w.yaml:8:13: projects[0].environments[0].active[0]: there is no network "n"; name a network by its ID, or add it to networks`}},
 		{"missing key, at what is around it", state, "teams:\n  - name: x\n", []string{
 			`w.yaml:2:5: teams[0].id: "" is not an ID; use 1 to 64 letters, digits, - and _, beginning with a letter or digit`}},
+		{"limits that contradict each other", daemon, minimal + "limits: {sessions_per_ip: 1000, sessions_per_sandbox: 1001}\n", []string{
+			`d.yaml:7:55: limits.sessions_per_sandbox: 1001 for one sandbox is more than limits.sessions_per_ip, 1000, for all of them together; write less, or raise the other`}},
+		{"a length of time in the state's values", state, "networks:\n- limits: {portsPerIP: 0, portsPerSandbox:}\n  timers: {udp: 0s, icmp: x}\n", []string{
+			`w.yaml:3:27: networks[0].timers.icmp: "x" is not a length of time; write one such as 300s or 5m`}},
+		{"a key that does not print", daemon, "\xef\xbb\xbf" + minimal + "\"\\e[31mhost\": x\nlog: {level: loud}\n", []string{
+			`d.yaml:7:1: "\x1b[31mhost": unknown key; the keys here are roles, host, region, secret_file, region_secret_file, state_file, desired_state, control, api, admin, wireguard, uplink, dns, limits, timers, drain, health, log`,
+			`d.yaml:8:14: log.level: there is no "loud"; use debug or info or warn or error`}},
+		{"too deep a list", state, "teams: " + strings.Repeat("[", maxDepth+1), []string{
+			`w.yaml:1:72: more than 64 mappings and lists stand in one another here; is this the right file?`}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			err := tc.read(strings.NewReader(tc.text))
@@ -297,7 +306,7 @@ func TestNATConfigOfNetwork(t *testing.T) {
 	n := spec.Network{
 		TCPMapping: spec.MapEndpointIndependent, PortBlock: 64,
 		Timers: spec.Timers{UDP: 120 * time.Second, TCPEstablished: 7440 * time.Second, TCPTransitory: 240 * time.Second, ICMP: 60 * time.Second},
-		Limits: spec.Limits{SessionsPerIP: 1, PortsPerIP: 2, HalfOpenPerIP: 3, NewFlowsPerSecondPerIP: 4, SessionsPerSandbox: 5, PortsPerSandbox: 6, HalfOpenPerSandbox: 7, NewFlowsPerSecond: 8},
+		Limits: spec.Limits{SessionsPerIP: 91, PortsPerIP: 92, HalfOpenPerIP: 93, NewFlowsPerSecondPerIP: 94, SessionsPerSandbox: 85, PortsPerSandbox: 86, HalfOpenPerSandbox: 87, NewFlowsPerSecond: 88},
 	}
 	valid := func(change func(*spec.Network)) (inState, inTable bool) {
 		w := n
@@ -315,9 +324,9 @@ func TestNATConfigOfNetwork(t *testing.T) {
 		return inState, err == nil
 	}
 	c := NATConfig(d, n, external)
-	if c.TCPMapping != nat.EndpointIndependent || c.PortBlock != 64 || c.MaxSessions != 1 ||
-		c.Network != (nat.NetworkLimits{Ports: 2, HalfOpen: 3, NewPerSecond: 4}) ||
-		c.Limits != (nat.Limits{Sessions: 5, Ports: 6, HalfOpen: 7, NewPerSecond: 8}) ||
+	if c.TCPMapping != nat.EndpointIndependent || c.PortBlock != 64 || c.MaxSessions != 91 ||
+		c.Network != (nat.NetworkLimits{Ports: 92, HalfOpen: 93, NewPerSecond: 94}) ||
+		c.Limits != (nat.Limits{Sessions: 85, Ports: 86, HalfOpen: 87, NewPerSecond: 88}) ||
 		c.Timers != (nat.Timers{UDP: n.Timers.UDP, TCPEstablished: n.Timers.TCPEstablished, TCPOpening: n.Timers.TCPTransitory, TCPClosing: n.Timers.TCPTransitory, ICMP: n.Timers.ICMP}) {
 		t.Errorf("got %+v", c)
 	}
@@ -329,7 +338,7 @@ func TestNATConfigOfNetwork(t *testing.T) {
 		"ICMP":               func(n *spec.Network) { n.Timers.ICMP-- },
 		"blocks of 32":       func(n *spec.Network) { n.PortBlock = 32 },
 		"blocks of 96":       func(n *spec.Network) { n.PortBlock = 96 },
-		"blocks of 4096":     func(n *spec.Network) { n.PortBlock = 4096 },
+		"blocks of 4096":     func(n *spec.Network) { n.PortBlock, n.Limits.PortsPerIP, n.Limits.PortsPerSandbox = 4096, 0, 0 },
 		"blocks of 8192":     func(n *spec.Network) { n.PortBlock = 8192 },
 		"most sessions":      func(n *spec.Network) { n.Limits.SessionsPerIP = 1 << 28 },
 		"more than the most": func(n *spec.Network) { n.Limits.SessionsPerIP = 1<<28 + 1 },

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml/ast"
 
@@ -40,6 +42,7 @@ func (d *document) value(n ast.Node, v reflect.Value, key string) {
 	}
 	switch n := n.(type) {
 	case *ast.NullNode: // a key without a value: as though it were not there
+		d.empty[key] = true
 		return
 	case *ast.AnchorNode, *ast.AliasNode, *ast.TagNode:
 		d.add(where(n), key, "anchors, aliases and tags are not read here", "write the value out")
@@ -252,11 +255,17 @@ func describe(n ast.Node) string {
 	return "a single value"
 }
 
+// keyText is a key as it stands in paths: quoted where it holds what does not print,
+// which is never one of ours and would reach the reader's terminal.
 func keyText(k ast.MapKeyNode) string {
+	text := strings.TrimSpace(k.GetToken().Value)
 	if s, ok := k.(*ast.StringNode); ok {
-		return s.Value
+		text = s.Value
 	}
-	return strings.TrimSpace(k.GetToken().Value)
+	if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(text)
+	}
+	return text
 }
 
 func join(key, name string) string {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -8,13 +9,17 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 )
 
 // maxFile bounds what is read of one file. The desired state of 10,000 networks
 // takes about 4 MiB.
-const maxFile = 64 << 20
+const maxFile = 16 << 20
+
+// byteOrderMark is what some editors put before UTF-8 text. It says nothing.
+const byteOrderMark = "\xef\xbb\xbf"
 
 // position is a place in a file; both count from 1.
 type position struct{ line, column int }
@@ -25,6 +30,7 @@ type document struct {
 	name     string
 	root     ast.Node // nil: the file says nothing
 	at       map[string]position
+	empty    map[string]bool // keys that stand there without a value
 	unread   map[string]bool // keys whose values could not be read
 	problems Problems
 }
@@ -35,12 +41,17 @@ func readDocument(name string, r io.Reader) (*document, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
-	d := &document{name: name, at: map[string]position{"": {1, 1}}}
+	d := &document{name: name, at: map[string]position{"": {1, 1}}, empty: make(map[string]bool)}
 	if len(raw) > maxFile {
 		d.add(position{1, 1}, "", fmt.Sprintf("the file has more than %d MiB", maxFile>>20), "is this the right file?")
 		return nil, d.problems
 	}
-	file, err := parse(raw)
+	tokens := lexer.Tokenize(string(bytes.TrimPrefix(raw, []byte(byteOrderMark))))
+	if deep := tooDeep(tokens); deep != nil {
+		d.add(tokenPosition(deep), "", fmt.Sprintf("more than %d mappings and lists stand in one another here", maxDepth), "is this the right file?")
+		return nil, d.problems
+	}
+	file, err := parse(tokens)
 	if err != nil {
 		d.syntax(err)
 		return nil, d.problems
@@ -60,13 +71,13 @@ func readDocument(name string, r io.Reader) (*document, error) {
 
 // parse runs the YAML parser, which is not ours: a panic in it, on whatever
 // bytes, is an error like any other.
-func parse(raw []byte) (file *ast.File, err error) {
+func parse(tokens token.Tokens) (file *ast.File, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the YAML parser gave up: %v", p)
 		}
 	}()
-	return parser.ParseBytes(raw, 0)
+	return parser.Parse(tokens, 0)
 }
 
 func (d *document) syntax(err error) {
