@@ -55,11 +55,11 @@ func (t *Table) EgressBatch(ps []*packet.Packet, out []packet.Outcome, now packe
 		for i, p := range ps[:n] {
 			if out[i] = t.screenOut(p); out[i] == packet.Pass {
 				t.aimOut(&ls[i], p)
-				t.hashIn(ls, i)
 			} else {
 				ls[i] = lookup{}
 			}
 		}
+		t.hashAll(ls)
 		t.reach(ls)
 		for i, p := range ps[:n] {
 			if out[i] == packet.Pass {
@@ -85,11 +85,11 @@ func (t *Table) IngressBatch(ps []*packet.Packet, out []packet.Outcome, now pack
 		for i, p := range ps[:n] {
 			if out[i] = t.screenIn(p); out[i] == packet.Pass {
 				t.aimIn(&ls[i], p)
-				t.hashIn(ls, i)
 			} else {
 				ls[i] = lookup{}
 			}
 		}
+		t.hashAll(ls)
 		t.reach(ls)
 		for i, p := range ps[:n] {
 			if out[i] == packet.Pass {
@@ -158,14 +158,16 @@ func (t *Table) hashOf(l *lookup) uint64 {
 	return 0
 }
 
-// hashIn is hashOf for lookup i of a batch, which may be that of the packet before.
-func (t *Table) hashIn(ls []lookup, i int) {
-	l := &ls[i]
-	if l.again = i > 0 && l.alike(&ls[i-1]); l.again {
-		l.hash = ls[i-1].hash
-		return
+// hashAll is hashOf for each lookup of a batch; one like that before it has the same.
+func (t *Table) hashAll(ls []lookup) {
+	for i := range ls {
+		l := &ls[i]
+		if l.again = i > 0 && l.alike(&ls[i-1]); l.again {
+			l.hash = ls[i-1].hash
+		} else {
+			l.hash = t.hashOf(l)
+		}
 	}
-	l.hash = t.hashOf(l)
 }
 
 // reach brings near what the packets will need, and leaves hints.
