@@ -225,8 +225,9 @@ func (f *Forwarder) Pin(pinned map[netip.Addr]int) {
 }
 
 // Revoke removes all state of one inner address, and what waits for Read to be sent
-// there, and returns how many sessions ended. When the policy refuses the address before, nothing makes new state for
-// it: a batch that was decided earlier asks again under the table's lock.
+// there, which counts as dropped, and returns how many sessions ended. When the policy
+// refuses the address before, nothing makes new state for it: a batch that was decided
+// earlier asks again under the table's lock.
 //
 // Packets of others go on meanwhile: no lock is held for longer than a step.
 func (f *Forwarder) Revoke(inner netip.Addr) int {
@@ -249,12 +250,13 @@ func (f *Forwarder) Revoke(inner netip.Addr) int {
 		more = false // where there is no such table
 		f.withPeered(step)
 	}
-	f.replies.forget(inner)
+	forgotten := f.replies.forget(inner)
 	for _, q := range [...]*frameQueue{f.returned.Load(), f.hairpins.Load()} {
 		if q != nil {
-			q.forget(inner)
+			forgotten += q.forget(inner)
 		}
 	}
+	f.counters.dropMany(Ingress, packet.Unattached, forgotten)
 	return n
 }
 

@@ -91,17 +91,20 @@ func (q *frameQueue) take(bufs [][]byte, sizes []int, offset int) int {
 	return q.move(bufs, sizes, offset)
 }
 
-// forget empties the packets to an address; whoever takes them finds no bytes.
-func (q *frameQueue) forget(to netip.Addr) {
+// forget empties the packets to an address, and returns how many they were; whoever
+// takes them finds no bytes.
+func (q *frameQueue) forget(to netip.Addr) (n int) {
 	dst := to.As4()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for i := range q.count {
 		at := (q.head + i) % len(q.slots)
-		if [4]byte(q.slots[at][16:20]) == dst { // RFC 791 section 3.1: the destination
+		if q.sizes[at] > 0 && [4]byte(q.slots[at][16:20]) == dst { // RFC 791 section 3.1: the destination
 			q.sizes[at] = 0
+			n++
 		}
 	}
+	return n
 }
 
 // wait is take, but waits until there is something. It returns 0 after close.
