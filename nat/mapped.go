@@ -161,7 +161,7 @@ func (t *Table) own(f flow, hi uint32, port uint16) uint32 {
 	i, m := t.mappings.take()
 	sp.assign(port, i)
 	m.inner, m.innerPort, m.port, m.proto = f.from.addr(), f.from.port(), port, f.proto
-	m.owner, m.issued = hi, t.tick
+	m.owner = hi
 	h := t.hosts.at(hi)
 	if m.next = h.mappings; m.next != 0 {
 		t.mappings.at(m.next).prev = i

@@ -96,16 +96,16 @@ func (s *session) answers(p packet.Proto, port uint16, remote endpoint) bool {
 // mapping is the endpoint-independent binding of an inner endpoint to an
 // external port (RFC 4787 REQ-1). It has at least one session as long as it lives.
 type mapping struct {
-	inner            uint32
-	innerPort, port  uint16
-	proto            packet.Proto // 0: free
-	doomed           Reason       // why it ends; the inner index does not know it then
-	_                [2]uint8
-	owner            uint32 // host
-	next, prev       uint32 // in the host's list; next also links free records
-	sessions         uint32 // how many
-	first            uint32 // head of their list
-	deadline, issued uint32 // ticks: the latest deadline of its sessions, and its birth
+	inner           uint32
+	innerPort, port uint16
+	proto           packet.Proto // 0: free
+	doomed          Reason       // why it ends; the inner index does not know it then
+	_               [2]uint8
+	owner           uint32 // host
+	next, prev      uint32 // in the host's list; next also links free records
+	sessions        uint32 // how many
+	first           uint32 // head of their list
+	deadline        uint32 // tick: the latest one of its sessions
 }
 
 func (m *mapping) link() *uint32 { return &m.next }

@@ -45,7 +45,7 @@ import (
 // Records live in slabs, 64 bytes a session, linked by number to their mapping or host;
 // indexes map keyed hashes to numbers. A TCP session takes 111 bytes at most: its
 // record and a slot in two indexes, which are 32 to 76 % full, 23 bytes each at worst. A
-// session of UDP takes 87 and its part of a mapping, which takes 63: as ports are no
+// session of UDP takes 87 and its part of a mapping, which takes 59: as ports are no
 // more than 64,512, a million sessions have 16 remotes to a mapping. A tuple on hold takes
 // 39. All of it comes from a [Memory] and is invisible to the garbage collector.
 //
