@@ -11,6 +11,7 @@ import (
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/gateway/uplink"
 	"github.com/sallyport-net/sallyport/internal/config"
+	"github.com/sallyport-net/sallyport/nat"
 	"github.com/sallyport-net/sallyport/policy"
 )
 
@@ -231,9 +232,14 @@ func (h *Host) reconcile() (fresh map[string]bool, err error) {
 			continue
 		}
 		h.keeper.note(n) // where its peers are, in case that it is opened again
+		sessions := n.live()
 		n.close()
 		h.forget(n)
-		n.log.Info("network closed")
+		if w, ok := wanted[n.id]; ok {
+			n.log.Warn("network closed, to be opened again as it is wished for now: its connections have ended", "changed", n.changed(w, h.holds(w)), "sessions", sessions)
+		} else {
+			n.log.Info("network closed", "sessions", sessions)
+		}
 	}
 	var failed []error
 	for _, id := range ids {
@@ -253,6 +259,38 @@ func (h *Host) reconcile() (fresh map[string]bool, err error) {
 // what may change while it is open is left out.
 func (n *network) serves(w spec.Network, held [2]bool) bool {
 	return w.CIDR == n.cidr && w.Pair == n.pair && translationOf(w) == n.translation && held == n.held
+}
+
+// changed names what the desired state asks for and an open network does not serve.
+func (n *network) changed(w spec.Network, held [2]bool) (keys []string) {
+	is, was := translationOf(w), n.translation
+	for _, k := range []struct {
+		name string
+		same bool
+	}{
+		{"cidr", w.CIDR == n.cidr}, {"pair", w.Pair == n.pair}, {"hosts", held == n.held},
+		{"tcpMapping", is.mapping == was.mapping}, {"portBlock", is.block == was.block},
+		{"timers", is.timers == was.timers}, {"limits", is.limits == was.limits},
+	} {
+		if !k.same {
+			keys = append(keys, k.name)
+		}
+	}
+	return keys
+}
+
+// live is how many sessions there are on the pair's addresses.
+func (n *network) live() (sum uint64) {
+	for side, ip := range n.pair {
+		if n.held[side] {
+			n.fwd.withTable(ip, func(t *nat.Table) {
+				for _, of := range t.Stats().Sessions {
+					sum += of
+				}
+			})
+		}
+	}
+	return sum
 }
 
 // holds reports which addresses of a network's pair this host holds.

@@ -437,6 +437,9 @@ func TestNetworkChanges(t *testing.T) {
 		after := r.find("net_a")
 		return after != nil && after != before && after.peers.Load() == 1
 	})
+	if want := "changed=\"[tcpMapping portBlock]\" sessions=1"; !strings.Contains(r.log.String(), want) {
+		t.Errorf("the log does not say %s:\n%s", want, r.log)
+	}
 	gateway, err := tunnel.ParseKey(s.Gateways[0].PublicKey)
 	if err != nil {
 		t.Fatal(err)

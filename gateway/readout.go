@@ -226,8 +226,8 @@ type SessionRow struct {
 	Expires int64 `json:"expiresInSeconds"`
 }
 
-// Sessions reads sessions of the tables of a network's pair. A page may hold more than
-// its limit, by less than 2048. The error is as that of Ports.
+// Sessions reads sessions of the tables of a network's pair. The error is as that
+// of Ports.
 func (h *Host) Sessions(ctx context.Context, q SessionsQuery) (SessionPage, error) {
 	page := SessionPage{Sessions: []SessionRow{}}
 	if q.Limit = min(max(q.Limit, 0), MaxReadout); q.Limit == 0 {
@@ -246,18 +246,23 @@ func (h *Host) Sessions(ctx context.Context, q SessionsQuery) (SessionPage, erro
 			n.fwd.withTable(n.pair[at.Side], func(t *nat.Table) {
 				some, next = t.AppendSessions(some[:0], at.Record, step)
 			})
+			before, again := len(page.Sessions), false
 			for _, s := range some {
 				if q.wants(s) {
 					page.Sessions = append(page.Sessions, sessionRow(s, now))
 				}
 			}
-			if len(some) == 0 {
+			switch {
+			case len(page.Sessions) > q.Limit: // again, in shorter steps: where a session is only its step says
+				page.Sessions, next, step = page.Sessions[:before], at.Record, step/2
+				again = true
+			case len(some) == 0:
 				step = min(2*step, readStep) // there are few of many records
 			}
-			if at.Record = next; next == 0 {
+			if at.Record = next; next == 0 && !again {
 				at.Side++
 			}
-			if len(page.Sessions) >= q.Limit {
+			if len(page.Sessions) == q.Limit {
 				page.Next, page.More = at, at.Side < len(n.pair)
 				return nil
 			}

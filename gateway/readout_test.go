@@ -87,7 +87,7 @@ func TestSessionsReadout(t *testing.T) {
 	q := SessionsQuery{Network: "net_a", Limit: 7}
 	for pages := 1; ; pages++ {
 		page, err := h.Sessions(t.Context(), q)
-		if err != nil || len(page.Sessions) > 14 || pages > 20 {
+		if err != nil || len(page.Sessions) > 7 || page.More && len(page.Sessions) != 7 || pages > 7 {
 			t.Fatalf("page %d has %d sessions, %v", pages, len(page.Sessions), err)
 		}
 		for _, s := range page.Sessions {
@@ -112,6 +112,14 @@ func TestSessionsReadout(t *testing.T) {
 	page, err := h.Sessions(t.Context(), SessionsQuery{Network: "net_a", Destination: resolver})
 	if err != nil || len(page.Sessions) != 3 || page.Sessions[0].Protocol != "udp" {
 		t.Errorf("%+v, %v", page, err)
+	}
+	first, err := h.Sessions(t.Context(), SessionsQuery{Network: "net_a", Destination: resolver, Limit: 1})
+	if err != nil || len(first.Sessions) != 1 || !first.More || first.Sessions[0] != page.Sessions[0] {
+		t.Errorf("%+v, %v", first, err)
+	}
+	second, err := h.Sessions(t.Context(), SessionsQuery{Network: "net_a", Destination: resolver, Limit: 2, After: first.Next})
+	if err != nil || len(second.Sessions) != 2 || second.Sessions[0] != page.Sessions[1] {
+		t.Errorf("%+v, %v", second, err)
 	}
 	page, err = h.Sessions(t.Context(), SessionsQuery{Network: "net_a", Inner: page.Sessions[0].Inner.Addr(), Destination: resolver})
 	if err != nil || len(page.Sessions) != 1 {

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -56,6 +58,9 @@ func readPorts(host *gateway.Host) http.HandlerFunc {
 		query := gateway.PortsQuery{
 			Network: r.PathValue("network"), Protocol: q.protocol("protocol"),
 			Destination: q.endpoint("destination"), Top: q.number("top"),
+		}
+		if r.URL.Query().Has("protocol") && !query.Destination.IsValid() {
+			q.refuse("protocol", r.URL.Query().Get("protocol"), "the destination, too, whose users are asked for")
 		}
 		if err := q.end(); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -107,6 +112,9 @@ type parameters struct {
 
 func (p *parameters) take(name string) string {
 	v := p.values.Get(name)
+	if n := len(p.values[name]); n > 1 {
+		p.wrong = append(p.wrong, fmt.Errorf("%s: it is there %d times: write it once", name, n))
+	}
 	p.values.Del(name)
 	return v
 }
@@ -134,7 +142,7 @@ func (p *parameters) endpoint(name string) (to netip.AddrPort) {
 	}
 	to, err := netip.ParseAddrPort(v)
 	if err != nil || !to.Addr().Is4() {
-		p.refuse(name, v, "an IPv4 address and port, such as 192.0.2.5:5432")
+		p.refuse(name, v, "an IPv4 address and port, such as 192.0.2.5:5432, and port 0 for echoes")
 	}
 	return to
 }
@@ -181,8 +189,8 @@ func (p *parameters) cursor(name string) (c gateway.SessionCursor) {
 
 // end reports all that was wrong, parameters that nobody asked for included.
 func (p *parameters) end() error {
-	for name := range p.values {
-		p.wrong = append(p.wrong, fmt.Errorf("%s: there is no such parameter", name))
+	for _, name := range slices.Sorted(maps.Keys(p.values)) {
+		p.wrong = append(p.wrong, fmt.Errorf("%q: there is no such parameter", name))
 	}
 	return errors.Join(p.wrong...)
 }
