@@ -294,14 +294,16 @@ func udpFiltering(t *testing.T, s *sandbox) string {
 	return byAddressPort
 }
 
-// tcpMapping finds out how connections from one local port are mapped.
+// tcpMapping finds out how connections from one local port are mapped. It is a port
+// that the sandbox chooses: one that was used a second ago may still be in TIME_WAIT.
 func tcpMapping(t *testing.T, s *sandbox) string {
 	t.Helper()
-	const port = 41000
+	port := uint16(0)
 	var seen [3]netip.AddrPort
 	for i, to := range []netip.AddrPort{endpoint(0, 0), endpoint(0, 1), endpoint(1, 0)} {
 		c := s.connect(t, port, to)
 		defer c.Close()
+		port = uint16(c.LocalAddr().(*net.TCPAddr).Port)
 		seen[i] = c.seen
 	}
 	return classOf(seen[0], seen[1], seen[2])
