@@ -41,12 +41,12 @@ func sipRound(v0, v1, v2, v3 uint64) (uint64, uint64, uint64, uint64) {
 }
 
 const (
-	shardCount = 64
+	shardCount = 128
 	shardMin   = 8 // slots
-	// leastFull is how full, in 512ths, the first shard is when it doubles. Each next
-	// one may be a 512th fuller, so that they do not all double at once: from 64 to
+	// leastFull is how full, in 1024ths, the first shard is when it doubles. Each next
+	// one may be a 1024th fuller, so that they do not all double at once: from 64 to
 	// 76 %, and half of that after.
-	leastFull = 328
+	leastFull = 656
 )
 
 // index finds record numbers by hash. It is cut into shards, each an
@@ -123,7 +123,7 @@ func (x *index) room(h uint64) bool {
 	}
 	n := h % shardCount
 	s := &x.shards[n]
-	return (s.used+1)*512 <= len(s.slots)*(leastFull+int(n)) || x.grow(s)
+	return (s.used+1)*1024 <= len(s.slots)*(leastFull+int(n)) || x.grow(s)
 }
 
 // insert adds record i under h and says whether there was room. The caller knows that
