@@ -285,6 +285,9 @@ func (e *estate) end() {
 	for _, h := range []*gatewayHost{e.a, e.b, e.c} {
 		if h.daemon != nil && h.daemon.running() == nil {
 			judgeMetrics(e.t, h.Namespace)
+			if e.t.Failed() {
+				showCounts(e.t, h.Namespace)
+			}
 		}
 	}
 	e.endAll()

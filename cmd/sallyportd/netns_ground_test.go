@@ -221,6 +221,21 @@ func (g *ground) showLogs() {
 	}
 }
 
+// showCounts shows what a machine's sallyportd has counted that a failure may come of.
+func showCounts(t *testing.T, n *netlab.Namespace) {
+	text, err := askAdmin(n, "/metrics")
+	if err != nil {
+		t.Logf("%v: no metrics: %v", n, err)
+		return
+	}
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if strings.HasPrefix(name, "sallyport_") && strings.Contains(name, "_total") && value != "0" {
+			t.Logf("%v: %s", n, strings.TrimSpace(line))
+		}
+	}
+}
+
 // awaitSocket waits until a daemon listens at a unix socket.
 func (g *ground) awaitSocket(d *daemon, path string) {
 	g.t.Helper()

@@ -446,8 +446,10 @@ type loadReport struct {
 	Held  netip.AddrPort
 	Ended string
 	Errno syscall.Errno
-	// Refusal is what a request failed of last, if the kernel said so.
+	// Refusal is what a request failed of last, if the kernel said so; Failure says it
+	// in words, and when.
 	Refusal syscall.Errno
+	Failure string
 }
 
 // workload is requests, datagrams, and one connection that is kept and written to.
@@ -493,6 +495,7 @@ func (l *workload) ask(target string) {
 			l.r.Failed++
 			l.r.Refusal = 0
 			errors.As(err, &l.r.Refusal)
+			l.r.Failure = fmt.Sprintf("at %s: %v", time.Now().Format("15:04:05.000"), err)
 		}
 		l.mu.Unlock()
 	}
