@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
@@ -49,6 +51,32 @@ func (d *Device) intercept() {
 		d.config.Handler.HandleTCP(r)
 	})
 	d.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, forwarder.HandlePacket)
+}
+
+// beginsAnew reports whether b, which was admitted, is a SYN.
+func beginsAnew(b []byte) bool {
+	if b[ipProtocol] != byte(header.TCPProtocolNumber) {
+		return false
+	}
+	const control = header.TCPFlagSyn | header.TCPFlagAck | header.TCPFlagRst | header.TCPFlagFin
+	return header.TCPFlags(b[int(b[0]&0xf)*4+tcpFlags])&control == header.TCPFlagSyn
+}
+
+// makeWay ends the connection in TIME-WAIT that has the ports of b, a SYN: its client
+// has forgotten it, as a side that closed second may at once, and begins anew with
+// the same port (RFC 9293 section 3.6.1). The stack itself hands such a SYN only to a listener, of
+// which there is none here, and loses it otherwise. The reset that this sends
+// acknowledges nothing of the new connection, and is ignored (RFC 9293 section 3.10.7.3).
+func (d *Device) makeWay(b []byte) {
+	ip := header.IPv4(b)
+	tcpHeader := header.TCP(b[ip.HeaderLength():])
+	ep, ok := d.stack.FindTransportEndpoint(header.IPv4ProtocolNumber, header.TCPProtocolNumber, stack.TransportEndpointID{
+		LocalAddress: ip.DestinationAddress(), LocalPort: tcpHeader.DestinationPort(),
+		RemoteAddress: ip.SourceAddress(), RemotePort: tcpHeader.SourcePort(),
+	}, nicID).(*tcp.Endpoint)
+	if ok && tcp.EndpointState(ep.State()) == tcp.StateTimeWait {
+		ep.Abort()
+	}
 }
 
 // Source is the client's address and port.

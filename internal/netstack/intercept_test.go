@@ -131,6 +131,59 @@ func TestAnswerWaitsForAccept(t *testing.T) {
 	}
 }
 
+// TestSamePortAgain has a client that closed second begin anew from the same port at once,
+// while the stack still has the connection of before in TIME-WAIT.
+func TestSamePortAgain(t *testing.T) {
+	accepted := make(chan *Conn, 1)
+	c := interceptConfig(func(r *Request) {
+		conn, err := r.Accept(testContext(t))
+		if err != nil {
+			t.Errorf("accept: %v", err)
+		}
+		accepted <- conn
+	})
+	c.TimeWait = time.Hour
+	d := open(t, c)
+	out := newReader(t, d)
+	answer := func(want header.TCPFlags) header.TCP {
+		t.Helper()
+		_, tcp := headers(t, out.wait())
+		if tcp.Flags() != want {
+			t.Fatalf("the stack sends %v, want %v", tcp.Flags(), want)
+		}
+		return tcp
+	}
+	const synAck, finAck, ack = header.TCPFlagSyn | header.TCPFlagAck, header.TCPFlagFin | header.TCPFlagAck, header.TCPFlagAck
+	for i := range uint32(3) {
+		client := raw{src: syn.src, dst: syn.dst, window: 1 << 15, seq: syn.seq + 1 + i*100_000}
+		send := func(flags header.TCPFlags) {
+			client.flags = flags
+			write(t, d, client.tcp())
+		}
+		again := syn
+		again.seq = client.seq - 1
+		write(t, d, again.tcp())
+		if i > 0 {
+			// Of the connection of before; a client that waits for SYN/ACK ignores it.
+			if tcp := answer(header.TCPFlagRst | ack); tcp.AckNumber() == client.seq {
+				t.Error("the reset of before would end the new connection")
+			}
+		}
+		client.ack = answer(synAck).SequenceNumber() + 1
+		send(ack)
+		conn := <-accepted
+		if conn == nil {
+			t.FailNow()
+		}
+		if err := conn.Close(); err != nil {
+			t.Fatal(err)
+		}
+		client.ack = answer(finAck).SequenceNumber() + 1
+		send(finAck)
+		answer(ack)
+	}
+}
+
 // TestAcceptEnds accepts a client that has vanished: the caller's context, the handshake
 // timeout and the device's end each end the wait.
 func TestAcceptEnds(t *testing.T) {

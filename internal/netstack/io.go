@@ -18,6 +18,10 @@ func (d *Device) Write(bufs [][]byte, offset int) (int, error) {
 		b, v := d.admit(b[offset:])
 		d.counters.written[v].Add(1)
 		if v == admitted {
+			if d.config.Intercept && beginsAnew(b) {
+				c.flush()
+				d.makeWay(b)
+			}
 			c.add(b)
 		}
 	}
