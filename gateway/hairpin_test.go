@@ -420,7 +420,8 @@ func TestHairpinConcurrent(t *testing.T) {
 	for o := range packet.Outcomes() {
 		back += c.Drops(Ingress, o)
 	}
-	if back != sent || quiet.n != 0 {
+	// What is forgotten while it waits for Read has been counted before, as having passed.
+	if back < sent || back-c.Drops(Ingress, packet.Unattached) > sent || quiet.n != 0 {
 		t.Errorf("%d counted on the way back, want %d; the uplink got %d: %v", back, sent, quiet.n, r.counts())
 	}
 }
