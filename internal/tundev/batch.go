@@ -35,7 +35,8 @@ func (r *reader) init(d *Device) {
 	r.step = r.drain
 }
 
-// Read waits for packets and then takes all that are there, at most BatchSize.
+// Read waits for packets and then takes all that are there, at most BatchSize; none where
+// [Device.Wake] ended the waiting.
 // Packets that are not IPv4 or too long are dropped, counted, and not seen here.
 // An error means that the device is of no more use: os.ErrClosed after Close, or
 // what the kernel said when the interface was taken away.
@@ -57,7 +58,7 @@ func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		r.raw = raw
 	}
 	r.bufs, r.sizes, r.offset, r.n, r.err = bufs[:min(len(bufs), BatchSize)], sizes, offset, 0, nil
-	err := r.raw.Read(r.step)
+	err := r.run()
 	r.bufs, r.sizes = nil, nil
 	if r.n > 0 {
 		return r.n, nil // an error that stays comes again with the next Read
@@ -83,7 +84,7 @@ func (r *reader) drain(fd uintptr) bool {
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
-			return r.n > 0
+			return r.n > 0 || !d.waker.wait()
 		case err != nil:
 			if d.medium.survives(int(fd), err) {
 				continue

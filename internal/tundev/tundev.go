@@ -98,6 +98,7 @@ type Device struct {
 	closed atomic.Bool
 	once   sync.Once
 
+	waker  waker
 	reader reader
 	writer writer
 }
