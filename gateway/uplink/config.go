@@ -73,16 +73,8 @@ func (c SocketsConfig) withinSessions() SocketsConfig {
 }
 
 func (c SocketsConfig) validate() error {
-	if len(c.Addresses) == 0 {
-		return errors.New("no dedicated address: give those of the pair that this host holds")
-	}
-	for i, a := range c.Addresses {
-		if !a.Is4() || a.IsUnspecified() {
-			return fmt.Errorf("dedicated address %v: must be one host's IPv4 address", a)
-		}
-		if slices.Contains(c.Addresses[:i], a) {
-			return fmt.Errorf("dedicated address %v is given twice", a)
-		}
+	if err := checkAddresses(c.Addresses); err != nil {
+		return err
 	}
 	switch {
 	case !c.Gateway.Is4():
@@ -94,6 +86,22 @@ func (c SocketsConfig) validate() error {
 			c.MaxSessions, c.MaxPending, c.MaxPendingPerDestination)
 	case c.ConnectTimeout < 0:
 		return fmt.Errorf("connect timeout %v: must not be negative", c.ConnectTimeout)
+	}
+	return nil
+}
+
+// checkAddresses says what is wrong with a list of dedicated addresses.
+func checkAddresses(list []netip.Addr) error {
+	if len(list) == 0 {
+		return errors.New("no dedicated address: give those of the pair that this host holds")
+	}
+	for i, a := range list {
+		if !a.Is4() || a.IsUnspecified() {
+			return fmt.Errorf("dedicated address %v: must be one host's IPv4 address", a)
+		}
+		if slices.Contains(list[:i], a) {
+			return fmt.Errorf("dedicated address %v is given twice", a)
+		}
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ type Sockets struct {
 	linger linger
 	drops  [packet.NumOutcomes]atomic.Uint64
 
-	complained atomic.Int64 // when the log was last told, in nanoseconds since errors.start
+	complaints complaints
 
 	ctx     context.Context // ended by Close
 	end     context.CancelFunc
@@ -77,7 +77,6 @@ func NewSockets(cfg SocketsConfig) (*Sockets, error) {
 	s.line = describe(cfg, s.ping)
 	s.sockets.limit = int64(cfg.MaxSessions)
 	s.errors.start = time.Now()
-	s.complained.Store(-int64(complaintInterval))
 	s.events.ch = make(chan Event, eventQueue)
 	s.mappings.by = make(map[mappingKey]*mapping)
 	s.tcp.init(cfg, &s.sockets)
@@ -288,16 +287,10 @@ func (s *Sockets) Close() error {
 	return nil
 }
 
-// complaintInterval is how often the log is told that the host does not do what it should.
-const complaintInterval = time.Minute
-
 // complain logs what an operator may have to mend, such as an address that is
 // gone, but not for every packet.
 func (s *Sockets) complain(err error) {
-	now := int64(time.Since(s.errors.start))
-	last := s.complained.Load()
-	if now-last < int64(complaintInterval) || !s.complained.CompareAndSwap(last, now) {
-		return
+	if s.complaints.due() {
+		s.log.Warn("the kernel refused a socket or packet of a dedicated address: is the address still on the host, and is there a route?", "error", err)
 	}
-	s.log.Warn("the kernel refused a socket or packet of a dedicated address: is the address still on the host, and is there a route?", "error", err)
 }
