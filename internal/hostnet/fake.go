@@ -2,9 +2,11 @@ package hostnet
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -15,13 +17,28 @@ import (
 // links take their addresses and routes with them, sysctls must exist. Ends of
 // veth pairs in other namespaces are not followed.
 type Fake struct {
-	mu        sync.Mutex
-	links     map[string]*fakeLink
-	addresses []Address
-	routes    []Route
-	drops     []Drop
-	sysctls   map[string]string
+	mu         sync.Mutex
+	links      map[string]*fakeLink
+	addresses  []heldAddress
+	routes     []heldRoute
+	rules      []heldRule
+	neighbours []heldNeighbour
+	drops      []Drop
+	sysctls    map[string]string
+	announced  []netip.Addr
 }
+
+// heldRoute and heldRule carry who put them there.
+type (
+	heldRoute struct {
+		Route
+		tag Tag
+	}
+	heldRule struct {
+		Rule
+		tag Tag
+	}
+)
 
 type fakeLink struct {
 	veth, up, noARP bool
@@ -35,18 +52,43 @@ var _ Host = (*Fake)(nil)
 // and the sysctls that a new namespace has (those this project sets).
 func NewFake(links ...string) *Fake {
 	f := &Fake{
-		links: map[string]*fakeLink{"lo": {mtu: 65536}},
+		links: map[string]*fakeLink{},
 		sysctls: map[string]string{
 			"net/ipv4/ip_forward":             "0",
 			"net/ipv4/ping_group_range":       "1 0",
+			"net/ipv4/conf/all/rp_filter":     "0",
 			"net/ipv6/conf/all/disable_ipv6":  "0",
 			"net/ipv6/conf/default/accept_ra": "1",
 		},
 	}
+	f.addLink("lo", &fakeLink{mtu: 65536})
 	for _, name := range links {
-		f.links[name] = &fakeLink{mtu: 1500}
+		f.addLink(name, &fakeLink{mtu: 1500})
 	}
 	return f
+}
+
+// SetLink makes a link, as a program does that opens a TUN, or removes it.
+func (f *Fake) SetLink(name string, there bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.remove(name); there {
+		f.addLink(name, &fakeLink{mtu: 1500})
+	}
+}
+
+// Announced returns the addresses that were announced, in that order.
+func (f *Fake) Announced() []netip.Addr {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.announced)
+}
+
+func (f *Fake) addLink(name string, l *fakeLink) {
+	f.links[name] = l
+	f.sysctls["net/ipv4/conf/"+name+"/forwarding"] = f.sysctls["net/ipv4/ip_forward"]
+	f.sysctls["net/ipv4/conf/"+name+"/rp_filter"] = "0"
+	f.sysctls["net/ipv6/conf/"+name+"/disable_ipv6"] = f.sysctls["net/ipv6/conf/all/disable_ipv6"]
 }
 
 // Apply implements Host.
@@ -65,13 +107,26 @@ func (f *Fake) Apply(p Plan) error {
 		if f.links[a.Link] == nil {
 			return failed(fmt.Sprintf("put address %v on %s", a.Prefix, a.Link), unix.ENODEV)
 		}
-		if !slices.Contains(f.addresses, a) {
-			f.addresses = append(f.addresses, a)
+		if !slices.ContainsFunc(f.addresses, func(h heldAddress) bool { return h.Address == a }) {
+			f.addresses = append(f.addresses, heldAddress{a, p.Tag})
 		}
 	}
 	for _, r := range p.Routes {
-		if err := f.applyRoute(r); err != nil {
+		if err := f.applyRoute(r, p.Tag); err != nil {
 			return failed("add route "+r.String(), err)
+		}
+	}
+	for _, r := range p.Rules {
+		if !slices.ContainsFunc(f.rules, func(h heldRule) bool { return h.Rule == r }) {
+			f.rules = append(f.rules, heldRule{r, p.Tag})
+		}
+	}
+	for _, n := range p.Neighbours {
+		if f.links[n.Link] == nil {
+			return failed("add "+n.String(), unix.ENODEV)
+		}
+		if !slices.ContainsFunc(f.neighbours, func(h heldNeighbour) bool { return h.equal(n) }) {
+			f.neighbours = append(f.neighbours, heldNeighbour{n, p.Tag})
 		}
 	}
 	for _, d := range p.Drops {
@@ -84,6 +139,12 @@ func (f *Fake) Apply(p Plan) error {
 			return failed(fmt.Sprintf("set sysctl %s to %q", s.Name, s.Value), unix.ENOENT)
 		}
 		f.sysctls[s.path()] = s.Value
+		if s.path() != "net/ipv4/ip_forward" {
+			continue
+		}
+		for name := range f.links { // as the kernel does
+			f.sysctls["net/ipv4/conf/"+name+"/forwarding"] = s.Value
+		}
 	}
 	return nil
 }
@@ -96,12 +157,17 @@ func (f *Fake) Undo(p Plan) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.drops = slices.DeleteFunc(f.drops, func(o Drop) bool { return slices.Contains(p.Drops, o) })
-	for _, r := range p.Routes {
-		f.routes = slices.DeleteFunc(f.routes, func(o Route) bool { return o.key() == r.key() && o.Kind == r.Kind })
-	}
-	for _, a := range p.Addresses {
-		f.addresses = slices.DeleteFunc(f.addresses, func(o Address) bool { return o == a })
-	}
+	may := func(tag Tag) bool { return p.Tag == 0 || p.Tag == tag }
+	f.neighbours = slices.DeleteFunc(f.neighbours, func(h heldNeighbour) bool {
+		return may(h.tag) && slices.ContainsFunc(p.Neighbours, h.equal)
+	})
+	f.rules = slices.DeleteFunc(f.rules, func(h heldRule) bool { return may(h.tag) && slices.Contains(p.Rules, h.Rule) })
+	f.routes = slices.DeleteFunc(f.routes, func(h heldRoute) bool {
+		return may(h.tag) && slices.ContainsFunc(p.Routes, func(r Route) bool { return h.key() == r.key() && h.Kind == r.Kind })
+	})
+	f.addresses = slices.DeleteFunc(f.addresses, func(h heldAddress) bool {
+		return may(h.tag) && slices.Contains(p.Addresses, h.Address)
+	})
 	for _, l := range p.Links {
 		if l.Veth != nil {
 			f.remove(l.Name)
@@ -121,6 +187,89 @@ func (f *Fake) Addresses() ([]netip.Prefix, error) {
 	return prefixes, nil
 }
 
+// Tagged implements Host.
+func (f *Fake) Tagged(tag Tag) (Plan, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := Plan{Tag: tag}
+	for _, h := range f.addresses {
+		if h.tag == tag {
+			p.Addresses = append(p.Addresses, h.Address)
+		}
+	}
+	for _, h := range f.routes {
+		if h.tag == tag {
+			p.Routes = append(p.Routes, h.Route)
+		}
+	}
+	for _, h := range f.rules {
+		if h.tag == tag {
+			p.Rules = append(p.Rules, h.Rule)
+		}
+	}
+	for _, h := range f.neighbours {
+		if h.tag == tag {
+			p.Neighbours = append(p.Neighbours, h.Neighbour)
+		}
+	}
+	return p, nil
+}
+
+// LinkOf implements Host.
+func (f *Fake) LinkOf(a netip.Addr) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, h := range f.addresses {
+		if h.Prefix.Addr() == a {
+			return h.Link, nil
+		}
+	}
+	return "", nil
+}
+
+// LinkTo implements Host. It asks the main table alone.
+func (f *Fake) LinkTo(a netip.Addr) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	best, link := -1, ""
+	for _, h := range f.addresses {
+		if h.Prefix.Contains(a) && h.Prefix.Bits() > best {
+			best, link = h.Prefix.Bits(), h.Link
+		}
+	}
+	for _, h := range f.routes {
+		if h.table() == mainTable && h.Kind == Unicast && h.Prefix.Contains(a) && h.Prefix.Bits() > best {
+			best, link = h.Prefix.Bits(), h.Link
+		}
+	}
+	if best < 0 {
+		return "", failed(fmt.Sprintf("look up the way to %v", a), unix.ENETUNREACH)
+	}
+	return link, nil
+}
+
+// Sysctl implements Host.
+func (f *Fake) Sysctl(name string) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	value, ok := f.sysctls[Sysctl{Name: name}.path()]
+	if !ok {
+		return "", fmt.Errorf("hostnet: read sysctl %s: %w", name, os.ErrNotExist)
+	}
+	return value, nil
+}
+
+// Announce implements Host.
+func (f *Fake) Announce(link string, a netip.Addr) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.links[link] == nil {
+		return failed(fmt.Sprintf("announce %v on %s", a, link), unix.ENODEV)
+	}
+	f.announced = append(f.announced, a)
+	return nil
+}
+
 func (f *Fake) applyLink(l Link) error {
 	have := f.links[l.Name]
 	switch {
@@ -135,9 +284,9 @@ func (f *Fake) applyLink(l Link) error {
 				return fmt.Errorf("make veth pair with peer %q: %w", l.Veth.Name, os.ErrExist)
 			}
 			have.peer = l.Veth.Name
-			f.links[l.Veth.Name] = &fakeLink{veth: true, mtu: 1500, peer: l.Name}
+			f.addLink(l.Veth.Name, &fakeLink{veth: true, mtu: 1500, peer: l.Name})
 		}
-		f.links[l.Name] = have
+		f.addLink(l.Name, have)
 	}
 	if l.MTU != 0 {
 		have.mtu = l.MTU
@@ -147,7 +296,7 @@ func (f *Fake) applyLink(l Link) error {
 	return nil
 }
 
-func (f *Fake) applyRoute(r Route) error {
+func (f *Fake) applyRoute(r Route, tag Tag) error {
 	if r.Kind == Unicast {
 		if r.Link != "" && f.links[r.Link] == nil {
 			return unix.ENODEV
@@ -159,18 +308,17 @@ func (f *Fake) applyRoute(r Route) error {
 			return unix.ENETUNREACH
 		}
 	}
-	f.routes = slices.DeleteFunc(f.routes, func(o Route) bool { return o.key() == r.key() })
-	f.routes = append(f.routes, r)
+	i := slices.IndexFunc(f.routes, func(h heldRoute) bool { return h.key() == r.key() })
+	if i < 0 {
+		f.routes = append(f.routes, heldRoute{r, tag})
+		return nil
+	}
+	if tag != 0 && f.routes[i].tag != tag {
+		return fmt.Errorf("a route to %v that is not ours is there already: %w", r.Prefix, os.ErrExist)
+	}
+	f.routes[i] = heldRoute{r, tag}
 	return nil
 }
-
-// routeKey is what makes two routes one to the kernel.
-type routeKey struct {
-	prefix netip.Prefix
-	metric int
-}
-
-func (r Route) key() routeKey { return routeKey{r.Prefix, r.Metric} }
 
 // connected says whether a link that is up reaches the next hop by itself.
 func (f *Fake) connected(via netip.Addr) bool {
@@ -194,8 +342,12 @@ func (f *Fake) remove(name string) {
 		return
 	}
 	delete(f.links, name)
-	f.addresses = slices.DeleteFunc(f.addresses, func(a Address) bool { return a.Link == name })
-	f.routes = slices.DeleteFunc(f.routes, func(r Route) bool { return r.Link == name })
+	for _, of := range []string{"net/ipv4/conf/" + name, "net/ipv6/conf/" + name} {
+		maps.DeleteFunc(f.sysctls, func(s, _ string) bool { return strings.HasPrefix(s, of+"/") })
+	}
+	f.addresses = slices.DeleteFunc(f.addresses, func(h heldAddress) bool { return h.Link == name })
+	f.routes = slices.DeleteFunc(f.routes, func(h heldRoute) bool { return h.Link == name })
+	f.neighbours = slices.DeleteFunc(f.neighbours, func(h heldNeighbour) bool { return h.Link == name })
 	if l.peer != "" {
 		f.remove(l.peer)
 	}

@@ -1,10 +1,13 @@
 // Package hostnet changes what the kernel's network stack of one network
-// namespace holds: links, addresses, routes and sysctls.
+// namespace holds: links, addresses, routes, rules, neighbours and sysctls.
 //
 // A [Plan] says what shall be there. [Host.Apply] brings it about and may be
 // repeated; [Host.Undo] takes it away and may be repeated, too, also after an
 // Apply that failed half-way. There are two hosts: [Kernel] speaks netlink to a
 // real namespace, [Fake] keeps the same state in memory.
+//
+// A plan with a [Tag] marks what it adds, so that [Host.Tagged] finds it again
+// after a crash; what is there without the mark is somebody else's and stays.
 //
 // A [Namespace] is a network namespace held by a descriptor, so that a crash
 // leaves nothing behind.
@@ -21,26 +24,49 @@ import (
 // Host is the network stack of one namespace. Its methods may be called by many
 // goroutines, but plans that speak of the same things should not be mixed.
 type Host interface {
-	// Apply brings the plan about, in the order links, addresses, routes, drops,
-	// sysctls. What is already as it should be is left alone. After an error the
-	// part before it stays; Undo takes it away.
+	// Apply brings the plan about, in the order links, addresses, routes, rules,
+	// neighbours, drops, sysctls. What is already as it should be is left alone. After
+	// an error the part before it stays; Undo takes it away.
 	Apply(Plan) error
-	// Undo removes the plan's drops, routes and addresses and the links that the
-	// plan makes (those with Veth), last first. What is not there is not an error.
+	// Undo removes the plan's drops, neighbours, rules, routes and addresses and the
+	// links that the plan makes (those with Veth), last first. What is not there is
+	// not an error, and of a plan with a Tag what does not carry it is left alone.
 	// Sysctls and the settings of links that were there before are left as they are.
 	Undo(Plan) error
+	// Tagged returns the addresses, routes, rules and neighbours of IPv4 that carry the
+	// tag, in a plan that Undo removes them by.
+	Tagged(Tag) (Plan, error)
 	// Addresses returns every address of every link, each with the length of its prefix.
 	Addresses() ([]netip.Prefix, error)
+	// LinkOf returns the name of the link that an address is on, and "" if it is on none.
+	LinkOf(netip.Addr) (string, error)
+	// LinkTo returns the name of the link by which packets to an address leave.
+	LinkTo(netip.Addr) (string, error)
+	// Sysctl reads a kernel parameter, whose fields are separated by one space.
+	Sysctl(name string) (string, error)
+	// Announce tells everybody on an Ethernet link that an IPv4 address is at it, by an
+	// ARP announcement (RFC 5227 section 2.3). It needs CAP_NET_RAW.
+	Announce(link string, a netip.Addr) error
 }
 
 // Plan is a wanted state. Things that it does not mention are left alone.
 type Plan struct {
-	Links     []Link
-	Addresses []Address
-	Routes    []Route
-	Drops     []Drop
-	Sysctls   []Sysctl
+	// Tag marks the plan's addresses, routes, rules and neighbours; 0: they get no mark.
+	Tag        Tag
+	Links      []Link
+	Addresses  []Address
+	Routes     []Route
+	Rules      []Rule
+	Neighbours []Neighbour
+	Drops      []Drop
+	Sysctls    []Sysctl
 }
+
+// Tag marks what one owner has put into a network stack. To the kernel it is the
+// protocol that a route comes from (rtnetlink(7), rtm_protocol; `ip route show proto
+// NUMBER`), and rules, neighbours and addresses have a field of the same meaning.
+// Numbers below 16 are the kernel's and the administrator's.
+type Tag uint8
 
 // Link is an interface that shall be up.
 type Link struct {
@@ -76,36 +102,6 @@ type Address struct {
 	Prefix netip.Prefix
 }
 
-// RouteKind is what a route does with a packet.
-type RouteKind uint8
-
-// The kinds of routes.
-const (
-	Unicast     RouteKind = iota // send it on
-	Unreachable                  // refuse it, so that programs fail at once instead of waiting
-)
-
-func (k RouteKind) String() string {
-	if k == Unreachable {
-		return "unreachable"
-	}
-	return "unicast"
-}
-
-// Route is a route of the main table. The key is prefix and metric: a route
-// with the same key is replaced.
-type Route struct {
-	Prefix netip.Prefix
-	Kind   RouteKind
-	// Link and Via belong to Unicast routes, which need one of them. With both,
-	// Via is taken to be on the link even where no address of the link says so.
-	Link string
-	Via  netip.Addr
-	// Metric decides between routes to one prefix, the lowest wins. 0 leaves the
-	// choice to the kernel: 0 for IPv4, 1024 for IPv6.
-	Metric int
-}
-
 // Drop makes a router lose IPv4 packets without a word to anyone, as a cable does
 // that is cut somewhere beyond: carrier and neighbours stay. It holds for what is
 // forwarded, not for packets to the router itself. The key is both fields, of
@@ -125,11 +121,17 @@ var (
 	DefaultIPv6 = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 )
 
+// minTag is the first tag that an owner may choose.
+const minTag = 16
+
 // maxName is the longest name of an interface (IFNAMSIZ less its end).
 const maxName = 15
 
 func (p Plan) validate() error {
 	var errs []error
+	if p.Tag != 0 && p.Tag < minTag {
+		errs = append(errs, fmt.Errorf("tag %d: below %d they are the kernel's and the administrator's", p.Tag, minTag))
+	}
 	for _, l := range p.Links {
 		errs = append(errs, l.validate())
 	}
@@ -142,6 +144,16 @@ func (p Plan) validate() error {
 	for _, r := range p.Routes {
 		if err := r.validate(); err != nil {
 			errs = append(errs, fmt.Errorf("route %v: %w", r, err))
+		}
+	}
+	for _, r := range p.Rules {
+		if err := r.validate(); err != nil {
+			errs = append(errs, fmt.Errorf("%v: %w", r, err))
+		}
+	}
+	for _, n := range p.Neighbours {
+		if err := n.validate(); err != nil {
+			errs = append(errs, fmt.Errorf("%v: %w", n, err))
 		}
 	}
 	for _, d := range p.Drops {
@@ -184,37 +196,6 @@ func checkName(name string) error {
 		return fmt.Errorf("link %q: not a name of an interface (1 to %d bytes)", name, maxName)
 	}
 	return nil
-}
-
-func (r Route) validate() error {
-	switch {
-	case !r.Prefix.IsValid():
-		return errors.New("invalid prefix")
-	case r.Prefix != r.Prefix.Masked():
-		return fmt.Errorf("prefix has host bits: write %v", r.Prefix.Masked())
-	case r.Metric < 0:
-		return errors.New("negative metric")
-	case r.Kind == Unreachable && (r.Link != "" || r.Via.IsValid()):
-		return errors.New("an unreachable route has neither link nor next hop")
-	case r.Kind == Unicast && r.Link == "" && !r.Via.IsValid():
-		return errors.New("a unicast route needs a link or a next hop")
-	case r.Via.IsValid() && r.Via.Is4() != r.Prefix.Addr().Is4():
-		return errors.New("next hop and prefix are of different families")
-	case r.Link != "":
-		return checkName(r.Link)
-	}
-	return nil
-}
-
-func (r Route) String() string {
-	s := r.Kind.String() + " " + r.Prefix.String()
-	if r.Via.IsValid() {
-		s += " via " + r.Via.String()
-	}
-	if r.Link != "" {
-		s += " on " + r.Link
-	}
-	return s
 }
 
 func (d Drop) validate() error {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,6 +23,8 @@ type Kernel struct {
 	ns     *Namespace
 	handle *netlink.Handle
 	ioctls int // a socket of the namespace, for requests that netlink does not take
+	// own is the namespace's netlink socket for requests that the library does not know.
+	own *nl.SocketHandle
 }
 
 var _ Host = (*Kernel)(nil)
@@ -64,9 +67,16 @@ func newKernel(ns *Namespace) (*Kernel, error) {
 		if k.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 			return fmt.Errorf("hostnet: open netlink socket: %w", err)
 		}
+		own, err := nl.Subscribe(unix.NETLINK_ROUTE)
+		if err != nil {
+			k.handle.Close()
+			return fmt.Errorf("hostnet: open netlink socket: %w", err)
+		}
+		k.own = &nl.SocketHandle{Socket: own}
 		k.ioctls, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			k.handle.Close()
+			k.own.Close()
 			return fmt.Errorf("hostnet: open socket for ioctls: %w", err)
 		}
 		return nil
@@ -80,6 +90,7 @@ func newKernel(ns *Namespace) (*Kernel, error) {
 // Close gives the Kernel's sockets back. What was applied stays.
 func (k *Kernel) Close() error {
 	k.handle.Close()
+	k.own.Close()
 	return errors.Join(unix.Close(k.ioctls), k.ns.Close())
 }
 
@@ -95,13 +106,23 @@ func (k *Kernel) Apply(p Plan) error {
 		}
 	}
 	for _, a := range p.Addresses {
-		if err := k.applyAddress(a); err != nil {
+		if err := k.applyAddress(a, p.Tag); err != nil {
 			return failed(fmt.Sprintf("put address %v on %s", a.Prefix, a.Link), err)
 		}
 	}
 	for _, r := range p.Routes {
-		if err := k.applyRoute(r); err != nil {
+		if err := k.applyRoute(r, p.Tag); err != nil {
 			return failed("add route "+r.String(), err)
+		}
+	}
+	for _, r := range p.Rules {
+		if err := k.handle.RuleAdd(r.netlink(p.Tag)); err != nil && !errors.Is(err, unix.EEXIST) {
+			return failed("add "+r.String(), ruleError(err))
+		}
+	}
+	for _, n := range p.Neighbours {
+		if err := k.applyNeighbour(n, p.Tag); err != nil {
+			return failed("add "+n.String(), err)
 		}
 	}
 	for _, d := range p.Drops {
@@ -128,14 +149,23 @@ func (k *Kernel) Undo(p Plan) error {
 			errs = append(errs, failed("undo "+d.String(), err))
 		}
 	}
-	for i := len(p.Routes) - 1; i >= 0; i-- {
-		if err := k.undoRoute(p.Routes[i]); err != nil {
-			errs = append(errs, failed("remove route "+p.Routes[i].String(), err))
+	for _, n := range slices.Backward(p.Neighbours) {
+		if err := k.undoNeighbour(n, p.Tag); err != nil {
+			errs = append(errs, failed("remove "+n.String(), err))
 		}
 	}
-	for i := len(p.Addresses) - 1; i >= 0; i-- {
-		a := p.Addresses[i]
-		if err := k.undoAddress(a); err != nil {
+	for _, r := range slices.Backward(p.Rules) {
+		if err := k.handle.RuleDel(r.netlink(p.Tag)); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, failed("remove "+r.String(), err))
+		}
+	}
+	for _, r := range slices.Backward(p.Routes) {
+		if err := k.undoRoute(r, p.Tag); err != nil {
+			errs = append(errs, failed("remove route "+r.String(), err))
+		}
+	}
+	for _, a := range slices.Backward(p.Addresses) {
+		if err := k.undoAddress(a, p.Tag); err != nil {
 			errs = append(errs, failed(fmt.Sprintf("take address %v off %s", a.Prefix, a.Link), err))
 		}
 	}
@@ -148,21 +178,6 @@ func (k *Kernel) Undo(p Plan) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Addresses implements Host.
-func (k *Kernel) Addresses() ([]netip.Prefix, error) {
-	list, err := redump(func() ([]netlink.Addr, error) { return k.handle.AddrList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return nil, failed("list addresses", err)
-	}
-	prefixes := make([]netip.Prefix, 0, len(list))
-	for _, a := range list {
-		if p, ok := fromIPNet(a.IPNet); ok {
-			prefixes = append(prefixes, p)
-		}
-	}
-	return prefixes, nil
 }
 
 // SetUp brings a link up or down. Links of a Plan come up by themselves.
@@ -277,83 +292,6 @@ func (k *Kernel) addVeth(l Link) error {
 		return fmt.Errorf("make veth pair with peer %q: %w", l.Veth.Name, err)
 	}
 	return nil
-}
-
-func (k *Kernel) applyAddress(a Address) error {
-	link, err := k.handle.LinkByName(a.Link)
-	if err != nil {
-		return err
-	}
-	return k.handle.AddrReplace(link, a.netlink())
-}
-
-func (k *Kernel) undoAddress(a Address) error {
-	link, err := k.handle.LinkByName(a.Link)
-	if absent(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := k.handle.AddrDel(link, a.netlink()); !errors.Is(err, unix.EADDRNOTAVAIL) && !absent(err) {
-		return err
-	}
-	return nil
-}
-
-func (a Address) netlink() *netlink.Addr {
-	addr := &netlink.Addr{IPNet: toIPNet(a.Prefix)}
-	if a.Prefix.Addr().Is6() {
-		addr.Flags = unix.IFA_F_NODAD // usable at once; the address is given, not guessed
-	}
-	return addr
-}
-
-func (k *Kernel) applyRoute(r Route) error {
-	route, err := k.route(r)
-	if err != nil {
-		return err
-	}
-	err = k.handle.RouteReplace(route)
-	if r.Kind == Unreachable && r.Prefix.Addr().Is6() && noIPv6(err) {
-		return nil // a kernel without IPv6 sends nothing there anyway
-	}
-	return err
-}
-
-func (k *Kernel) undoRoute(r Route) error {
-	route, err := k.route(r)
-	if err == nil {
-		err = k.handle.RouteDel(route)
-	}
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) || absent(err) || (r.Prefix.Addr().Is6() && noIPv6(err)) {
-		return nil
-	}
-	return err
-}
-
-func (k *Kernel) route(r Route) (*netlink.Route, error) {
-	route := &netlink.Route{Dst: toIPNet(r.Prefix), Priority: r.Metric, Type: unix.RTN_UNICAST, Table: unix.RT_TABLE_MAIN}
-	if r.Kind == Unreachable {
-		route.Type = unix.RTN_UNREACHABLE
-		return route, nil
-	}
-	if r.Via.IsValid() {
-		route.Gw = r.Via.AsSlice()
-	} else {
-		route.Scope = netlink.SCOPE_LINK
-	}
-	if r.Link != "" {
-		link, err := k.handle.LinkByName(r.Link)
-		if err != nil {
-			return nil, err
-		}
-		route.LinkIndex = link.Attrs().Index
-		if r.Via.IsValid() {
-			route.Flags = int(netlink.FLAG_ONLINK)
-		}
-	}
-	return route, nil
 }
 
 // dropPriority is that of rules that drop: before all but the first, which finds
