@@ -35,8 +35,10 @@ type peered struct {
 func newPeered(t *testing.T) *peered {
 	t.Helper()
 	e := newEstate(t)
-	key := output(t, nil, "wg", "genkey")
-	public := strings.TrimSpace(output(t, strings.NewReader(key), "wg", "pubkey"))
+	private, public, err := netlab.NewWireGuardKey()
+	if err != nil {
+		t.Fatal(err)
+	}
 	e.write("state.yaml", estateState+fmt.Sprintf(estatePeering, public))
 	p := &peered{estate: e, data: newFarSide(t, e.database, databaseAddr)}
 	t.Cleanup(p.data.close)
@@ -46,7 +48,7 @@ func newPeered(t *testing.T) *peered {
 		text, err = e.cli("peering", "show", "peer-office", "--format", "wg-quick")
 		return err
 	})
-	p.wg = newStock(e.ground, e.office, "spof", text, e.write("office.key", key))
+	p.wg = newStock(e.ground, e.office, text, private)
 	e.startSidecar()
 	p.near, p.far = e.sandboxOn(t, acmeFunction, e.a), e.sandboxOn(t, acmeFunction, e.b)
 	return p

@@ -4,18 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
@@ -31,24 +28,25 @@ type stockPeer struct {
 // there by which everything goes.
 func newStockPeer(t *testing.T, w *world) *stockPeer {
 	t.Helper()
-	key := output(t, nil, "wg", "genkey")
-	public := output(t, strings.NewReader(key), "wg", "pubkey")
+	private, public, err := netlab.NewWireGuardKey()
+	if err != nil {
+		t.Fatal(err)
+	}
 	resp, err := w.api.Attach(t.Context(), api.AttachRequest{
 		Project: "shop", Environment: "production", Kind: spec.KindFunction, Runtime: spec.RuntimeGo, Region: "iad1",
-		PublicKey: strings.TrimSpace(public),
+		PublicKey: public,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &stockPeer{w: w, t: t, device: fmt.Sprintf("spwg%d", os.Getpid()), attach: resp}
-	w.wireguardGo(w.laptop, p.device)
-	keyFile := w.write("laptop.key", key)
 	g := resp.Gateways[0]
-	p.run("wg", "set", p.device, "private-key", keyFile, "peer", g.PublicKey, "endpoint", g.Endpoint.String(), "allowed-ips", "0.0.0.0/0")
-	p.run("ip", "address", "add", netip.PrefixFrom(resp.Attachment.Inner, 32).String(), "dev", p.device)
-	p.run("ip", "link", "set", p.device, "mtu", fmt.Sprint(resp.Network.MTU), "up")
-	p.run("ip", "route", "add", "default", "dev", p.device)
-	return p
+	device := w.wireGuard(w.laptop, fmt.Sprintf("[Interface]\nPrivateKey = %s\n[Peer]\nPublicKey = %s\nEndpoint = %v\nAllowedIPs = 0.0.0.0/0\n",
+		private, g.PublicKey, g.Endpoint))
+	err = device.Up(resp.Network.MTU, []netip.Prefix{netip.PrefixFrom(resp.Attachment.Inner, 32)}, []netip.Prefix{hostnet.DefaultIPv4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &stockPeer{w: w, t: t, device: device.Device(), attach: resp}
 }
 
 func output(t *testing.T, in *strings.Reader, name string, args ...string) string {
@@ -82,46 +80,38 @@ func (p *stockPeer) run(name string, args ...string) string {
 	return out
 }
 
-// requireStock skips the test where WireGuard's own programs cannot run.
+// requireStock skips the test where WireGuard's own programs, or others, cannot run.
 func requireStock(t *testing.T, others ...string) {
 	t.Helper()
-	netlab.Require(t)
+	netlab.RequireWireGuard(t)
 	for _, name := range append(stockPrograms(), others...) {
 		netlab.Program(t, name)
 	}
-	if err := stockUsable(); err != nil {
-		netlab.NotRun(t, err.Error())
-	}
 }
 
-func stockPrograms() []string {
-	return []string{"wg", "wg-quick", "wireguard-go", "ip", "curl", "ping", "dig"}
-}
+func stockPrograms() []string { return []string{"wg-quick", "ip", "curl", "ping", "dig"} }
 
-// stockUsable says why WireGuard's own programs cannot run here.
+// stockUsable says why a stock client cannot run here.
 func stockUsable() error {
 	for _, name := range stockPrograms() {
 		if _, err := exec.LookPath(name); err != nil {
 			return err
 		}
 	}
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	_ = f.Close()
-	if err := os.MkdirAll("/var/run/wireguard", 0o755); err != nil {
-		return fmt.Errorf("wg wants its sockets there: %w", err)
-	}
-	return unix.Access("/var/run/wireguard", unix.W_OK)
+	return netlab.WireGuardUsable()
 }
 
-// wireguardGo makes a device on a machine. Its name must be of this process alone:
-// all machines have one file system.
-func (g *ground) wireguardGo(n *netlab.Namespace, device string) {
+// wireGuard makes a device on a machine, with a configuration for wg.
+func (g *ground) wireGuard(n *netlab.Namespace, config string) *netlab.WireGuard {
 	g.t.Helper()
-	d := g.run(n, device, "wireguard-go", "-f", device)
-	g.awaitSocket(d, filepath.Join("/var/run/wireguard", device+".sock"))
+	w, err := n.WireGuard(g.t.Context(), netlab.WireGuardConfig{})
+	if err == nil {
+		err = w.Configure(config)
+	}
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return w
 }
 
 // TestStockWireGuard: whoever speaks WireGuard is a client. WireGuard's own

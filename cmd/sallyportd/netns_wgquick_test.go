@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,27 +27,35 @@ type stock struct {
 }
 
 // newStock configures a device from a text for wg-quick, unchanged: wg gets what
-// `wg-quick strip` leaves for it, and ip the addresses, the MTU and the routes that
-// wg-quick would set. The private key comes from a file where the text says so.
-func newStock(g *ground, n *netlab.Namespace, prefix, text, keyFile string) *stock {
+// `wg-quick strip` leaves for it, and the machine the addresses, the MTU and the
+// routes that wg-quick would set. The private key is the one given where the text
+// says that it comes from a file.
+func newStock(g *ground, n *netlab.Namespace, text, key string) *stock {
 	g.t.Helper()
-	s := &stock{Namespace: n, g: g, device: fmt.Sprintf("%s%d", prefix, os.Getpid()), text: text}
-	file := g.write(s.device+".conf", text)
-	stripped := g.write(s.device+".stripped", output(g.t, nil, "wg-quick", "strip", file))
-	g.wireguardGo(n, s.device)
-	s.must("wg", "setconf", s.device, stripped)
+	s := &stock{Namespace: n, g: g, text: text}
+	stripped := output(g.t, nil, "wg-quick", "strip", g.write("stock.conf", text))
+	device := g.wireGuard(n, stripped)
+	s.device = device.Device()
 	if command := s.setting("PostUp"); command != "" {
 		want := "wg set %i private-key /etc/wireguard/%i.key"
 		if command != want {
 			g.t.Fatalf("the configuration runs %q; want %q", command, want)
 		}
-		s.must("wg", "set", s.device, "private-key", keyFile)
+		if err := device.SetPrivateKey(key); err != nil {
+			g.t.Fatal(err)
+		}
 	}
+	var addresses []netip.Prefix
 	if a := s.setting("Address"); a != "" {
-		s.must("ip", "address", "add", a, "dev", s.device)
+		addresses = append(addresses, netip.MustParsePrefix(a))
 	}
-	s.must("ip", "link", "set", s.device, "mtu", s.setting("MTU"), "up")
-	s.must("ip", "route", "add", s.setting("AllowedIPs"), "dev", s.device)
+	mtu, err := strconv.Atoi(s.setting("MTU"))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	if err := device.Up(mtu, addresses, []netip.Prefix{netip.MustParsePrefix(s.setting("AllowedIPs"))}); err != nil {
+		g.t.Fatal(err)
+	}
 	return s
 }
 
@@ -94,7 +102,7 @@ func (e *estate) attachStock(t *testing.T, on *gatewayHost) *stock {
 	for range 4 {
 		text := e.mustCLI("attach", "--project", "shop", "--environment", "production", "--region", "iad1", "--format", "wg-quick")
 		if strings.Contains(text, fmt.Sprintf("leaves from %v, by gateway %s.", on.dedicated[0], on.name)) {
-			return newStock(e.ground, e.client, "spcl", text, "")
+			return newStock(e.ground, e.client, text, "")
 		}
 		e.mustCLI("detach", attachmentID(t, text))
 	}

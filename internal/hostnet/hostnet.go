@@ -104,11 +104,14 @@ type Address struct {
 
 // Drop makes a router lose IPv4 packets without a word to anyone, as a cable does
 // that is cut somewhere beyond: carrier and neighbours stay. It holds for what is
-// forwarded, not for packets to the router itself. The key is both fields, of
-// which one may be missing.
+// forwarded and, with Local, for packets to the router itself. The key is all
+// fields; one of From and To may be missing.
 type Drop struct {
 	From string       // only what comes in by this link
 	To   netip.Prefix // only what goes to these addresses
+	// Local takes what is addressed to the host, too. It needs From: what the host
+	// sends to itself stays.
+	Local bool
 }
 
 // Sysctl is a kernel parameter by its name under /proc/sys, with dots or, where
@@ -200,6 +203,8 @@ func checkName(name string) error {
 
 func (d Drop) validate() error {
 	switch {
+	case d.From == "" && d.Local:
+		return errors.New("packets to the host itself are dropped by the link that they come in by: name it")
 	case d.From == "" && !d.To.IsValid():
 		return errors.New("name a link or a destination: everything would be dropped")
 	case d.To.IsValid() && (!d.To.Addr().Is4() || d.To != d.To.Masked()):
@@ -212,6 +217,9 @@ func (d Drop) validate() error {
 
 func (d Drop) String() string {
 	s := "drop"
+	if d.Local {
+		s += " even what is for this host"
+	}
 	if d.From != "" {
 		s += " from " + d.From
 	}

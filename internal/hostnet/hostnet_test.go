@@ -82,6 +82,7 @@ func sandbox() hostnet.Plan {
 			{From: "eth0"},
 			{To: netip.MustParsePrefix("192.0.2.0/24")},
 			{From: "far", To: netip.MustParsePrefix("192.0.2.1/32")},
+			{From: "far", Local: true},
 		},
 		Sysctls: []hostnet.Sysctl{
 			{Name: "net.ipv4.ping_group_range", Value: "0 0"},

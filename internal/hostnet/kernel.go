@@ -126,7 +126,7 @@ func (k *Kernel) Apply(p Plan) error {
 		}
 	}
 	for _, d := range p.Drops {
-		if err := k.handle.RuleAdd(d.netlink()); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := k.applyDrop(d); err != nil {
 			return failed("apply "+d.String(), err)
 		}
 	}
@@ -292,19 +292,6 @@ func (k *Kernel) addVeth(l Link) error {
 		return fmt.Errorf("make veth pair with peer %q: %w", l.Veth.Name, err)
 	}
 	return nil
-}
-
-// dropPriority is that of rules that drop: before all but the first, which finds
-// what is addressed to the host itself.
-const dropPriority = 1
-
-func (d Drop) netlink() *netlink.Rule {
-	rule := netlink.NewRule()
-	rule.Family, rule.Priority, rule.Type, rule.IifName = netlink.FAMILY_V4, dropPriority, unix.RTN_BLACKHOLE, d.From
-	if d.To.IsValid() {
-		rule.Dst = toIPNet(d.To)
-	}
-	return rule
 }
 
 // applySysctl reads before it writes, so that a value that is right already

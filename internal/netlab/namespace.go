@@ -31,6 +31,7 @@ type Namespace struct {
 	plan      hostnet.Plan // all that was applied, to be applied again
 	processes []*exec.Cmd
 	captures  []*Capture
+	devices   []*WireGuard
 }
 
 func (n *Namespace) String() string { return n.name }
@@ -209,6 +210,9 @@ func (n *Namespace) close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var errs []error
+	for _, w := range n.devices {
+		errs = append(errs, w.Stop())
+	}
 	for _, cmd := range n.processes {
 		_ = cmd.Process.Kill() // most have ended long ago
 	}

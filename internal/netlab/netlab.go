@@ -9,12 +9,18 @@
 //	worker.Route(hostnet.DefaultIPv4, netip.MustParseAddr("10.0.0.1"))
 //	capture, err := gateway.Capture("eth0")
 //
-// The methods that build (Namespace, Connect, Address, Route, Forward, Sysctl)
-// return no error. In a lab of [Test] a failure ends the test; otherwise the
-// first one is kept, later calls do nothing, and [Lab.Err] tells it.
+// The methods that build (Namespace, Connect, ConnectLine, Bridge, Address, Route,
+// Forward, Sysctl) return no error. In a lab of [Test] a failure ends the test;
+// otherwise the first one is kept, later calls do nothing, and [Lab.Err] tells it.
+//
+// Links can be cut ([Link.SetUp], [Link.Lose], [Blackhole]), limited to a rate
+// ([Link.Limit]), and replaced by a [Line] that delays and loses what passes.
+// [Namespace.Bridge] joins links, [Namespace.WireGuard] starts a stock tunnel end.
 //
 // Namespaces are anonymous and held by descriptors, and processes started in
-// them die with their parent, so that a crash leaves nothing behind.
+// them die with their parent, so that a crash leaves nothing behind. What would
+// stay, sockets of WireGuard devices in the file system, is swept away before
+// the next such device starts.
 //
 // It works for root, and for other users inside a user namespace that [Enter]
 // (in TestMain) or [Reexec] (in a command) puts the process in.
@@ -37,6 +43,7 @@ type Lab struct {
 	err    error
 	closed bool
 	spaces []*Namespace
+	lines  []*Line
 }
 
 // New returns an empty lab. Close it.
@@ -118,57 +125,20 @@ func (e End) plan() hostnet.Plan {
 	return p
 }
 
-// Link is a veth pair between two namespaces.
-type Link struct{ a, b End }
-
-// Connect makes a link and brings both ends up.
-func (l *Lab) Connect(a, b End) *Link {
-	l.build(fmt.Sprintf("connect %s %s with %s %s", a.Namespace, a.Link, b.Namespace, b.Link), func() error {
-		err := hostnet.VethPair(
-			hostnet.VethEnd{Namespace: a.Namespace.net, Name: a.Link},
-			hostnet.VethEnd{Namespace: b.Namespace.net, Name: b.Link})
-		if err != nil {
-			return err
-		}
-		if err := a.Namespace.apply(a.plan()); err != nil {
-			return err
-		}
-		return b.Namespace.apply(b.plan())
-	})
-	return &Link{a, b}
-}
-
-// SetUp cuts a link, silently for those beyond its ends, or mends it. Mending
-// brings back the addresses and routes of both namespaces, which the kernel
-// forgets when a link goes down.
-func (l *Link) SetUp(up bool) error {
-	for _, end := range []End{l.a, l.b} {
-		if err := end.Namespace.host.SetUp(end.Link, up); err != nil {
-			return err
-		}
-	}
-	if !up {
-		return nil
-	}
-	for _, end := range []End{l.a, l.b} {
-		if err := end.Namespace.apply(hostnet.Plan{}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Close ends the lab: its captures, processes, threads and namespaces. It waits
 // for neither processes (their owners do) nor the kernel.
 func (l *Lab) Close() error {
 	l.mu.Lock()
-	spaces, closed := l.spaces, l.closed
+	spaces, lines, closed := l.spaces, l.lines, l.closed
 	l.closed = true
 	l.mu.Unlock()
 	if closed {
 		return nil
 	}
 	var errs []error
+	for _, line := range lines {
+		errs = append(errs, line.close())
+	}
 	for _, n := range spaces {
 		errs = append(errs, n.close())
 	}

@@ -24,6 +24,8 @@ const (
 	snapLength = 128 // bytes of a packet that are kept: the longest headers of IPv4 and TCP
 	// addressOffset is where struct sockaddr_ll stands in a frame.
 	addressOffset = unix.SizeofTpacket2Hdr
+	// everyProtocol is what a packet socket binds to for all of a link's frames.
+	everyProtocol = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
 )
 
 // ring is a ring of frames shared with the kernel. Its owner serialises the calls.
@@ -72,8 +74,7 @@ func openRing(link string) (_ *os.File, _ *ring, err error) {
 			_ = unix.Munmap(memory)
 		}
 	}()
-	const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: int(req.Uint32())}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: everyProtocol, Ifindex: int(req.Uint32())}); err != nil {
 		return nil, nil, fmt.Errorf("bind: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "capture on "+link), &ring{fd: fd, memory: memory}, nil
