@@ -183,7 +183,7 @@ func (g *ground) device(n *netlab.Namespace, name string, mtu int) *tundev.Devic
 	g.t.Helper()
 	var f *os.File
 	err := n.Do(func() (err error) {
-		f, err = tundev.CreateTUN(name)
+		f, err = tundev.CreateTUN(name, false)
 		return err
 	})
 	if err != nil {

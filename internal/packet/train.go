@@ -76,6 +76,15 @@ func CompleteChecksum(b []byte, start, field int) bool {
 	return true
 }
 
+// Bytes returns the bytes of the packets that the train is made of, headers included.
+func (t *Train) Bytes() int {
+	n, _ := t.Segments()
+	if n == 1 {
+		return t.Len()
+	}
+	return t.Len() + (n-1)*t.headers()
+}
+
 // headers returns the bytes of the IP and the transport header.
 func (t *Train) headers() int {
 	l4 := int(t.Head[0]&15) * 4

@@ -117,6 +117,16 @@ func (c *Cutter) Size() int {
 // less where the limit wants that.
 func (c *Cutter) Payload() int { return c.size }
 
+// Drop gives up what is still to come, and returns how many packets that was.
+func (c *Cutter) Drop() int {
+	n := 1
+	if c.size > 0 {
+		n = (c.left + c.size - 1) / c.size
+	}
+	c.more = false
+	return n
+}
+
 // Next writes the next packet to dst and returns its length. It returns 0, and makes
 // nothing, where dst has less room than Size.
 func (c *Cutter) Next(dst []byte) int {

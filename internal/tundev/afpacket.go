@@ -113,7 +113,7 @@ func FromPacket(f *os.File, c Config) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tundev: use %s: %w", f.Name(), err)
 	}
-	return newDevice(f, c, m, m.count)
+	return newDevice(f, maker{Config: c, medium: m, count: m.count})
 }
 
 // packetMedium carries Ethernet frames. in belongs to Read's goroutine and out,

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
 // Both directions work the same way: the goroutine hands its batch to the
@@ -16,27 +18,44 @@ import (
 // then does the goroutine wait. The batch is kept in the struct and not in a
 // closure, so that a call allocates nothing.
 
-// reader is the state of Device.Read.
+// reader is the state of Device.Read and Device.ReadTrains.
 type reader struct {
 	mu   sync.Mutex
 	dev  *Device
 	raw  syscall.RawConn
-	step func(fd uintptr) bool
+	step func(fd uintptr) bool // one of the next two
+	// drain and collect are the steps of Read and of ReadTrains.
+	drain, collect func(fd uintptr) bool
 
 	bufs   [][]byte
 	sizes  []int
 	offset int
+	trains []packet.Train
 	n      int
 	err    error
+
+	frame *frameScratch // nil while the device is idle
+	slab  *slabScratch  // nil while the device is idle
 }
 
 func (r *reader) init(d *Device) {
 	r.dev = d
-	r.step = r.drain
+	r.collect = r.collectTrains
+	if r.drain = r.drainPackets; d.offloads.vnet {
+		r.drain = r.drainTrains
+	}
+}
+
+// open gets the raw connection, once.
+func (r *reader) open() (err error) {
+	if r.raw == nil {
+		r.raw, err = r.dev.file.SyscallConn()
+	}
+	return err
 }
 
 // Read waits for packets and then takes all that are there, at most BatchSize; none where
-// [Device.Wake] ended the waiting.
+// [Device.Wake] ended the waiting. Trains are cut to the MTU.
 // Packets that are not IPv4 or too long are dropped, counted, and not seen here.
 // An error means that the device is of no more use: os.ErrClosed after Close, or
 // what the kernel said when the interface was taken away.
@@ -50,18 +69,26 @@ func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	r := &d.reader
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.raw == nil {
-		raw, err := d.file.SyscallConn()
-		if err != nil {
-			return 0, d.explain(err)
-		}
-		r.raw = raw
+	if err := r.open(); err != nil {
+		return 0, d.explain(err)
 	}
-	r.bufs, r.sizes, r.offset, r.n, r.err = bufs[:min(len(bufs), BatchSize)], sizes, offset, 0, nil
-	err := r.run()
+	r.bufs, r.sizes, r.offset = bufs[:min(len(bufs), BatchSize)], sizes, offset
+	r.step = r.drain
+	n, err := r.work()
 	r.bufs, r.sizes = nil, nil
+	if r.frame != nil && !r.frame.cutter.More() {
+		r.release()
+	}
+	return n, err
+}
+
+// work runs the step and says what came of it.
+func (r *reader) work() (int, error) {
+	d := r.dev
+	r.n, r.err = 0, nil
+	err := r.run()
 	if r.n > 0 {
-		return r.n, nil // an error that stays comes again with the next Read
+		return r.n, nil // an error that stays comes again with the next call
 	}
 	if err == nil {
 		err = r.err
@@ -75,27 +102,42 @@ func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return 0, err
 }
 
-// drain is called by the netpoller; it reports whether Read is done.
-func (r *reader) drain(fd uintptr) bool {
+// release gives back the memory of Read, in which nothing is left.
+func (r *reader) release() {
+	r.frame.train = packet.Train{}
+	r.frame.cutter = packet.Cutter{}
+	r.dev.scratch.frames.Put(r.frame)
+	r.frame = nil
+}
+
+// fails says whether err ends the step, and then whether the reader has what it waited for.
+func (r *reader) fails(fd int, err error) (ends, done bool) {
+	switch {
+	case err == nil, err == unix.EINTR:
+		return false, false
+	case err == unix.EAGAIN:
+		return true, r.n > 0 || !r.dev.waker.wait()
+	case r.dev.medium.survives(fd, err):
+		return false, false
+	}
+	r.err = err
+	return true, true
+}
+
+// drainPackets is called by the netpoller; it reports whether Read is done.
+func (r *reader) drainPackets(fd uintptr) bool {
 	d := r.dev
 	for r.n < len(r.bufs) {
 		b := r.bufs[r.n]
 		n, err := d.medium.receive(int(fd), b[min(r.offset, len(b)):])
+		if ends, done := r.fails(int(fd), err); ends {
+			return done
+		}
 		switch {
-		case err == unix.EINTR:
-		case err == unix.EAGAIN:
-			return r.n > 0 || !d.waker.wait()
-		case err != nil:
-			if d.medium.survives(int(fd), err) {
-				continue
-			}
-			r.err = err
-			return true
-		case n > 0:
-			if n > d.mtu {
-				d.count.tooBig.Add(1)
-				continue
-			}
+		case err != nil || n == 0:
+		case n > d.mtu:
+			d.count.tooBig.Add(1)
+		default:
 			r.sizes[r.n] = n
 			r.n++
 			d.count.read.Add(1)
@@ -105,102 +147,102 @@ func (r *reader) drain(fd uintptr) bool {
 	return true
 }
 
-// writer is the state of Device.Write.
-type writer struct {
-	mu   sync.Mutex
-	dev  *Device
-	raw  syscall.RawConn
-	step func(fd uintptr) bool
-
-	bufs   [][]byte
-	offset int
-	i, n   int
-	err    error
+// drainTrains is drainPackets where packets have a vnet header.
+func (r *reader) drainTrains(fd uintptr) bool {
+	d := r.dev
+	if r.frame == nil {
+		r.frame = d.scratch.takeFrame()
+	}
+	f := r.frame
+	packets, bytes, done := 0, 0, true
+	for r.n < len(r.bufs) {
+		if f.cutter.More() {
+			n := r.cut(f)
+			bytes += n
+			if n > 0 {
+				packets++
+			}
+			continue
+		}
+		n, err := rawRead(int(fd), f.bytes[:])
+		ends := false
+		if ends, done = r.fails(int(fd), err); ends {
+			if !done {
+				r.release()
+			}
+			break
+		}
+		done = true
+		if err == nil && d.judge(f.bytes[:n], &f.train, &f.cutter) {
+			d.start(&f.train, &f.cutter)
+		}
+	}
+	d.count.read.Add(uint64(packets))
+	d.count.readBytes.Add(uint64(bytes))
+	return done
 }
 
-func (w *writer) init(d *Device) {
-	w.dev = d
-	w.step = w.flush
+// cut hands out the next packet of a train, and says how many bytes it has: 0 where the
+// reader's buffer is too short for what is left of the train.
+func (r *reader) cut(f *frameScratch) int {
+	b := r.bufs[r.n]
+	b = b[min(r.offset, len(b)):]
+	if f.cutter.Size() > len(b) {
+		r.dev.count.tooBig.Add(uint64(f.cutter.Drop()))
+		return 0
+	}
+	n := f.cutter.Next(b)
+	r.sizes[r.n] = n
+	r.n++
+	return n
 }
 
 // Write hands every packet of bufs (each from offset on) to the kernel and
-// returns how many it took. Empty packets are skipped. It waits while the kernel
+// returns how many it took. Where the kernel takes trains, packets that follow each other
+// are joined first. Empty packets are skipped. It waits while the kernel
 // says that the descriptor is busy; a packet for which the kernel has no buffer
 // (ENOBUFS) is dropped and counted, as a full queue is no fault; after any other
 // error the rest is written nevertheless and the first error is returned. The
-// buffers are the caller's again when Write returns.
+// buffers are the caller's again when Write returns; what is in them may have changed.
 func (d *Device) Write(bufs [][]byte, offset int) (int, error) {
 	w := &d.writer
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.raw == nil {
-		raw, err := d.file.SyscallConn()
-		if err != nil {
-			return 0, d.explain(err)
-		}
-		w.raw = raw
+	w.begin()
+	defer w.end()
+	for rest := bufs; len(rest) > 0 && w.fatal == nil; {
+		part := rest[:min(len(rest), BatchSize)]
+		rest = rest[len(part):]
+		w.work(w.gather(part, offset))
 	}
-	w.bufs, w.offset, w.i, w.n, w.err = bufs, offset, 0, 0, nil
-	err := w.raw.Write(w.step)
-	w.bufs = nil
-	if err == nil {
-		err = w.err
-	}
-	if err == nil {
-		return w.n, nil
-	}
-	if err = d.explain(err); err != os.ErrClosed {
-		err = fmt.Errorf("tundev: write to %s: %w", d.file.Name(), err)
-	}
-	return w.n, err
+	return w.packets, w.failure()
 }
 
-// flush is called by the netpoller; it reports whether Write is done.
-func (w *writer) flush(fd uintptr) bool {
-	for w.i < len(w.bufs) {
-		b := w.bufs[w.i]
-		b = b[min(w.offset, len(b)):]
-		if len(b) > 0 {
-			err := w.one(int(fd), b)
-			if err == unix.EAGAIN {
-				return false
-			}
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil && w.err == nil {
-				w.err = err
-			}
+// gather makes trains of packets.
+func (w *writer) gather(bufs [][]byte, offset int) []packet.Train {
+	s, count := w.scratch, w.dev.count
+	n := 0
+	joins := w.dev.offloads.tcp && len(bufs) > 1
+	for _, b := range bufs {
+		b = b[min(offset, len(b)):]
+		switch {
+		case len(b) == 0:
+		case !isIPv4(b):
+			count.notIPv4.Add(1)
+		case len(b) > w.dev.mtu:
+			count.tooBig.Add(1)
+		case joins:
+			// What is refused here has no kind and goes out as it is.
+			packet.Parse(&s.packets[n], b)
+			n++
+		default:
+			s.trains[n] = packet.Train{Head: b}
+			n++
 		}
-		w.i++
 	}
-	return true
-}
-
-// one sends one packet and counts what became of it.
-func (w *writer) one(fd int, b []byte) error {
-	count := w.dev.count
-	if !isIPv4(b) {
-		count.notIPv4.Add(1)
-		return nil
+	s.used = max(s.used, n)
+	if joins {
+		return s.coalescer.Coalesce(s.packets[:n])
 	}
-	if len(b) > w.dev.mtu {
-		count.tooBig.Add(1)
-		return nil
-	}
-	switch err := w.dev.medium.send(fd, b); err {
-	case nil:
-		w.n++
-		count.written.Add(1)
-		count.writtenBytes.Add(uint64(len(b)))
-		return nil
-	case unix.EAGAIN, unix.EINTR:
-		return err
-	case unix.ENOBUFS:
-		count.queueFull.Add(1)
-		return nil
-	default:
-		count.writeErrors.Add(1)
-		return err
-	}
+	return s.trains[:n]
 }

@@ -59,7 +59,7 @@ func pipeDevice(t *testing.T, far **os.File, script ...func(*scripted)) *Device 
 	for _, s := range script {
 		s(m)
 	}
-	d, err := newDevice(os.NewFile(uintptr(pair[0]), "pair"), Config{MTU: testMTU}, m, m.count)
+	d, err := newDevice(os.NewFile(uintptr(pair[0]), "pair"), maker{Config: Config{MTU: testMTU}, medium: m, count: m.count})
 	if err != nil {
 		t.Fatal(err)
 	}

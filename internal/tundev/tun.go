@@ -14,18 +14,19 @@ const tunPath = "/dev/net/tun"
 // CreateTUN makes a TUN interface in the calling thread's network namespace and
 // returns its descriptor, for the caller to give to [FromTUN]. An empty name
 // lets the kernel choose. The interface is down and has neither address nor
-// route; it disappears when the last descriptor is closed.
+// route; it disappears when the last descriptor is closed. With offload its packets have
+// vnet headers in front, which FromTUN finds out, and nobody else can do without knowing.
 //
 // The error satisfies errors.Is(err, fs.ErrNotExist) where the machine has no
 // /dev/net/tun, and errors.Is(err, fs.ErrPermission) where it may not be opened
 // or the caller lacks CAP_NET_ADMIN in the namespace. In both cases a veth pair
 // with [OpenPacket] may still be possible.
-func CreateTUN(name string) (*os.File, error) {
+func CreateTUN(name string, offload bool) (*os.File, error) {
 	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, tunError("open "+tunPath, err)
 	}
-	if err := attachTUN(fd, name); err != nil {
+	if err := attachTUN(fd, name, offload); err != nil {
 		_ = unix.Close(fd)
 		return nil, err
 	}
@@ -34,12 +35,16 @@ func CreateTUN(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), tunPath), nil
 }
 
-func attachTUN(fd int, name string) error {
+func attachTUN(fd int, name string, offload bool) error {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return fmt.Errorf("tundev: interface name %q is longer than %d bytes: %w", name, unix.IFNAMSIZ-1, err)
 	}
-	req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	if offload {
+		flags |= unix.IFF_VNET_HDR
+	}
+	req.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return tunError(fmt.Sprintf("create TUN %q", name), err)
 	}
@@ -77,21 +82,22 @@ func FromTUN(f *os.File, c Config) (*Device, error) {
 		return nil, err
 	}
 	m := tunMedium{&counters{}}
-	err := control(f, func(fd int) error {
-		_, err := m.name(fd)
+	var o offloads
+	err := control(f, func(fd int) (err error) {
+		o, err = adopt(fd, c.Offload)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("tundev: use %s, which is not an attached TUN: %w", f.Name(), err)
 	}
-	return newDevice(f, c, m, m.count)
+	return newDevice(f, maker{Config: c, medium: m, offloads: o, count: m.count})
 }
 
 // tunMedium carries bare IP packets (IFF_NO_PI).
 type tunMedium struct{ count *counters }
 
 func (m tunMedium) receive(fd int, b []byte) (int, error) {
-	n, err := unix.Read(fd, b)
+	n, err := rawRead(fd, b)
 	if err != nil {
 		return 0, err
 	}

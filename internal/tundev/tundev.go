@@ -7,8 +7,12 @@
 // namespace and its privileges, the worker needs neither. Between them the
 // descriptor may travel over a Unix socket (SCM_RIGHTS).
 //
-//	f, err := tundev.CreateTUN("sally0")     // inside the namespace
+//	f, err := tundev.CreateTUN("sally0", true) // inside the namespace
 //	dev, err := tundev.FromTUN(f, tundev.Config{MTU: 1420}) // anywhere
+//
+// A TUN may carry trains: several segments of one flow as one packet, so that one system
+// call moves up to 64 KiB. Read and Write cut and join them, and ReadTrains and WriteTrains
+// leave them whole for whoever can work on them so.
 //
 // Only IPv4 passes. Whatever else the far side sends (router solicitations,
 // ARP, multicast of IPv6) is dropped in Read and counted in [Stats], so that
@@ -47,6 +51,11 @@ type Config struct {
 	// writes, PeerMAC their destination: the address of the veth end whose
 	// owner is to receive them. FromTUN ignores both.
 	LocalMAC, PeerMAC net.HardwareAddr
+	// Offload lets the kernel hand over and take several segments as one packet, as far as it
+	// and the interface can: see Device.Offload. A packet socket cannot.
+	Offload bool
+	// Scratch is memory that this device may share with others; nil: it has its own.
+	Scratch *Scratch
 }
 
 func (c Config) validate() error {
@@ -56,12 +65,14 @@ func (c Config) validate() error {
 	return nil
 }
 
-// Stats counts what a Device has done since it was made. Each packet is counted once.
+// Stats counts what a Device has done since it was made. Each packet is counted once, and a
+// train as the packets that it is made of.
 type Stats struct {
 	Read, ReadBytes       uint64 // IPv4 packets handed to readers
 	Written, WrittenBytes uint64 // IPv4 packets that the kernel took
 	NotIPv4               uint64 // dropped in either direction: IPv6, ARP and other protocols
 	TooBig                uint64 // dropped in either direction: longer than the MTU or the reader's buffer
+	Malformed             uint64 // dropped in either direction: trains, or their vnet headers, that make no sense
 	QueueFull             uint64 // dropped on write: the kernel had no buffer (ENOBUFS)
 	WriteErrors           uint64 // dropped on write: the kernel refused it, as on a link that is down
 }
@@ -69,6 +80,7 @@ type Stats struct {
 type counters struct {
 	read, readBytes, written, writtenBytes  atomic.Uint64
 	notIPv4, tooBig, queueFull, writeErrors atomic.Uint64
+	malformed                               atomic.Uint64
 }
 
 // medium is what differs between a TUN and a packet socket. Its methods do
@@ -90,13 +102,15 @@ type medium interface {
 // Close may be called by anyone at any time: it wakes Read and Write, which
 // then return os.ErrClosed.
 type Device struct {
-	file   *os.File
-	mtu    int
-	medium medium
-	count  *counters
-	events chan tun.Event
-	closed atomic.Bool
-	once   sync.Once
+	file     *os.File
+	mtu      int
+	medium   medium
+	offloads offloads
+	scratch  *Scratch
+	count    *counters
+	events   chan tun.Event
+	closed   atomic.Bool
+	once     sync.Once
 
 	waker  waker
 	reader reader
@@ -105,12 +119,26 @@ type Device struct {
 
 var _ tun.Device = (*Device)(nil)
 
-func newDevice(f *os.File, c Config, m medium, count *counters) (*Device, error) {
+// maker is what newDevice makes a Device of, besides its file.
+type maker struct {
+	Config
+	medium   medium
+	offloads offloads
+	count    *counters
+}
+
+func newDevice(f *os.File, c maker) (*Device, error) {
 	f, err := pollable(f)
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{file: f, mtu: c.MTU, medium: m, count: count, events: make(chan tun.Event, 1)}
+	d := &Device{
+		file: f, mtu: c.MTU, medium: c.medium, offloads: c.offloads, scratch: c.Scratch, count: c.count,
+		events: make(chan tun.Event, 1),
+	}
+	if d.scratch == nil {
+		d.scratch = &Scratch{}
+	}
 	d.reader.init(d)
 	d.writer.init(d)
 	d.events <- tun.EventUp
@@ -187,7 +215,7 @@ func (d *Device) Stats() Stats {
 	return Stats{
 		Read: c.read.Load(), ReadBytes: c.readBytes.Load(),
 		Written: c.written.Load(), WrittenBytes: c.writtenBytes.Load(),
-		NotIPv4: c.notIPv4.Load(), TooBig: c.tooBig.Load(),
+		NotIPv4: c.notIPv4.Load(), TooBig: c.tooBig.Load(), Malformed: c.malformed.Load(),
 		QueueFull: c.queueFull.Load(), WriteErrors: c.writeErrors.Load(),
 	}
 }

@@ -73,7 +73,7 @@ func newTUNBench(t *testing.T) *bench {
 	b := &bench{ns: lab.Namespace("sandbox"), link: "tun7"}
 	var f *os.File
 	err := b.ns.Do(func() (err error) {
-		f, err = CreateTUN(b.link)
+		f, err = CreateTUN(b.link, false)
 		return err
 	})
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
@@ -536,7 +536,7 @@ func TestRefuses(t *testing.T) {
 	if _, err := regular.WriteString("still open"); err != nil {
 		t.Errorf("a refused file was closed: %v", err)
 	}
-	if _, err := CreateTUN("a-name-that-is-too-long"); err == nil {
+	if _, err := CreateTUN("a-name-that-is-too-long", false); err == nil {
 		t.Error("a long name")
 	}
 	if _, err := OpenPacket("absent0"); err == nil {
@@ -564,7 +564,7 @@ func TestCreateTUNTellsRefusalsApart(t *testing.T) {
 	}
 	b := newTUNBench(t)
 	err := b.ns.Do(func() error {
-		f, err := CreateTUN(b.link)
+		f, err := CreateTUN(b.link, false)
 		if err == nil {
 			_ = f.Close()
 		}

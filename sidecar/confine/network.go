@@ -68,7 +68,7 @@ var errNoTUN = errors.New("no TUN here")
 
 // makeTUN makes a TUN and its routes.
 func makeTUN(s settings, here *hostnet.Kernel) (wire, error) {
-	f, err := tundev.CreateTUN(tunName)
+	f, err := tundev.CreateTUN(tunName, true)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		err = fmt.Errorf("%w: %w", errNoTUN, err)
 	}
