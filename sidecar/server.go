@@ -297,7 +297,7 @@ func (v *server) begin(conn *net.UnixConn, e *entry) (<-chan struct{}, error) {
 func openDevice(m handover.Message, f *os.File, mtu int) (tun.Device, error) {
 	var dev *tundev.Device
 	var err error
-	cfg := tundev.Config{MTU: mtu, LocalMAC: net.HardwareAddr(m.LocalMAC), PeerMAC: net.HardwareAddr(m.PeerMAC)}
+	cfg := tundev.Config{MTU: mtu, Offload: true, LocalMAC: net.HardwareAddr(m.LocalMAC), PeerMAC: net.HardwareAddr(m.PeerMAC)}
 	if m.Type == handover.Packet {
 		dev, err = tundev.FromPacket(f, cfg)
 	} else {

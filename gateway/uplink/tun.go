@@ -96,7 +96,7 @@ func NewTun(cfg TunConfig) (*Tun, error) {
 
 // openTun makes the device, or says what is missing and what would do without.
 func openTun(name string) (*tundev.Device, error) {
-	f, err := tundev.CreateTUN(name)
+	f, err := tundev.CreateTUN(name, false)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("%w; `uplink: sockets` needs neither /dev/net/tun nor CAP_NET_ADMIN, only the dedicated addresses on the host", err)
 	}
