@@ -6,12 +6,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --no-print-directory
 
+MODULE := github.com/sallyport-net/sallyport
 GO ?= $(firstword $(shell command -v go 2>/dev/null) /usr/local/go/bin/go)
 GOFMT = $(shell $(GO) env GOROOT)/bin/gofmt
 FUZZTIME ?= 10s
 TIMEOUT ?= 5m
 TESTFLAGS ?=
 FUZZFOR ?= 10m
+SOAKFOR ?= 10m
 
 # Debian packages that tests against other programs need, and the C compiler of
 # the race detector.
@@ -97,17 +99,43 @@ test: ## run every test that this machine and user can run, and list the others
 race: ## run every test with the race detector
 	@$(call run-tests,-race $(TESTFLAGS) ./...)
 
+# Tests that need network namespaces are those of packages whose tests import
+# netlab. Root has more of the machine than a user namespace has, so that some of
+# them run for root alone.
+NETNS_PACKAGES = $(shell grep -rl --include='*_test.go' --exclude-dir=.cache '"$(MODULE)/internal/netlab"' . | xargs -n1 dirname | sort -u)
+OTHER_PACKAGES = $(filter-out $(patsubst ./%,$(MODULE)/%,$(NETNS_PACKAGES)),$(shell $(GO) list ./...))
+
+# as-root makes exec the arguments with which go test runs tests as root, if that
+# goes without a question.
+define as-root
+	exec=(); if [ "$$(id -u)" != 0 ]; then \
+		if sudo -n true 2>/dev/null; then exec=(-exec "sudo -n --preserve-env=SALLYPORT_NOTRUN,SALLYPORT_SOAK"); \
+		else echo "Not root, and no sudo without a password: in user namespaces, where some tests cannot run."; fi; \
+	fi
+endef
+
 .PHONY: netns
-netns: ## run the tests in network namespaces, verbosely, as root
-	@exec=(); if [ "$$(id -u)" != 0 ]; then exec=(-exec "sudo --preserve-env=SALLYPORT_NOTRUN"); fi; \
-	packages=$$(grep -rl --include='*_test.go' --exclude-dir=.cache '"github.com/sallyport-net/sallyport/internal/netlab"' . | xargs -n1 dirname | sort -u); \
-	$(call run-tests,-count=1 -v "$${exec[@]}" $$packages)
+netns: ## run the tests in network namespaces, as root where that goes
+	@$(as-root); $(call run-tests,-count=1 $(TESTFLAGS) "$${exec[@]}" $(NETNS_PACKAGES))
+
+.PHONY: others
+others: ## run the tests that need no network namespaces
+	@$(call run-tests,$(TESTFLAGS) $(OTHER_PACKAGES))
+
+# A test that says by netlab.Soak how long it goes on is called TestSoak. The others
+# run it shortly.
+.PHONY: soak
+soak: TIMEOUT = 3h
+soak: ## run the tests that go on for long, each for SOAKFOR (10m), as root where that goes
+	@$(as-root); packages=$$(grep -rlE --include='*_test.go' --exclude-dir=.cache '^func TestSoak' . | xargs -r -n1 dirname | sort -u); \
+	if [ -z "$$packages" ]; then echo "No test is called TestSoak."; exit 1; fi; \
+	export SALLYPORT_SOAK=$(SOAKFOR); \
+	$(call run-tests,-count=1 -p 1 -v -run '^TestSoak' "$${exec[@]}" $$packages)
 
 .PHONY: conformance
 conformance: TIMEOUT = 45m
 conformance: ## hold the translator against the programs of others, as root, and fuzz it for FUZZFOR (10m)
-	@exec=(); if [ "$$(id -u)" != 0 ]; then exec=(-exec "sudo --preserve-env=SALLYPORT_NOTRUN"); fi; \
-	$(call run-tests,-count=1 -v "$${exec[@]}" ./gateway/conformance -long -fuzz-for=$(FUZZFOR))
+	@$(as-root); $(call run-tests,-count=1 -v "$${exec[@]}" ./gateway/conformance -long -fuzz-for=$(FUZZFOR))
 
 .PHONY: lint
 lint: ## gofmt, go vet and staticcheck
@@ -167,11 +195,13 @@ failover-report: build ## measure failover and write docs/failover.md
 	bin/sallyport-bench failover --runs 20 --load 2m --out docs/failover.md
 
 .PHONY: check
-check: ## what CI runs: lint, the tests, the tests with the race detector, the demo, failover
+check: ## what CI runs: lint, the tests, those in namespaces, all with the race detector, the demo, failover
 	$(call stage,lint)
 	@$(MAKE) lint units
 	$(call stage,test)
-	@$(MAKE) test TESTFLAGS=-count=1
+	@$(MAKE) others TESTFLAGS=-count=1
+	$(call stage,netns)
+	@$(MAKE) netns
 	$(call stage,race)
 	@$(MAKE) race TESTFLAGS=-count=1
 	$(call stage,demo)

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+	"time"
 
 	"github.com/sallyport-net/sallyport/internal/hostnet"
 )
@@ -16,6 +17,7 @@ import (
 const (
 	insideVariable = "SALLYPORT_NETLAB" // "inside": Reexec started this process
 	notRunVariable = "SALLYPORT_NOTRUN" // a file that collects what was not run
+	soakVariable   = "SALLYPORT_SOAK"   // how long tests go on that ask Soak
 )
 
 // TB is the part of testing.TB that this package needs; commands that use the
@@ -130,6 +132,21 @@ func NotRun(t TB, why string) {
 		}
 	}
 	t.Skipf("NOT RUN: %s", why)
+}
+
+// Soak returns how long a test goes on that could go on for ever: short, unless
+// `make soak` gives it longer. Such a test's name begins with TestSoak.
+func Soak(t TB, short time.Duration) time.Duration {
+	t.Helper()
+	text := os.Getenv(soakVariable)
+	if text == "" {
+		return short
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		t.Fatalf("%s=%q is no time like 10m", soakVariable, text)
+	}
+	return d
 }
 
 // Program returns the path of a program, or skips the test, loudly, where it is

@@ -500,3 +500,12 @@ func TestNotRunIsLoud(t *testing.T) {
 		t.Errorf("noted %q, skipped %q", got, r.skipped)
 	}
 }
+
+func TestLengthOfSoak(t *testing.T) {
+	for text, want := range map[string]time.Duration{"": time.Second, "10m": 10 * time.Minute} {
+		t.Setenv("SALLYPORT_SOAK", text)
+		if got := netlab.Soak(t, time.Second); got != want {
+			t.Errorf("with %q: %v, want %v", text, got, want)
+		}
+	}
+}
