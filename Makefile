@@ -103,7 +103,6 @@ race: ## run every test with the race detector
 # netlab. Root has more of the machine than a user namespace has, so that some of
 # them run for root alone.
 NETNS_PACKAGES = $(shell grep -rl --include='*_test.go' --exclude-dir=.cache '"$(MODULE)/internal/netlab"' . | xargs -n1 dirname | sort -u)
-OTHER_PACKAGES = $(filter-out $(patsubst ./%,$(MODULE)/%,$(NETNS_PACKAGES)),$(shell $(GO) list ./...))
 
 # as-root makes exec the arguments with which go test runs tests as root, if that
 # goes without a question.
@@ -115,12 +114,8 @@ define as-root
 endef
 
 .PHONY: netns
-netns: ## run the tests in network namespaces, as root where that goes
+netns: ## run the tests in network namespaces, as root where that goes; `make test` of root runs them too
 	@$(as-root); $(call run-tests,-count=1 $(TESTFLAGS) "$${exec[@]}" $(NETNS_PACKAGES))
-
-.PHONY: others
-others: ## run the tests that need no network namespaces
-	@$(call run-tests,$(TESTFLAGS) $(OTHER_PACKAGES))
 
 # A test that says by netlab.Soak how long it goes on is called TestSoak. The others
 # run it shortly.
@@ -195,13 +190,11 @@ failover-report: build ## measure failover and write docs/failover.md
 	bin/sallyport-bench failover --runs 20 --load 2m --out docs/failover.md
 
 .PHONY: check
-check: ## what CI runs: lint, the tests, those in namespaces, all with the race detector, the demo, failover
+check: ## what CI runs: lint, the tests, the tests with the race detector, the demo, failover
 	$(call stage,lint)
 	@$(MAKE) lint units
 	$(call stage,test)
-	@$(MAKE) others TESTFLAGS=-count=1
-	$(call stage,netns)
-	@$(MAKE) netns
+	@$(MAKE) test TESTFLAGS=-count=1
 	$(call stage,race)
 	@$(MAKE) race TESTFLAGS=-count=1
 	$(call stage,demo)
