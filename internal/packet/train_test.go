@@ -248,3 +248,18 @@ func sameFlows(want, got [][]byte) error {
 	}
 	return nil
 }
+
+// FuzzJoin joins batches that a seed makes, and what cutting them makes of that.
+func FuzzJoin(f *testing.F) {
+	for seed := range uint64(8) {
+		f.Add(seed, uint8(40))
+	}
+	co := NewCoalescer(128)
+	f.Fuzz(func(t *testing.T, seed uint64, n uint8) {
+		frames := newConvoy(seed).batch(t, 1+int(n)%128)
+		var trains, segments, damaged int
+		if err := sameFlows(frames, undo(t, co, frames, &trains, &segments, &damaged)); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
