@@ -241,6 +241,9 @@ func (h *Host) reconcile() (fresh map[string]bool, err error) {
 			n.log.Info("network closed", "sessions", sessions)
 		}
 	}
+	if err := h.hostSide.sweep(h.heldAddresses(wanted)); err != nil {
+		return fresh, err
+	}
 	var failed []error
 	for _, id := range ids {
 		opened, err := h.bringUp(wanted[id])
@@ -291,6 +294,15 @@ func (n *network) live() (sum uint64) {
 		}
 	}
 	return sum
+}
+
+// heldAddresses are the dedicated IPs of networks that this host holds, by network.
+func (h *Host) heldAddresses(networks map[string]spec.Network) map[string][]netip.Addr {
+	held := make(map[string][]netip.Addr, len(networks))
+	for id, n := range networks {
+		held[id] = heldOf(n, h.holds(n))
+	}
+	return held
 }
 
 // holds reports which addresses of a network's pair this host holds.

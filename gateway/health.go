@@ -32,6 +32,7 @@ const (
 type health struct {
 	draining *atomic.Bool   // the host's
 	lost     [2]atomic.Bool // by the side of the pair: what leaves from there does not come back
+	cut      atomic.Bool    // the host's kernel does not lead packets here, or not from here
 	full     atomic.Bool
 	drained  atomic.Bool // every IP that is held here is drained: new flows had better go to the sibling
 }
@@ -51,7 +52,7 @@ func (h *health) Health() packet.Health {
 	return bits
 }
 
-func (h *health) uplinkLost() bool { return h.lost[0].Load() || h.lost[1].Load() }
+func (h *health) uplinkLost() bool { return h.cut.Load() || h.lost[0].Load() || h.lost[1].Load() }
 
 // checks is what the networks' checks have in common.
 type checks struct {

@@ -66,8 +66,9 @@ type Host struct {
 	trouble string    // what the log was told last; the follower's
 	away    bool      // the control plane is lost; the follower's
 
-	keeper *keeper
-	checks *checks
+	keeper   *keeper
+	checks   *checks
+	hostSide *hostSide
 
 	changed chan struct{} // poked when networks came or went
 
@@ -93,8 +94,12 @@ type Host struct {
 // Else OpenHost waits for the desired state. When one of the networks cannot come
 // up then, none stays, and the error says which and why.
 func OpenHost(ctx context.Context, cfg HostConfig) (*Host, error) {
+	side, err := newHostSide(cfg.Daemon, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
 	h := &Host{
-		cfg: cfg, networks: map[string]*network{}, ports: map[string]uint16{}, roster: newRoster(),
+		cfg: cfg, hostSide: side, networks: map[string]*network{}, ports: map[string]uint16{}, roster: newRoster(),
 		keeper: newKeeper(), checks: newChecks(cfg.Daemon), changed: make(chan struct{}, 1),
 	}
 	if h.restore() {
@@ -102,6 +107,7 @@ func OpenHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	}
 	first, err := h.first(ctx)
 	if err != nil {
+		h.Close()
 		return nil, err
 	}
 	if err := h.apply(first); err != nil {
@@ -155,6 +161,7 @@ func (h *Host) Run(ctx context.Context) error {
 	g.Go(func() error { return h.follow(life, leaving) })
 	g.Go(func() error { return h.supervise(life, g) })
 	g.Go(func() error { return h.remember(life) })
+	g.Go(func() error { return h.hostSide.tend(life) })
 	g.Go(func() error {
 		defer end()
 		select {
@@ -233,12 +240,14 @@ func (h *Host) Ready() bool { return h.ready.Load() && !h.unsettled() && !h.drai
 // unsettled reports whether a network that should be open may not be.
 func (h *Host) unsettled() bool { return h.failures.Load() != h.settled.Load() }
 
-// Close closes every network. It may be called more than once.
+// Close closes every network and takes back what the host was given for them. It may be
+// called more than once.
 func (h *Host) Close() {
 	h.draining.Store(true)
 	for _, n := range h.list() {
 		n.close()
 	}
+	h.hostSide.close()
 }
 
 // list returns the networks in the order of their ids.

@@ -61,8 +61,9 @@ type network struct {
 	translation translation // by which its tables were made
 	sessions    int         // as many as one of them may have
 
-	health health  // what probes are answered with
-	checks *checks // how it is found out
+	hostSide *hostSide // has led the addresses here, and takes that back
+	health   health    // what probes are answered with
+	checks   *checks   // how it is found out
 
 	siteMu   sync.Mutex               // guards what follows; never taken on the packet path
 	site     *site                    // nil while there is none
@@ -76,6 +77,7 @@ type network struct {
 	members members      // the follower's
 	peers   atomic.Int64 // how many WireGuard peers there are
 	closing atomic.Bool  // somebody asked for its end
+	closed  sync.Once
 }
 
 // translation is what a network says of its tables. They are made by it, so that a
@@ -101,7 +103,7 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 	net := &network{
 		id: n.ID, cidr: n.CIDR, pair: n.Pair, held: h.holds(n), translation: translationOf(n),
 		log: cfg.Log.With("network", n.ID), clock: cfg.Clock, members: newMembers(),
-		health: health{draining: &h.draining}, checks: h.checks,
+		health: health{draining: &h.draining}, checks: h.checks, hostSide: h.hostSide,
 	}
 	var undo []func()
 	defer func() {
@@ -122,20 +124,13 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 			MaxBytes: cfg.Daemon.Limits.FragmentBytes, MaxPerSource: cfg.Daemon.Limits.FragmentBytesPerSandbox,
 		},
 	}
-	addresses, err := net.openTables(cfg, n, &fc)
-	if err != nil {
+	if err := net.openTables(cfg, n, &fc); err != nil {
 		return nil, err
 	}
-	net.up, err = uplink.NewSockets(uplink.SocketsConfig{
-		Addresses: addresses, Gateway: gw, MTU: tunnelMTU, Log: net.log,
-		MaxSessions:              h.socketShare(),
-		MaxPending:               cfg.Daemon.Limits.PendingConnects,
-		MaxPendingPerDestination: cfg.Daemon.Limits.PendingConnectsPerDestination,
-	})
-	if err != nil {
+	if err := net.openUplink(h, n, fc.Reassembly); err != nil {
 		return nil, err
 	}
-	undo = append(undo, func() { net.up.Close() })
+	undo = append(undo, func() { net.closeUplink() })
 	fc.Uplink = net.up
 
 	net.svc, err = service.New(service.Config{
@@ -160,24 +155,22 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 	return net, err
 }
 
-// openTables makes a table for each dedicated IP that is held here, and returns
-// those IPs.
-func (n *network) openTables(cfg *HostConfig, w spec.Network, fc *ForwarderConfig) (held []netip.Addr, err error) {
+// openTables makes a table for each dedicated IP that is held here.
+func (n *network) openTables(cfg *HostConfig, w spec.Network, fc *ForwarderConfig) (err error) {
 	for i, ip := range n.pair {
 		if !n.held[i] {
 			continue
 		}
-		held = append(held, ip)
 		tc := config.NATConfig(cfg.Daemon, w, ip)
 		n.sessions = tc.MaxSessions
 		if _, err := rand.Read(tc.Seed[:]); err != nil {
-			return nil, fmt.Errorf("read 32 random bytes for the table of %s: %w", ip, err)
+			return fmt.Errorf("read 32 random bytes for the table of %s: %w", ip, err)
 		}
 		if fc.Tables[i], err = nat.New(tc); err != nil {
-			return nil, fmt.Errorf("table of %s: %w", ip, err)
+			return fmt.Errorf("table of %s: %w", ip, err)
 		}
 	}
-	return held, nil
+	return nil
 }
 
 // run does the work beside the packet path until ctx ends or the network is
@@ -213,12 +206,16 @@ func (n *network) run(ctx context.Context) error {
 // once, and returns when all is closed.
 func (n *network) close() {
 	n.closing.Store(true)
-	n.siteMu.Lock()
-	n.closeSite()
-	n.siteMu.Unlock()
-	n.tun.Close()
-	n.fwd.Close()
-	n.svc.Close()
+	n.closed.Do(func() {
+		n.siteMu.Lock()
+		n.closeSite()
+		n.siteMu.Unlock()
+		restore := n.hostSide.leave(n.id)
+		n.tun.Close()
+		n.fwd.Close()
+		n.svc.Close()
+		restore()
+	})
 }
 
 // pumpLocal carries what the local services send to the Forwarder.

@@ -58,9 +58,9 @@ type estate struct {
 
 // newEstate builds the machines and writes the daemons' files. Nothing is started.
 // At the end of the test the captures are judged.
-func newEstate(t *testing.T) *estate {
+func newEstate(t *testing.T, by uplinkKind) *estate {
 	t.Helper()
-	e := &estate{ground: newGround(t)}
+	e := &estate{ground: newGround(t, by)}
 	e.control, e.client = e.lab.Namespace("control"), e.lab.Namespace("client")
 	e.office, e.database = e.lab.Namespace("office"), e.lab.Namespace("database")
 	e.a = e.host("gw-a", "198.51.100.18/28", "198.51.100.17/28", acmePair[0], globexPair[0])
@@ -93,9 +93,9 @@ func (e *estate) host(name, near, far string, dedicated ...netip.Addr) *gatewayH
 	h := &gatewayHost{Namespace: e.lab.Namespace(name), name: name, addr: netip.MustParsePrefix(near).Addr(), dedicated: dedicated}
 	e.join(h.Namespace, name, near, far).byDefault()
 	for _, a := range dedicated {
-		h.Address("lo", netip.PrefixFrom(a, 32))
 		e.hub.Route(netip.PrefixFrom(a, 32), h.addr)
 	}
+	e.uplink.provide(h.Namespace, dedicated...)
 	pings(h.Namespace)
 	h.at = e.capture(name)
 	return h
@@ -185,8 +185,8 @@ func (e *estate) writeFiles() {
 	}
 	for name, text := range map[string]string{
 		"state.yaml": estateState, "cle1-state.yaml": estateState, "control.yaml": controlSettings,
-		"gw-a.yaml": strings.ReplaceAll(gatewaySettings, "HOST", "gw-a"), "gw-b.yaml": strings.ReplaceAll(gatewaySettings, "HOST", "gw-b"),
-		"gw-c.yaml": cleSettings, "sidecar.yaml": estateSidecar, "token": testToken + "\n", "cle1-token": cleToken + "\n",
+		"gw-a.yaml": strings.ReplaceAll(gatewaySettings, "HOST", "gw-a") + e.uplink.settings(), "gw-b.yaml": strings.ReplaceAll(gatewaySettings, "HOST", "gw-b") + e.uplink.settings(),
+		"gw-c.yaml": cleSettings + e.uplink.settings(), "sidecar.yaml": estateSidecar, "token": testToken + "\n", "cle1-token": cleToken + "\n",
 		"region-secret": "0123456789abcdef0123456789ABCDEF",
 	} {
 		e.write(name, text)

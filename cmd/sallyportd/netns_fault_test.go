@@ -55,8 +55,10 @@ func (g *ground) startLoad(t *testing.T, b *sandbox, to netip.Addr) {
 
 // TestKillGateway kills sallyportd under load and starts it again: everything
 // goes on with the addresses of before, and connections of before are reset.
-func TestKillGateway(t *testing.T) {
-	w := newWorld(t)
+func TestKillGateway(t *testing.T) { byEach(t, killGateway) }
+
+func killGateway(t *testing.T, by uplinkKind) {
+	w := newWorld(t, by)
 	w.up()
 	boxes := []*sandbox{w.sandbox(t, acmeFunction), w.sandbox(t, acmeFunction), w.sandbox(t, acmeFunction), w.sandbox(t, globexFunction)}
 	for _, b := range boxes {
@@ -126,7 +128,7 @@ func TestKillGateway(t *testing.T) {
 // TestKillSidecar kills the sidecar under load: its sandboxes have no network
 // left, and nothing of theirs leaves by any other way. A new one serves new sandboxes.
 func TestKillSidecar(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, bySockets)
 	w.up()
 	boxes := []*sandbox{w.sandbox(t, acmeFunction), w.sandbox(t, acmeFunction), w.sandbox(t, globexFunction)}
 	for _, b := range boxes {

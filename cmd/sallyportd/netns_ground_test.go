@@ -58,11 +58,12 @@ type ground struct {
 	lab               *netlab.Lab
 	worker, hub, home *netlab.Namespace
 	dir, bin, socket  string
+	uplink            uplinkKind
 	origin            *origin
 	daemons           []*daemon // in the order of their starts
 }
 
-func newGround(t *testing.T) *ground {
+func newGround(t *testing.T, by uplinkKind) *ground {
 	t.Helper()
 	lab := netlab.Test(t)
 	builtAny.Store(true)
@@ -70,7 +71,7 @@ func newGround(t *testing.T) *ground {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &ground{t: t, lab: lab, bin: bin, dir: t.TempDir()}
+	g := &ground{t: t, lab: lab, uplink: by, bin: bin, dir: t.TempDir()}
 	g.worker, g.hub, g.home = lab.Namespace("worker"), lab.Namespace("hub"), lab.Namespace("origin")
 	g.join(g.worker, "worker", "198.51.100.2/28", "198.51.100.1/28").byDefault()
 	g.join(g.home, "origin", "192.0.2.80/24", "192.0.2.1/24").byDefault()

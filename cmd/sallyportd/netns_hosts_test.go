@@ -21,8 +21,10 @@ import (
 
 // TestTwoHosts: each address of a pair is on a host of its own, and sandboxes leave
 // from both. The control plane may die and come back: nothing that runs notices.
-func TestTwoHosts(t *testing.T) {
-	e := newEstate(t)
+func TestTwoHosts(t *testing.T) { byEach(t, twoHosts) }
+
+func twoHosts(t *testing.T, by uplinkKind) {
+	e := newEstate(t, by)
 	e.startRegion()
 	e.startSidecar()
 	boxes := []*sandbox{e.sandboxOn(t, acmeFunction, e.a), e.sandboxOn(t, acmeFunction, e.b), e.sandboxOn(t, globexFunction, e.b)}
@@ -37,13 +39,17 @@ func TestTwoHosts(t *testing.T) {
 			t.Errorf("the sources on the link of %s are %v; want %v, and not %v", h.name, h.at.Sources(), acmePair[i], acmePair[1-i])
 		}
 	}
-	t.Run("control plane", func(t *testing.T) { killControl(t, e, boxes) })
+	if by == bySockets {
+		t.Run("control plane", func(t *testing.T) { killControl(t, e, boxes) })
+	}
 	for i, b := range boxes {
 		if r := b.load(t); !slices.Equal(r.Sources, egress[i:i+1]) {
 			t.Errorf("the load of a sandbox left from %v; want %v alone", r.Sources, egress[i])
 		}
 	}
-	t.Run("attach without the active host", func(t *testing.T) { attachBesideDead(t, e) })
+	if by == bySockets { // these are about the control plane, for which all uplinks are one
+		t.Run("attach without the active host", func(t *testing.T) { attachBesideDead(t, e) })
+	}
 }
 
 // killControl kills the control plane under load and starts it again.
@@ -130,7 +136,7 @@ func attachBesideDead(t *testing.T, e *estate) {
 // on with its state file, and calls its clients before they notice. A state file that
 // is damaged or another's is refused, and the gateway learns all from the control plane.
 func TestGatewayFirst(t *testing.T) {
-	e := newEstate(t)
+	e := newEstate(t, bySockets)
 	e.startRegion()
 	e.startSidecar()
 	// Globex has no passive network, and its other host will be dead: there is nowhere else to go.

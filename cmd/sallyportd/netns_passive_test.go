@@ -144,7 +144,7 @@ func (f *failing) switches(t *testing.T) (n uint64) {
 // passive region is there, and goes there when its own is not; and nobody but the
 // gateways has a say in that.
 func TestPassive(t *testing.T) {
-	f := &failing{estate: newEstate(t)}
+	f := &failing{estate: newEstate(t, bySockets)}
 	f.startRegion()
 	// However busy the machine that runs the tests is, nothing is dead before it is killed.
 	f.write("sidecar.yaml", strings.Replace(estateSidecar, "hold:", "misses: 12, misses_busy: 24, hold:", 1))

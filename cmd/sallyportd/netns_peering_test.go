@@ -34,7 +34,7 @@ type peered struct {
 // `sallyport peering show` says, and starts sandboxes on both hosts.
 func newPeered(t *testing.T) *peered {
 	t.Helper()
-	e := newEstate(t)
+	e := newEstate(t, bySockets)
 	private, public, err := netlab.NewWireGuardKey()
 	if err != nil {
 		t.Fatal(err)

@@ -61,7 +61,7 @@ func TestProxy(t *testing.T) {
 		os.Exit(1)
 	}
 	curl := netlab.Program(t, "curl")
-	w := newWorld(t)
+	w := newWorld(t, bySockets)
 	w.up()
 	code, _, stderr := w.confined(t, nil, "true")
 	if code != 125 || !strings.Contains(stderr, "user, network and mount namespaces") || !strings.Contains(stderr, "--proxy") {

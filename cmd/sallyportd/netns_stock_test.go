@@ -116,9 +116,11 @@ func (g *ground) wireGuard(n *netlab.Namespace, config string) *netlab.WireGuard
 
 // TestStockWireGuard: whoever speaks WireGuard is a client. WireGuard's own
 // programs, attached by the API, carry curl, ping, dig and iperf3.
-func TestStockWireGuard(t *testing.T) {
+func TestStockWireGuard(t *testing.T) { byEach(t, stockWireGuard) }
+
+func stockWireGuard(t *testing.T, by uplinkKind) {
 	requireStock(t, "iperf3")
-	w := newWorld(t)
+	w := newWorld(t, by)
 	w.startGateway()
 	w.awaitGateway()
 	p := newStockPeer(t, w)

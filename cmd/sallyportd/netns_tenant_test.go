@@ -20,8 +20,10 @@ import (
 
 // TestTenant: what runs in a sandbox reaches nothing but what its network is
 // for, and cannot change that.
-func TestTenant(t *testing.T) {
-	w := newWorld(t)
+func TestTenant(t *testing.T) { byEach(t, tenant) }
+
+func tenant(t *testing.T, by uplinkKind) {
+	w := newWorld(t, by)
 	metadata := netip.MustParseAddr("169.254.169.254")
 	w.worker.Address("lo", netip.PrefixFrom(metadata, 32))
 	w.iad1.Address("lo", netip.PrefixFrom(metadata, 32))

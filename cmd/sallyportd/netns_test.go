@@ -17,8 +17,10 @@ import (
 
 // TestPairOnly: whoever is attached leaves from its network's pair and nothing
 // else; whoever bypasses leaves from the worker's address, and is counted.
-func TestPairOnly(t *testing.T) {
-	w := newWorld(t)
+func TestPairOnly(t *testing.T) { byEach(t, pairOnly) }
+
+func pairOnly(t *testing.T, by uplinkKind) {
+	w := newWorld(t, by)
 	w.bypasses = true
 	w.up()
 	acme, globex := w.sandbox(t, acmeFunction), w.sandbox(t, globexFunction)
@@ -50,7 +52,7 @@ func TestPairOnly(t *testing.T) {
 // up: each attempt fails with a clear error or leaves from the pair.
 func TestStartStorm(t *testing.T) {
 	const many = 30
-	w := newWorld(t)
+	w := newWorld(t, bySockets)
 	w.startGateway()
 	w.startSidecar()
 	var refused atomic.Int64
@@ -95,8 +97,10 @@ func TestStartStorm(t *testing.T) {
 
 // TestTCPSemantics: what a TCP connection promises holds through tunnel,
 // translation and uplink.
-func TestTCPSemantics(t *testing.T) {
-	w := newWorld(t)
+func TestTCPSemantics(t *testing.T) { byEach(t, tcpSemantics) }
+
+func tcpSemantics(t *testing.T, by uplinkKind) {
+	w := newWorld(t, by)
 	w.up()
 	b := w.sandbox(t, acmeFunction)
 	const soon = time.Second
@@ -181,8 +185,10 @@ func slowReaders(t *testing.T, w *world, b *sandbox) {
 
 // TestDNS: names are looked up from the pair, by TCP where a datagram is too
 // small, and not at all where the policy denies everything.
-func TestDNS(t *testing.T) {
-	w := newWorld(t)
+func TestDNS(t *testing.T) { byEach(t, dnsFromPair) }
+
+func dnsFromPair(t *testing.T, by uplinkKind) {
+	w := newWorld(t, by)
 	w.up()
 	b, quiet := w.sandbox(t, acmeFunction), w.sandbox(t, quietFunction)
 	resolv := b.must(t, task{Do: "file", Target: "/etc/resolv.conf"}).Texts[0]
@@ -231,7 +237,7 @@ func TestDNS(t *testing.T) {
 // the pair, each with its own port; and a dead destination harms no other.
 func TestManyConnections(t *testing.T) {
 	const many, pending, perDestination = 500, 600, 400
-	w := newWorld(t, "pending_connects: 4096", "pending_connects: 500",
+	w := newWorld(t, bySockets, "pending_connects: 4096", "pending_connects: 500",
 		"pending_connects_per_destination: 1024", fmt.Sprint("pending_connects_per_destination: ", perDestination))
 	w.up()
 	b, neighbour, stranger := w.sandbox(t, acmeFunction), w.sandbox(t, acmeFunction), w.sandbox(t, globexFunction)
@@ -274,7 +280,7 @@ func TestManyConnections(t *testing.T) {
 // TestDetachRevokes: a detached sandbox has no network from that moment on; its
 // running flows end, and its neighbour's do not.
 func TestDetachRevokes(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, bySockets)
 	w.up()
 	b, neighbour := w.sandbox(t, acmeFunction), w.sandbox(t, acmeFunction)
 	for _, box := range []*sandbox{b, neighbour} {

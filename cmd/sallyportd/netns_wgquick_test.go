@@ -139,7 +139,7 @@ func (e *estate) resumeStock(t *testing.T, s *stock) {
 // WireGuard client a sandbox, with the address that it names, until it is detached.
 func TestStockSandbox(t *testing.T) {
 	requireStock(t)
-	e := newEstate(t)
+	e := newEstate(t, bySockets)
 	e.startRegion()
 	for _, on := range []*gatewayHost{e.a, e.b} {
 		t.Run(on.name, func(t *testing.T) { stockSandbox(t, e, on) })

@@ -16,7 +16,7 @@ import (
 
 // The machines of these tests and their addresses:
 //
-//	worker ── hub ── iad1 (the gateway's host; the pairs are on its loopback)
+//	worker ── hub ── iad1 (the gateway's host; the pairs are on its loopback, or routed by it)
 //	            ├── origin (whom sandboxes talk to)
 //	            ├── laptop (another WireGuard client)
 //	            └── void   (what is routed there is lost without a word)
@@ -56,9 +56,9 @@ type world struct {
 
 // newWorld builds the machines and the origin's servers, and writes the daemons'
 // files; w.up starts the daemons. At the end of the test the captures are judged.
-func newWorld(t *testing.T, replace ...string) *world {
+func newWorld(t *testing.T, by uplinkKind, replace ...string) *world {
 	t.Helper()
-	w := &world{ground: newGround(t)}
+	w := &world{ground: newGround(t, by)}
 	w.iad1, w.laptop, w.void = w.lab.Namespace("iad1"), w.lab.Namespace("laptop"), w.lab.Namespace("void")
 	w.connect()
 	w.writeFiles(replace)
@@ -87,9 +87,7 @@ func (w *world) connect() {
 			w.t.Fatal(err)
 		}
 	}
-	for _, a := range slices.Concat(acmePair, globexPair, quietPair) {
-		w.iad1.Address("lo", netip.PrefixFrom(a, 32))
-	}
+	w.uplink.provide(w.iad1, slices.Concat(acmePair, globexPair, quietPair)...)
 	pings(w.iad1)
 }
 
@@ -142,7 +140,7 @@ func (w *world) writeFiles(replace []string) {
 	w.t.Helper()
 	r := strings.NewReplacer(replace...)
 	for name, text := range map[string]string{
-		"state.yaml": netnsState, "sallyportd.yaml": netnsDaemon, "sidecar.yaml": netnsSidecar, "token": testToken + "\n",
+		"state.yaml": netnsState, "sallyportd.yaml": netnsDaemon + w.uplink.settings(), "sidecar.yaml": netnsSidecar, "token": testToken + "\n",
 	} {
 		w.write(name, r.Replace(text))
 	}

@@ -66,7 +66,7 @@ func TestErrorsSayWhere(t *testing.T) {
 		want []string
 	}{
 		{"unknown key", daemon, minimal + "hots: x\n", []string{
-			`d.yaml:7:1: hots: unknown key; the keys here are roles, host, region, secret_file, region_secret_file, state_file, desired_state, control, api, admin, wireguard, uplink, dns, limits, timers, drain, health, log`}},
+			`d.yaml:7:1: hots: unknown key; the keys here are roles, host, region, secret_file, region_secret_file, state_file, desired_state, control, api, admin, wireguard, uplink, sockets, tun, dns, limits, timers, drain, health, log`}},
 		{"unknown inner key", daemon, minimal + "log:\n  levle: info\n", []string{
 			`d.yaml:8:3: log.levle: unknown key; the keys here are level, format`}},
 		{"nothing", daemon, "", []string{
@@ -90,7 +90,21 @@ func TestErrorsSayWhere(t *testing.T) {
 			`d.yaml:5:34: api.listen: port 0 would be another one at each start; write a port, such as 127.0.0.1:9470`}},
 		{"API nowhere", daemon, strings.Replace(minimal, "{token_file: token}", "{token_file: token, listen: localhost}", 1), []string{
 			`d.yaml:5:34: api.listen: "localhost" is not an address to listen at; write unix:///path, or a loopback address and a port, such as 127.0.0.1:9470`}},
-		{"uplink", daemon, minimal + "uplink: tun\n", []string{`d.yaml:7:9: uplink: there is no "tun"; use sockets`}},
+		{"uplink", daemon, minimal + "uplink: raw\n", []string{`d.yaml:7:9: uplink: there is no "raw"; use sockets or tun`}},
+		{"another uplink's section", daemon, minimal + "tun: {interface: eth0}\n", []string{`d.yaml:7:6: tun: has no use: the uplink is sockets; remove it, or write uplink: tun`}},
+		{"another uplink's section, the other way", daemon, minimal + "uplink: tun\nsockets: {}\n", []string{`d.yaml:8:10: sockets: has no use: the uplink is tun; remove it, or write uplink: sockets`}},
+		{"addresses on no interface", daemon, minimal + "sockets: {add_addresses_to: a/b}\n", []string{`d.yaml:7:29: sockets.add_addresses_to: "a/b" is not the name of an interface; write one of at most 15 bytes, such as eth0 (` + "`ip link`" + ` lists them)`}},
+		{"tun on nothing", daemon, minimal + "uplink: tun\ntun: {announce: arp, next_hop: 192.0.2.1, table: 254, hook_timeout: 1h}\n", []string{
+			`d.yaml:8:17: tun.announce: arp needs an interface to answer on; name it as tun.interface`,
+			`d.yaml:8:32: tun.next_hop: is on no interface; name it as tun.interface`,
+			`d.yaml:8:50: tun.table: 254 is the kernel's own table, or none; write another number of 1 to 2147483647, such as 8300`,
+			`d.yaml:8:69: tun.hook_timeout: 1h0m0s cannot be; write 100ms to 1m0s`,
+		}},
+		{"tun to nobody", daemon, minimal + "uplink: tun\ntun: {announce: bgp, interface: eth0123456789abc, next_hop: 224.0.0.1}\n", []string{
+			`d.yaml:8:17: tun.announce: there is no "bgp"; use none or arp`,
+			`d.yaml:8:33: tun.interface: "eth0123456789abc" is not the name of an interface; write one of at most 15 bytes, such as eth0 (` + "`ip link`" + ` lists them)`,
+			`d.yaml:8:61: tun.next_hop: 224.0.0.1 is not the IPv4 address of a router; write one such as 192.0.2.1`,
+		}},
 		{"ports", daemon, minimal + "wireguard: {ports: 52000-51000, address: 0.0.0.0}\n", []string{
 			`d.yaml:7:20: wireguard.ports: "52000-51000" is not a port or a range of ports; write one such as 443 or 1000-2000`,
 			`d.yaml:7:42: wireguard.address: 0.0.0.0 is not the address of a host; write the one at which workers reach this host, or leave it out`}},
@@ -198,7 +212,7 @@ func TestErrorsSayWhere(t *testing.T) {
 		{"a length of time in the state's values", state, "networks:\n- limits: {portsPerIP: 0, portsPerSandbox:}\n  timers: {udp: 0s, icmp: x}\n", []string{
 			`w.yaml:3:27: networks[0].timers.icmp: "x" is not a length of time; write one such as 300s or 5m`}},
 		{"a key that does not print", daemon, "\xef\xbb\xbf" + minimal + "\"\\e[31mhost\": x\nlog: {level: loud}\n", []string{
-			`d.yaml:7:1: "\x1b[31mhost": unknown key; the keys here are roles, host, region, secret_file, region_secret_file, state_file, desired_state, control, api, admin, wireguard, uplink, dns, limits, timers, drain, health, log`,
+			`d.yaml:7:1: "\x1b[31mhost": unknown key; the keys here are roles, host, region, secret_file, region_secret_file, state_file, desired_state, control, api, admin, wireguard, uplink, sockets, tun, dns, limits, timers, drain, health, log`,
 			`d.yaml:8:14: log.level: there is no "loud"; use debug or info or warn or error`}},
 		{"too deep a list", state, "teams: " + strings.Repeat("[", maxDepth+1), []string{
 			`w.yaml:1:72: more than 64 mappings and lists stand in one another here; is this the right file?`}},

@@ -41,11 +41,14 @@ type Daemon struct {
 	API       API
 	Admin     Admin
 	WireGuard WireGuard
-	// Uplink is the kind of the far side: [UplinkSockets].
+	// Uplink is the kind of the far side: [UplinkSockets] or [UplinkTun].
 	Uplink string
-	DNS    DNS
-	Limits Limits
-	Timers Timers
+	// Sockets and Tun belong to the uplink of that name, and say nothing otherwise.
+	Sockets Sockets
+	Tun     Tun
+	DNS     DNS
+	Limits  Limits
+	Timers  Timers
 	// Drain is how long probes are answered with "draining" before the gateway ends.
 	Drain  time.Duration
 	Health Health
@@ -89,10 +92,6 @@ type Health struct {
 	// Interval is the time between two checks of one address.
 	Interval time.Duration
 }
-
-// UplinkSockets is the uplink that needs no privilege: kernel sockets bound to
-// the dedicated addresses.
-const UplinkSockets = "sockets"
 
 // API is where the control API is served.
 type API struct {
@@ -170,6 +169,8 @@ type rawDaemon struct {
 	Admin            rawAdmin      `yaml:"admin"`
 	WireGuard        rawWireGuard  `yaml:"wireguard"`
 	Uplink           string        `yaml:"uplink"`
+	Sockets          rawSockets    `yaml:"sockets"`
+	Tun              rawTun        `yaml:"tun"`
 	DNS              rawDNS        `yaml:"dns"`
 	Limits           rawLimits     `yaml:"limits"`
 	Timers           rawTimers     `yaml:"timers"`
@@ -242,6 +243,7 @@ func defaultDaemon() rawDaemon {
 		Admin:     rawAdmin{Listen: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 9469)},
 		WireGuard: rawWireGuard{Ports: spec.PortRange{First: 51820, Last: 52843}},
 		Uplink:    UplinkSockets,
+		Tun:       rawTun{Announce: announceNone, HookTimeout: 10 * time.Second},
 		Limits: rawLimits{
 			SessionsPerIP:                 1 << 20,
 			PortsPerIP:                    1 << 20,

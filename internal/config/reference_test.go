@@ -17,7 +17,7 @@ import (
 const deploy = "../../deploy"
 
 // optional is a setting that a reference file documents without setting it.
-var optional = regexp.MustCompile(`(?m)^( *)#([a-zA-Z]+:)`)
+var optional = regexp.MustCompile(`(?m)^( *)#([a-zA-Z_]+:)`)
 
 var index = regexp.MustCompile(`\[[^]]*\]`)
 
@@ -98,6 +98,32 @@ func knownKeys(t reflect.Type, prefix string) []string {
 		}
 	}
 	return keys
+}
+
+// The section of the tun uplink is good once its marks are taken away, and what its
+// comments call defaults are the defaults.
+func TestTunReference(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(deploy, "sallyportd.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := strings.Replace(string(text), "uplink: sockets", "uplink: tun", 1)
+	i, j := strings.Index(whole, "#tun:"), strings.Index(whole, "\ndns:")
+	if i < 0 || j < i {
+		t.Fatal("the section tun is not between uplink and dns")
+	}
+	whole = whole[:i] + optional.ReplaceAllString(whole[i:j], "$1$2") + whole[j:]
+	d, err := ReadDaemon("sallyportd.yaml", strings.NewReader(whole))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Uplink != UplinkTun || d.Tun.Interface == "" || !d.Tun.NextHop.IsValid() || d.Tun.Hook == "" {
+		t.Errorf("got %+v", d.Tun)
+	}
+	std := defaultDaemon().Tun
+	if d.Tun.AnnounceARP != (std.Announce == announceARP) || d.Tun.Table != defaultTable || d.Tun.HookTimeout != std.HookTimeout || d.Tun.SetSysctls != std.SetSysctls {
+		t.Errorf("a value is not the default that its comment says: %+v", d.Tun)
+	}
 }
 
 func TestReferenceFilesAreValid(t *testing.T) {

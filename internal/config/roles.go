@@ -82,7 +82,7 @@ func (d *document) gateway(raw rawDaemon, out *Daemon) {
 	}
 	d.distinct(*out)
 	out.WireGuard = d.wireGuard(raw.WireGuard)
-	out.Uplink = d.oneOf("uplink", raw.Uplink, UplinkSockets)
+	d.uplink(raw, out)
 	out.DNS = DNS{Upstreams: d.upstreams(raw.DNS.Upstreams)}
 	out.Limits = d.limits(raw.Limits)
 	out.Timers = d.timers(raw.Timers)

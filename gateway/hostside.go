@@ -1,0 +1,385 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sallyport-net/sallyport/internal/config"
+	"github.com/sallyport-net/sallyport/internal/hostnet"
+)
+
+// mendInterval is how often the gateway looks whether the host's network stack still
+// has what it was given: who takes an interface down takes its routes away.
+const mendInterval = 2 * time.Second
+
+// announcements is how often an address is announced by ARP after it came, mendInterval
+// apart (RFC 5227 section 2.3: ANNOUNCE_NUM, ANNOUNCE_INTERVAL).
+const announcements = 2
+
+// hostSide is what the gateway changes in the host's own network stack for its uplinks.
+// All of it carries a tag: what a crash left behind is found at the next start, taken
+// over or removed, and everything is taken back at the end.
+//
+// A hostSide whose host is nil does nothing: the sockets uplink on addresses that are
+// on the host already.
+type hostSide struct {
+	daemon config.Daemon
+	host   hostnet.Host
+	hook   hook
+	log    *slog.Logger
+
+	closing sync.Once
+
+	mu       sync.Mutex // held while the host is changed
+	swept    bool
+	link     string                // by which addresses are reached; "": not known
+	standing hostnet.Plan          // in force, unless it is empty
+	served   map[string]*hostShare // what networks were given, by ID
+	adopted  hostnet.Plan          // of a former life, for networks that are not open yet
+	trouble  string                // what the log was told last
+}
+
+// hostShare is one network's part of the host's stack.
+type hostShare struct {
+	plan      hostnet.Plan
+	addresses []netip.Addr
+	announce  int          // how often yet
+	cut       *atomic.Bool // the way to the addresses is known to be cut
+}
+
+// newHostSide opens the host's network stack where the configuration has use for it.
+func newHostSide(d config.Daemon, log *slog.Logger) (*hostSide, error) {
+	s := &hostSide{daemon: d, hook: hook{d.Tun.Hook, d.Tun.HookTimeout}, log: log, served: map[string]*hostShare{}}
+	if d.Uplink != config.UplinkTun && d.Sockets.AddAddressesTo == "" {
+		return s, nil
+	}
+	kernel, err := hostnet.Here()
+	if err != nil {
+		return nil, fmt.Errorf("open the host's network stack: %w", err)
+	}
+	s.host = kernel
+	return s, nil
+}
+
+// otherMode is what an error says that could not be mended here.
+func (s *hostSide) otherMode() string {
+	if s.daemon.Uplink == config.UplinkTun {
+		return "`uplink: sockets` works without"
+	}
+	return "without sockets.add_addresses_to the addresses can be put on the host by whoever may (`ip address add ADDRESS/32 dev lo`)"
+}
+
+// sweep removes, the first time, what a former life of the gateway left behind and none
+// of the networks wants, and keeps the rest for them. Then the standing part is put in
+// force, where it is not. A living gateway beside this one is an error.
+func (s *hostSide) sweep(wanted map[string][]netip.Addr) error {
+	if s.host == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.swept {
+		if err := s.sweepOnce(wanted); err != nil {
+			return err
+		}
+		s.swept = true
+	}
+	plan := standingPlan(s.daemon)
+	if err := s.host.Apply(plan); err != nil {
+		return fmt.Errorf("prepare the host for dedicated addresses: %w; %s", errors.Join(err, s.host.Undo(plan)), s.otherMode())
+	}
+	s.standing = plan
+	return nil
+}
+
+func (s *hostSide) sweepOnce(wanted map[string][]netip.Addr) error {
+	found, err := s.host.Tagged(hostTag)
+	if err != nil {
+		return fmt.Errorf("look for what a former start left on the host: %w", err)
+	}
+	keep := standingPlan(s.daemon)
+	for id, held := range wanted {
+		keep = keep.Join(networkPlan(s.daemon, id, held))
+	}
+	for _, r := range found.Routes {
+		// A TUN goes with the process that has made it.
+		if strings.HasPrefix(r.Link, linkPrefix) {
+			return fmt.Errorf("the interface %s of another gateway is on this host: end that sallyportd first", r.Link)
+		}
+	}
+	stale := found.Without(keep)
+	s.adopted = found.Without(stale)
+	if stale.Empty() {
+		return nil
+	}
+	s.log.Warn("removing from the host what a former start left behind and no network wants", "what", stale.String())
+	if err := s.host.Undo(stale); err != nil {
+		return fmt.Errorf("remove from the host what a former start left behind: %w", err)
+	}
+	var gone []netip.Addr
+	for _, r := range stale.Routes {
+		if r.Kind == hostnet.Blackhole {
+			gone = append(gone, r.Prefix.Addr())
+		}
+	}
+	if err := s.hook.each(hookDelete, "", gone); err != nil {
+		s.log.Error("addresses that a former start announced may still be announced", "error", err)
+	}
+	return nil
+}
+
+// check says what is in the way of a network's addresses before anything is changed.
+func (s *hostSide) check(held []netip.Addr) error {
+	if s.host == nil {
+		return nil
+	}
+	for _, a := range held {
+		link, err := s.host.LinkOf(a)
+		switch {
+		case err != nil:
+			return err
+		case link == "":
+		case s.daemon.Uplink == config.UplinkTun:
+			return fmt.Errorf("dedicated address %v is on interface %s of this host, whose kernel would keep its packets for itself: remove it there (`ip address del %v/32 dev %s`), or write `uplink: sockets`", a, link, a, link)
+		case link != s.daemon.Sockets.AddAddressesTo:
+			return fmt.Errorf("dedicated address %v is on interface %s of this host already, not on %s: remove it there, or leave sockets.add_addresses_to out", a, link, s.daemon.Sockets.AddAddressesTo)
+		}
+	}
+	if s.daemon.Uplink != config.UplinkTun {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.checkSettings()
+}
+
+// checkSettings looks at the settings by which the kernel would refuse to pass packets
+// on. It sets them where it is allowed to, and names them else.
+func (s *hostSide) checkSettings() error {
+	t := s.daemon.Tun
+	link, remote := t.Interface, netip.Addr{}
+	if len(s.daemon.DNS.Upstreams) > 0 {
+		remote = s.daemon.DNS.Upstreams[0].Addr()
+	}
+	var err error
+	if link == "" && remote.IsValid() {
+		if link, err = s.host.LinkTo(remote); err != nil {
+			return fmt.Errorf("find the interface of this host's uplink: %w; name it as tun.interface", err)
+		}
+	}
+	if s.link = link; link == "" {
+		return nil
+	}
+	needs, err := hostnet.ForwardingNeeds(s.host, link)
+	if err != nil {
+		return fmt.Errorf("interface %s (tun.interface): is it there? %w; %s", link, err, s.otherMode())
+	}
+	// With a table of their own, packets from an address and the way back to it agree.
+	if t.Table == 0 && remote.IsValid() {
+		reverse, err := hostnet.ReverseNeeds(s.host, link, remote)
+		if err != nil {
+			return err
+		}
+		needs = append(needs, reverse...)
+	}
+	if len(needs) == 0 {
+		return nil
+	}
+	if !t.SetSysctls {
+		var commands []string
+		for _, n := range needs {
+			commands = append(commands, fmt.Sprintf("`sysctl -w %s=%s`", n.Name, n.Value))
+		}
+		return fmt.Errorf("this host's kernel would not pass on what comes in by %s: run %s and keep it in /etc/sysctl.d, or write `tun: {set_sysctls: true}`; %s",
+			link, strings.Join(commands, " and "), s.otherMode())
+	}
+	if err := s.host.Apply(hostnet.Plan{Sysctls: needs}); err != nil {
+		return fmt.Errorf("tun.set_sysctls: %w; %s", err, s.otherMode())
+	}
+	s.log.Warn("sysctls of this host set, as tun.set_sysctls allows; they stay", "sysctls", fmt.Sprint(needs))
+	return nil
+}
+
+// lead leads packets to a network's addresses to it, and looks after that until leave;
+// cut says when it cannot. After an error nothing of it is left.
+func (s *hostSide) lead(id string, held []netip.Addr, cut *atomic.Bool) error {
+	if s.host == nil {
+		return nil
+	}
+	share := &hostShare{plan: networkPlan(s.daemon, id, held), addresses: held, announce: announcements, cut: cut}
+	s.mu.Lock()
+	err := s.host.Apply(share.plan)
+	if err == nil {
+		s.adopted = s.adopted.Without(share.plan)
+	} else {
+		err = fmt.Errorf("lead the dedicated addresses to the network: %w; %s", errors.Join(err, s.host.Undo(share.plan)), s.otherMode())
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	// A hook takes its time, which nobody else has to wait for.
+	err = s.hook.each(hookAdd, id, held)
+	if err == nil {
+		err = s.announce(share)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		return errors.Join(err, s.hook.each(hookDelete, id, held), s.host.Undo(share.plan))
+	}
+	s.served[id] = share
+	return nil
+}
+
+// announce announces a network's addresses, if that is due.
+func (s *hostSide) announce(share *hostShare) error {
+	link := s.daemon.Tun.Interface
+	if s.daemon.Uplink == config.UplinkSockets {
+		link = s.daemon.Sockets.AddAddressesTo
+	}
+	if share.announce == 0 || link == "lo" || s.daemon.Uplink == config.UplinkTun && !s.daemon.Tun.AnnounceARP {
+		return nil
+	}
+	share.announce--
+	var errs []error
+	for _, a := range share.addresses {
+		errs = append(errs, s.host.Announce(link, a))
+	}
+	return errors.Join(errs...)
+}
+
+// leave ends the mending of a network, tells the hook, and returns what takes the rest
+// back. That comes last, when nothing of the network can be sent any more.
+func (s *hostSide) leave(id string) (restore func()) {
+	s.mu.Lock()
+	share := s.served[id]
+	delete(s.served, id)
+	s.mu.Unlock()
+	if share == nil {
+		return func() {}
+	}
+	if err := s.hook.each(hookDelete, id, share.addresses); err != nil {
+		s.log.Error("addresses may still be announced", "network", id, "error", err)
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if err := s.host.Undo(share.plan); err != nil {
+			s.log.Error("the host keeps something of a network that is closed; the next start removes it", "network", id, "error", err)
+		}
+	}
+}
+
+// tend looks after the host's network stack until ctx ends.
+func (s *hostSide) tend(ctx context.Context) error {
+	if s.host == nil {
+		return nil
+	}
+	for {
+		if err := pause(ctx, mendInterval); err != nil {
+			return err
+		}
+		s.mend()
+	}
+}
+
+// mend puts back what is missing, and notes whose way is cut where it cannot.
+func (s *hostSide) mend() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have, err := s.host.Tagged(hostTag)
+	if err != nil {
+		s.tell("", err)
+		return
+	}
+	var missing []string
+	var failed []error
+	repair := func(p hostnet.Plan) bool {
+		gone := p.Without(have)
+		gone.Links, gone.Sysctls = nil, nil
+		if gone.Empty() {
+			return true
+		}
+		missing = append(missing, gone.String())
+		err := s.host.Apply(p)
+		failed = append(failed, err)
+		return err == nil
+	}
+	err = s.passes()
+	failed = append(failed, err)
+	good := repair(s.standing) && err == nil
+	for _, id := range s.ids() {
+		share := s.served[id]
+		whole := repair(share.plan) && good
+		if was := share.cut.Swap(!whole); was && whole {
+			share.announce = announcements
+		}
+		if whole {
+			failed = append(failed, s.announce(share))
+		}
+	}
+	s.tell(strings.Join(missing, ", "), errors.Join(failed...))
+}
+
+// passes says what became of the interface by which addresses are reached.
+func (s *hostSide) passes() error {
+	if s.link == "" {
+		return nil
+	}
+	needs, err := hostnet.ForwardingNeeds(s.host, s.link)
+	if err != nil {
+		return fmt.Errorf("interface %s: is it gone? %w", s.link, err)
+	}
+	for _, n := range needs {
+		return fmt.Errorf("the kernel passes on nothing that comes in by %s: set %s=%s", s.link, n.Name, n.Value)
+	}
+	return nil
+}
+
+// ids are those of the networks that were given something.
+func (s *hostSide) ids() []string {
+	ids := make([]string, 0, len(s.served))
+	for id := range s.served {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// tell tells the log what was missing, and of the same error once.
+func (s *hostSide) tell(missing string, err error) {
+	switch {
+	case err != nil && err.Error() != s.trouble:
+		s.trouble = err.Error()
+		s.log.Error("the host's network stack lost what the gateway gave it; trying again until it is back; sidecars are told to go elsewhere", "missing", missing, "error", err)
+	case err == nil && (missing != "" || s.trouble != ""):
+		s.trouble = ""
+		s.log.Warn("the host's network stack is mended", "was_missing", missing)
+	}
+}
+
+// close takes back what is left when all networks are closed.
+func (s *hostSide) close() {
+	if s.host == nil {
+		return
+	}
+	s.closing.Do(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if err := errors.Join(s.host.Undo(s.standing), s.host.Undo(s.adopted)); err != nil {
+			s.log.Error("the host keeps something of the gateway; the next start removes it", "error", err)
+		}
+		if kernel, ok := s.host.(*hostnet.Kernel); ok {
+			_ = kernel.Close()
+		}
+	})
+}
