@@ -360,6 +360,9 @@ func TestDescribesItself(t *testing.T) {
 }
 
 func TestReadAndWriteAllocateNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector has pools forget what they hold")
+	}
 	media(t, func(t *testing.T, b *bench) {
 		socket := b.socket(t)
 		in := newBuffers()
