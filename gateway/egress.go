@@ -30,7 +30,7 @@ type egressBatch struct {
 	back   []*packet.Packet // packets of peered networks, on their way to sandboxes
 	// relayed are those of them that go by way of the network's other host.
 	relayed []*packet.Packet
-	bytes   int
+	runs    runs
 	// relay says that the packets came by way of the network's other host.
 	relay bool
 	whole [maxDatagram + wholeHeadroom]byte
@@ -50,8 +50,17 @@ const (
 	wholeHeadroom = 64
 )
 
+func (f *Forwarder) newBatch() *egressBatch {
+	b := new(egressBatch)
+	if f.trains != nil {
+		b.runs.coalescer = packet.NewCoalescer(batchSize)
+	}
+	return b
+}
+
 func (b *egressBatch) reset() {
-	b.n, b.bytes, b.relay = 0, 0, false
+	b.n, b.relay = 0, false
+	b.runs.reset()
 	b.local, b.out, b.refusals, b.turned = b.local[:0], b.out[:0], b.refusals[:0], b.turned[:0]
 	b.across, b.back, b.relayed = b.across[:0], b.back[:0], b.relayed[:0]
 }
@@ -77,6 +86,7 @@ func (f *Forwarder) Write(bufs [][]byte, offset int) (int, error) {
 		}
 		f.flush(b, offset, now)
 	}
+	b.runs.reset()
 	return len(bufs), nil
 }
 
@@ -133,7 +143,7 @@ func (f *Forwarder) admitFragment(b *egressBatch, p *packet.Packet, offset int, 
 }
 
 func (f *Forwarder) decide(b *egressBatch, frame []byte, p *packet.Packet, offset int, now packet.Instant) {
-	d := b.rules.verdict(p)
+	d, known := b.decide(p)
 	switch d.Verdict {
 	case policy.Local:
 		b.local = append(b.local, frame[:offset+len(p.B)])
@@ -142,15 +152,19 @@ func (f *Forwarder) decide(b *egressBatch, frame []byte, p *packet.Packet, offse
 			f.refuse(p, o, now)
 			return
 		}
+		if !known {
+			b.runs.last = asked{p.Kind, p.DstPort, p.Src, p.Dst, int8(f.table(b.rules.side(p.Src)))}
+			b.runs.apart = b.runs.apart || f.sideOf(p.Dst) >= 0
+		}
 		b.frames[b.n] = frame[:offset+len(p.B)]
-		b.side[b.n] = int8(f.table(b.rules.side(p.Src)))
+		b.side[b.n] = b.runs.last.side
 		b.n++
 	case policy.Peering:
 		if o := p.DecrementTTL(); o != packet.Pass {
 			f.refuse(p, o, now)
 			return
 		}
-		b.across = append(b.across, p)
+		b.across, b.runs.apart = append(b.across, p), true
 		b.side[b.n] = peeredSide
 		b.n++
 	case policy.Reject:
@@ -177,15 +191,10 @@ func (r *rules) verdict(p *packet.Packet) policy.Decision {
 // the survivors to the uplink, to the site tunnel and to the local services, or turns
 // them to the network's own sandboxes.
 func (f *Forwarder) flush(b *egressBatch, offset int, now packet.Instant) {
+	b.join()
 	f.settle(b, f.share(b, now), now)
 	f.cross(b, f.peered.Load(), now)
-	if len(b.out) > 0 {
-		if _, err := f.uplink.Write(b.out, offset); err != nil {
-			f.counters.dropMany(Egress, packet.Closed, len(b.out))
-		} else {
-			f.counters.forwarded(Egress, len(b.out), b.bytes)
-		}
-	}
+	f.send(b, offset)
 	if len(b.turned) > 0 {
 		f.turn(b, now)
 	}
@@ -250,8 +259,7 @@ func (f *Forwarder) translate(b *egressBatch, side int8, mayYield bool, now pack
 			b.turned = append(b.turned, p)
 		default:
 			p.ClampMSS(f.mss)
-			b.out = append(b.out, b.frames[b.places[i]])
-			b.bytes += len(p.B)
+			b.leave(p, b.places[i])
 		}
 	}
 	for _, r := range b.refusals {
@@ -311,7 +319,7 @@ func (f *Forwarder) refuse(p *packet.Packet, o packet.Outcome, now packet.Instan
 // tell counts a drop and puts what the sandbox is told into the queue that leads to
 // it. It reports whether there is something.
 func (f *Forwarder) tell(q *replyQueue, p *packet.Packet, o packet.Outcome, now packet.Instant) (told bool) {
-	f.counters.drop(Egress, o)
+	f.counters.dropMany(Egress, o, p.Segments)
 	if p.Src == f.gateway {
 		return false
 	}

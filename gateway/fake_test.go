@@ -111,7 +111,14 @@ func newRig(t testing.TB) *rig {
 // newRigOf is newRig with tables of another making.
 func newRigOf(t testing.TB, c nat.Config) *rig {
 	t.Helper()
-	r := &rig{t: t, up: &fakeUplink{}, local: &fakeLocal{}, clock: &manualClock{now: 1e9}}
+	up := &fakeUplink{}
+	return newRigOn(t, c, up, up)
+}
+
+// newRigOn is newRigOf on an uplink that is made of a fake one.
+func newRigOn(t testing.TB, c nat.Config, on uplink.Uplink, fake *fakeUplink) *rig {
+	t.Helper()
+	r := &rig{t: t, up: fake, local: &fakeLocal{}, clock: &manualClock{now: 1e9}}
 	snapshot, err := policy.Compile(policy.Config{
 		Network: network16, Gateway: gw, Own: []netip.Addr{neighbour}, Pair: pair[:], Mode: policy.ModeAllow,
 		Rules: []policy.Rule{{CIDRs: []netip.Prefix{netip.PrefixFrom(forbidden.Addr(), 32)}, Verdict: policy.RuleReject}},
@@ -131,7 +138,7 @@ func newRigOf(t testing.TB, c nat.Config) *rig {
 		}
 	}
 	r.f, err = NewForwarder(ForwarderConfig{
-		Name: "test", Network: network16, Gateway: gw, Tables: tables, External: pair, Uplink: r.up, Local: r.local,
+		Name: "test", Network: network16, Gateway: gw, Tables: tables, External: pair, Uplink: on, Local: r.local,
 		Policy: snapshot, Resolvers: []netip.AddrPort{resolver}, MTU: 1420, Clock: r.clock,
 	})
 	if err != nil {

@@ -130,6 +130,7 @@ type Forwarder struct {
 	mtu       int
 	mss       uint16
 	uplink    uplink.Uplink
+	trains    uplink.Trains // the uplink, where it carries trains; else nil
 	local     LocalServices
 	resolvers map[netip.AddrPort]struct{}
 	clock     Clock
@@ -152,6 +153,9 @@ type Forwarder struct {
 
 	drains      [2]atomic.Uint32 // drainState of each IP of the pair
 	remoteError remoteBudget
+
+	// revokes counts calls of Revoke, so that Read knows of one between two calls.
+	revokes atomic.Uint32
 
 	counters Counters
 	events   chan tun.Event
@@ -191,7 +195,8 @@ func NewForwarder(cfg ForwarderConfig) (*Forwarder, error) {
 	}
 	f.SetPolicy(cfg.Policy, nil)
 	f.setPeered(&peered{})
-	f.batches.New = func() any { return new(egressBatch) }
+	f.trains, _ = cfg.Uplink.(uplink.Trains)
+	f.batches.New = func() any { return f.newBatch() }
 	f.events <- tun.EventUp
 	return f, nil
 }
@@ -250,6 +255,7 @@ func (f *Forwarder) Revoke(inner netip.Addr) int {
 		more = false // where there is no such table
 		f.withPeered(step)
 	}
+	f.revokes.Add(1)
 	forgotten := f.replies.forget(inner)
 	for _, q := range [...]*frameQueue{f.returned.Load(), f.hairpins.Load()} {
 		if q != nil {

@@ -20,6 +20,7 @@ type ingressBatch struct {
 
 	local [][]byte
 	tells remoteError
+	arrivals
 }
 
 // Read is ingress: it returns what the gateway says itself, what comes back from
@@ -39,6 +40,16 @@ func (f *Forwarder) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		}
 		if n == len(bufs) {
 			return n, nil
+		}
+		if f.trains != nil {
+			k, err := f.readTrains(bufs[n:], sizes[n:], offset, n > 0)
+			if err != nil {
+				return 0, err
+			}
+			if n+k > 0 {
+				return n + k, nil
+			}
+			continue
 		}
 		if n > 0 {
 			// Woken in advance, the uplink's Read does not wait.
@@ -119,7 +130,7 @@ func (f *Forwarder) restoreTable(rx *ingressBatch, packets int, sizes []int, sid
 	t.mu.Unlock()
 	for i, o := range rx.outcomes[:n] {
 		if o != packet.Pass {
-			f.counters.drop(Ingress, o)
+			f.counters.dropMany(Ingress, o, rx.chosen[i].Segments)
 			rx.chosen[i].Kind, sizes[rx.places[i]] = packet.KindUnknown, 0
 		}
 	}

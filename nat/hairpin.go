@@ -23,7 +23,7 @@ func (t *Table) Hairpin(p *packet.Packet, now packet.Instant) packet.Outcome {
 		l.hash = t.hashOf(&l)
 		o = t.actIn(p, &l)
 	}
-	t.stats.Ingress[o&(countersSize-1)]++
+	t.stats.Ingress[o&(countersSize-1)] += uint64(p.Segments)
 	return o
 }
 

@@ -188,7 +188,7 @@ func (t *Table) Egress(p *packet.Packet, now packet.Instant) packet.Outcome {
 			t.identify(p)
 		}
 	}
-	t.stats.Egress[o&(countersSize-1)]++
+	t.stats.Egress[o&(countersSize-1)] += uint64(p.Segments)
 	return o
 }
 
@@ -237,7 +237,7 @@ func (t *Table) Ingress(p *packet.Packet, now packet.Instant) packet.Outcome {
 		l.hash = t.hashOf(&l)
 		o = t.actIn(p, &l)
 	}
-	t.stats.Ingress[o&(countersSize-1)]++
+	t.stats.Ingress[o&(countersSize-1)] += uint64(p.Segments)
 	return o
 }
 

@@ -69,6 +69,9 @@ type Packet struct {
 	// segment, of a UDP datagram (by its own length field), of an echo. It is
 	// valid for KindTCP, KindUDP and KindICMPQuery; they are the last of Data.
 	Payload int
+	// Segments is how many packets of a wire this one stands for in counts: 1, unless it is
+	// the head of a [Train] and whoever made it that has said so.
+	Segments int
 	// ICMPType and ICMPCode are valid for KindICMPQuery and KindICMPError.
 	ICMPType, ICMPCode uint8
 	// Inner is valid for KindICMPError: the packet that the error speaks of.

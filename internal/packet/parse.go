@@ -49,7 +49,7 @@ const (
 // p may be reused from packet to packet: fields that are not valid for its Kind
 // keep values of the past.
 func Parse(p *Packet, b []byte) Outcome {
-	p.Kind = KindUnknown
+	p.Kind, p.Segments = KindUnknown, 1
 	p.B = b
 	if len(b) > 0 && b[0]>>4 != 4 {
 		return NotIPv4
