@@ -81,16 +81,7 @@ func (b *egressBatch) leave(p *packet.Packet, i uint8) {
 	t := &b.runs.trains[b.runs.train[i]]
 	b.runs.out = append(b.runs.out, *t)
 	b.runs.packets += p.Segments
-	b.runs.bytes += trainBytes(t, p)
-}
-
-// trainBytes is how many bytes the segments of a train have, whose head is p.
-func trainBytes(t *packet.Train, p *packet.Packet) int {
-	if t.Size == 0 {
-		return len(p.B)
-	}
-	headers := t.Len() - p.Payload
-	return p.Segments*headers + p.Payload
+	b.runs.bytes += t.Bytes()
 }
 
 // send hands what goes out to the uplink.

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -53,10 +54,13 @@ type Tun struct {
 	closing    sync.Once
 }
 
-var _ Uplink = (*Tun)(nil)
+var _ Trains = (*Tun)(nil)
 
-// tunBatch is the scratch of one Write that leaves packets out.
-type tunBatch struct{ bufs [][]byte }
+// tunBatch is the scratch of one write that leaves packets out.
+type tunBatch struct {
+	bufs   [][]byte
+	trains []packet.Train
+}
 
 // NewTun makes the interface and returns an uplink on it. The interface is down and
 // nothing leads to it: addresses, routes and forwarding are the caller's. Its MTU
@@ -96,14 +100,14 @@ func NewTun(cfg TunConfig) (*Tun, error) {
 
 // openTun makes the device, or says what is missing and what would do without.
 func openTun(name string) (*tundev.Device, error) {
-	f, err := tundev.CreateTUN(name, false)
+	f, err := tundev.CreateTUN(name, true)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("%w; `uplink: sockets` needs neither /dev/net/tun nor CAP_NET_ADMIN, only the dedicated addresses on the host", err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	dev, err := tundev.FromTUN(f, tundev.Config{MTU: maxPacket})
+	dev, err := tundev.FromTUN(f, tundev.Config{MTU: maxPacket, Offload: true})
 	if err != nil {
 		_ = f.Close()
 	}
@@ -145,6 +149,38 @@ func (t *Tun) writeSome(bufs [][]byte, offset, n int) (int, error) {
 	return t.wrote(len(bufs), err)
 }
 
+// WriteTrains implements Trains.
+func (t *Tun) WriteTrains(trains []packet.Train) (int, error) {
+	for i := range trains {
+		if !t.ours(trains[i].Head) {
+			return t.writeSomeTrains(trains, i)
+		}
+	}
+	_, err := t.dev.WriteTrains(trains)
+	return t.wrote(len(trains), err)
+}
+
+// writeSomeTrains is writeSome for trains.
+func (t *Tun) writeSomeTrains(trains []packet.Train, n int) (int, error) {
+	b := t.batches.Get().(*tunBatch)
+	defer t.batches.Put(b)
+	b.trains = append(b.trains[:0], trains[:n]...)
+	for i := range trains[n:] {
+		if train := &trains[n+i]; t.ours(train.Head) {
+			b.trains = append(b.trains, *train)
+		} else {
+			segments := 1
+			if len(train.Head) >= ipv4Len {
+				segments, _ = train.Segments()
+			}
+			t.drops[packet.WrongSource].Add(uint64(segments))
+		}
+	}
+	_, err := t.dev.WriteTrains(b.trains)
+	clear(b.trains)
+	return t.wrote(len(trains), err)
+}
+
 // wrote is the result of a write of n packets. What the kernel refuses is lost, as on any
 // way, and counted by the device; only Close ends the uplink.
 func (t *Tun) wrote(n int, err error) (int, error) {
@@ -182,6 +218,33 @@ func (t *Tun) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		}
 	}
 	return n, nil
+}
+
+// ReadTrains implements Trains, and fails as Read does.
+func (t *Tun) ReadTrains(trains []packet.Train) (int, error) {
+	n, err := t.dev.ReadTrains(trains)
+	if err != nil {
+		return 0, t.gone(err)
+	}
+	kept := 0
+	for i := range n {
+		b := trains[i].Head
+		switch {
+		case isFragment(b):
+			// The reassembler's bytes are its own: the next fragment may need them.
+			whole := bytes.Clone(t.complete(b))
+			if whole == nil {
+				continue
+			}
+			trains[i] = packet.Train{Head: whole}
+		case t.probes.catches(b):
+			t.answer(b)
+			continue
+		}
+		trains[kept] = trains[i]
+		kept++
+	}
+	return kept, nil
 }
 
 // gone is the error of a Read that failed.
@@ -239,12 +302,13 @@ func (t *Tun) Stats() Stats {
 	s.Drops[packet.TooBig] += d.TooBig
 	s.Drops[packet.QueueFull] += d.QueueFull
 	s.Drops[packet.Unreachable] += d.WriteErrors
+	s.Drops[packet.Malformed] += d.Malformed
 	return s
 }
 
 // String implements Uplink.
 func (t *Tun) String() string {
-	return fmt.Sprintf("tun %s for %s: the kernel routes, cuts and refuses by MTU, and is a hop of its own (TTL)", t.name, t.addresses)
+	return fmt.Sprintf("tun %s for %s: offloads %s; the kernel routes, cuts and refuses by MTU, and is a hop of its own (TTL)", t.name, t.addresses, t.dev.Offload())
 }
 
 // Close implements Uplink. The interface goes, and its routes with it.
