@@ -283,7 +283,7 @@ func (v *server) begin(conn *net.UnixConn, e *entry) (<-chan struct{}, error) {
 	case f == nil:
 		dev = proxied
 	default:
-		if dev, err = openDevice(m, f, e.network.info.MTU); err != nil {
+		if dev, err = v.sidecar.openDevice(m, f, e.network.info.MTU); err != nil {
 			return nil, err
 		}
 	}
@@ -294,10 +294,11 @@ func (v *server) begin(conn *net.UnixConn, e *entry) (<-chan struct{}, error) {
 }
 
 // openDevice makes a packet device of a descriptor, which belongs to it then, or is closed.
-func openDevice(m handover.Message, f *os.File, mtu int) (tun.Device, error) {
+func (s *Sidecar) openDevice(m handover.Message, f *os.File, mtu int) (tun.Device, error) {
 	var dev *tundev.Device
 	var err error
-	cfg := tundev.Config{MTU: mtu, Offload: true, LocalMAC: net.HardwareAddr(m.LocalMAC), PeerMAC: net.HardwareAddr(m.PeerMAC)}
+	cfg := s.deviceConfig(mtu)
+	cfg.LocalMAC, cfg.PeerMAC = net.HardwareAddr(m.LocalMAC), net.HardwareAddr(m.PeerMAC)
 	if m.Type == handover.Packet {
 		dev, err = tundev.FromPacket(f, cfg)
 	} else {
@@ -311,5 +312,11 @@ func openDevice(m handover.Message, f *os.File, mtu int) (tun.Device, error) {
 		_ = dev.Close()
 		return nil, fmt.Errorf("the descriptor is no interface of type %q: %w", m.Type, err)
 	}
+	s.cfg.Log.Debug("a sandbox's interface is taken over", "type", m.Type, "offload", dev.Offload())
 	return dev, nil
+}
+
+// deviceConfig is what the devices of all sandboxes have in common.
+func (s *Sidecar) deviceConfig(mtu int) tundev.Config {
+	return tundev.Config{MTU: mtu, Offload: !s.cfg.NoOffload, Scratch: &s.scratch}
 }

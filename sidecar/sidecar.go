@@ -66,6 +66,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/tundev"
 	"github.com/sallyport-net/sallyport/sidecar/failover"
 	"github.com/sallyport-net/sallyport/tunnel"
 )
@@ -101,6 +102,9 @@ type Config struct {
 	// Linger is how long flows may stay with a gateway that new ones do not take any
 	// more; 0 is 10 minutes.
 	Linger time.Duration
+	// NoOffload has the kernel hand over every packet of a sandbox by itself, and with its
+	// checksum, rather than up to 64 KiB at once.
+	NoOffload bool
 	// Log is where the sidecar says what it does. Nil is silence.
 	Log *slog.Logger
 }
@@ -147,6 +151,7 @@ type Sidecar struct {
 	switches *switchMetrics
 	home     *controlPlane  // the control plane of the worker's own region
 	tasks    sync.WaitGroup // first tries in passive regions
+	scratch  tundev.Scratch // of the sandboxes' devices
 	// background ends when nothing is tried any more.
 	background context.Context
 	giveUp     context.CancelFunc

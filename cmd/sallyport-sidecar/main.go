@@ -131,7 +131,8 @@ func run(file string) error {
 	defer others.close()
 	s, err := sidecar.New(sidecar.Config{
 		Control: client, Region: c.Region, Socket: c.Socket, Hide: secrets(c), Admin: c.Admin.Listen,
-		Regions: others, Failover: failoverSettings(c.Failover), Linger: c.Failover.Linger, Log: logger(c.Log),
+		Regions: others, Failover: failoverSettings(c.Failover), Linger: c.Failover.Linger,
+		NoOffload: !c.Offload, Log: logger(c.Log),
 	})
 	if err != nil {
 		return err

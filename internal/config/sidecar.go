@@ -29,6 +29,8 @@ type Sidecar struct {
 	Regions map[string]ControlPlane
 	// Failover is when the worker leaves a gateway for another.
 	Failover Failover
+	// Offload lets sandboxes' kernels leave segmentation and checksums to the sidecar.
+	Offload bool
 	// Admin is where metrics are served; its Listen is not valid where they are not.
 	Admin Admin
 	Log   Log
@@ -59,6 +61,7 @@ type rawSidecar struct {
 	Socket    string                `yaml:"socket"`
 	Regions   map[string]rawControl `yaml:"regions"`
 	Failover  rawFailover           `yaml:"failover"`
+	Offload   bool                  `yaml:"offload"`
 	Admin     rawAdmin              `yaml:"admin"`
 	Log       rawLog                `yaml:"log"`
 }
@@ -97,6 +100,7 @@ func ReadSidecar(name string, r io.Reader) (Sidecar, error) {
 		API:      "unix:///run/sallyport/api.sock",
 		Socket:   "/run/sallyport/sidecar.sock",
 		Failover: defaultFailover(),
+		Offload:  true,
 		Log:      defaultLog(),
 	}
 	d.decode(&raw)
@@ -107,6 +111,7 @@ func ReadSidecar(name string, r io.Reader) (Sidecar, error) {
 		Socket:    d.socket("socket", raw.Socket),
 		Regions:   d.regions(raw),
 		Failover:  d.failover(raw.Failover),
+		Offload:   raw.Offload,
 		Admin:     Admin{Listen: d.admin("admin.listen", raw.Admin.Listen)},
 		Log:       d.log(raw.Log),
 	}

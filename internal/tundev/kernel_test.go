@@ -42,14 +42,34 @@ type span struct {
 
 const spanMTU = 1420
 
-// newSpan makes the namespaces. offload is for both devices, trains says by which calls they
-// are worked.
-func newSpan(t testing.TB, offload, trains bool, damage int) *span {
+// course is how devices are made and worked.
+type course struct {
+	name    string
+	vnet    bool // the interface has vnet headers
+	offload bool // the device is to use them
+	old     bool // the kernel knows no UDP segmentation
+	trains  bool // they are worked by ReadTrains and WriteTrains
+}
+
+func courses() []course {
+	return []course{
+		{name: "plain"},
+		{name: "plain trains", trains: true},
+		{name: "switched off", vnet: true},
+		{name: "packets", vnet: true, offload: true},
+		{name: "trains", vnet: true, offload: true, trains: true},
+		{name: "old packets", vnet: true, offload: true, old: true},
+		{name: "old trains", vnet: true, offload: true, old: true, trains: true},
+	}
+}
+
+// newSpan makes the namespaces and the devices.
+func newSpan(t testing.TB, c course, damage int) *span {
 	lab := netlab.Test(t)
 	s := &span{damage: damage, addr: [2]netip.Addr{kernelSide, farSide}}
 	for i, name := range []string{"left", "right"} {
 		s.ns[i] = lab.Namespace(name)
-		s.dev[i] = trainTUN(t, s.ns[i], offload, spanMTU)
+		s.dev[i] = trainTUN(t, s.ns[i], c, spanMTU)
 		err := s.ns[i].Host().Apply(hostnet.Plan{
 			Links:     []hostnet.Link{{Name: "tun7", MTU: spanMTU}},
 			Addresses: []hostnet.Address{{Link: "tun7", Prefix: netip.PrefixFrom(s.addr[i], 32)}},
@@ -62,7 +82,7 @@ func newSpan(t testing.TB, offload, trains bool, damage int) *span {
 	for i := range 2 {
 		from, to := s.dev[i], s.dev[1-i]
 		s.pumps.Go(func() {
-			if trains {
+			if c.trains {
 				s.pumpTrains(from, to)
 			} else {
 				s.pumpPackets(from, to)
@@ -82,11 +102,11 @@ func newSpan(t testing.TB, offload, trains bool, damage int) *span {
 }
 
 // trainTUN makes tun7 in a namespace.
-func trainTUN(t testing.TB, ns *netlab.Namespace, offload bool, mtu int) *Device {
+func trainTUN(t testing.TB, ns *netlab.Namespace, c course, mtu int) *Device {
 	t.Helper()
 	var f *os.File
 	err := ns.Do(func() (err error) {
-		f, err = CreateTUN("tun7", offload)
+		f, err = CreateTUN("tun7", c.vnet)
 		return err
 	})
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
@@ -95,11 +115,20 @@ func trainTUN(t testing.TB, ns *netlab.Namespace, offload bool, mtu int) *Device
 	if err != nil {
 		t.Fatal(err)
 	}
-	dev, err := FromTUN(f, Config{MTU: mtu, Offload: offload})
+	dev, err := FromTUN(f, Config{MTU: mtu, Offload: c.offload})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = dev.Close() })
+	if c.old {
+		dev.offloads.udp = false
+		err := control(dev.file, func(fd int) error {
+			return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	return dev
 }
 
@@ -158,14 +187,11 @@ func (s *span) pumpTrains(from, to *Device) {
 
 // spans runs one body over every way to work the devices.
 func spans(t *testing.T, damage int, body func(t *testing.T, s *span)) {
-	for _, way := range []struct {
-		name            string
-		offload, trains bool
-	}{{"plain", false, false}, {"packets", true, false}, {"trains", true, true}} {
-		if damage > 0 && way.trains {
+	for _, c := range courses() {
+		if damage > 0 && c.trains {
 			continue // what is damaged there is a copy
 		}
-		t.Run(way.name, func(t *testing.T) { body(t, newSpan(t, way.offload, way.trains, damage)) })
+		t.Run(c.name, func(t *testing.T) { body(t, newSpan(t, c, damage)) })
 	}
 }
 
@@ -334,12 +360,9 @@ func segmented(c net.Conn, size int) error {
 // BenchmarkIperf is a second of TCP by iperf3 in every way. Compare only within a run.
 func BenchmarkIperf(b *testing.B) {
 	iperf := netlab.Program(b, "iperf3")
-	for _, way := range []struct {
-		name            string
-		offload, trains bool
-	}{{"plain", false, false}, {"packets", true, false}, {"trains", true, true}} {
-		b.Run(way.name, func(b *testing.B) {
-			s := newSpan(b, way.offload, way.trains, 0)
+	for _, c := range courses() {
+		b.Run(c.name, func(b *testing.B) {
+			s := newSpan(b, c, 0)
 			bits := 0.0
 			var before, after unix.Rusage
 			_ = unix.Getrusage(unix.RUSAGE_SELF, &before)
@@ -380,15 +403,15 @@ func (s *span) iperf(b *testing.B, path string) float64 {
 		b.Fatal(err)
 	}
 	_ = server.Wait()
-	var said2 struct {
+	var result struct {
 		End struct {
 			Received struct {
 				Bits float64 `json:"bits_per_second"`
 			} `json:"sum_received"`
 		} `json:"end"`
 	}
-	if err := json.Unmarshal(answer.Bytes(), &said2); err != nil {
+	if err := json.Unmarshal(answer.Bytes(), &result); err != nil {
 		b.Fatal(err)
 	}
-	return said2.End.Received.Bits
+	return result.End.Received.Bits
 }

@@ -246,8 +246,11 @@ func TestTrainsOnAPlainDevice(t *testing.T) {
 // a link without offloads: what leaves there is what was written, but for the hop. A
 // damaged one leaves with the checksum that it had.
 func TestKernelCutsAsSent(t *testing.T) {
-	for _, offload := range []bool{true, false} {
-		dev, far := newForwarder(t, offload)
+	for _, c := range courses() {
+		if c.trains {
+			continue
+		}
+		dev, far := newForwarder(t, c)
 		sent := segments(100, 1000)
 		const damaged = 37
 		sent[damaged][offset+700] ^= 0x10
@@ -286,14 +289,14 @@ func TestKernelCutsAsSent(t *testing.T) {
 
 // newForwarder returns a TUN and the far end of a veth of a kernel that forwards from one to
 // the other.
-func newForwarder(t *testing.T, offload bool) (dev, far *Device) {
+func newForwarder(t *testing.T, c course) (dev, far *Device) {
 	lab := netlab.Test(t)
 	b := &bench{ns: lab.Namespace("router"), link: "eth0"}
 	holder := lab.Namespace("holder")
 	lab.Connect(netlab.End{Namespace: b.ns, Link: b.link, NoOffload: true}, netlab.End{Namespace: holder, Link: "far"})
 	far = openPacketDevice(t, holder, b)
 	t.Cleanup(func() { _ = far.Close() })
-	dev = trainTUN(t, b.ns, offload, testMTU)
+	dev = trainTUN(t, b.ns, c, testMTU)
 	err := b.ns.Host().Apply(hostnet.Plan{
 		Links: []hostnet.Link{{Name: "tun7", MTU: maxMTU}, {Name: b.link, MTU: 1500, NoARP: true}},
 		Addresses: []hostnet.Address{
@@ -311,8 +314,11 @@ func newForwarder(t *testing.T, offload bool) (dev, far *Device) {
 
 // Neither trains nor their packets cost an allocation.
 func TestTrainsAllocateNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector has pools forget what they hold")
+	}
 	b := &bench{ns: netlab.Test(t).Namespace("sandbox"), link: "tun7"}
-	b.own(t, trainTUN(t, b.ns, true, testMTU))
+	b.own(t, trainTUN(t, b.ns, course{vnet: true, offload: true}, testMTU))
 	b.plan(t)
 	socket := b.socket(t)
 	if err := segmented(socket, 1000); err != nil {
