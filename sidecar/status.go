@@ -98,14 +98,17 @@ type deviceDrop struct {
 }
 
 // deviceDrops are the packets that the sandbox's device dropped, which were not
-// seen here. What is too big or no IPv4 is nearly always the sandbox's.
+// seen here. What is too big, malformed or no IPv4 is nearly always the sandbox's.
 func (s *sandbox) deviceDrops() []deviceDrop {
 	dev, ok := s.dev.(*tundev.Device)
 	if !ok {
 		return nil
 	}
 	stats := dev.Stats()
-	return []deviceDrop{{0, packet.NotIPv4, stats.NotIPv4}, {0, packet.TooBig, stats.TooBig}, {1, packet.QueueFull, stats.QueueFull}}
+	return []deviceDrop{
+		{0, packet.NotIPv4, stats.NotIPv4}, {0, packet.TooBig, stats.TooBig}, {0, packet.Malformed, stats.Malformed},
+		{1, packet.QueueFull, stats.QueueFull},
+	}
 }
 
 // retire takes the drops of a device that ends into those of the sidecar. The
