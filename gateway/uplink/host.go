@@ -38,7 +38,7 @@ func probeAddress(a netip.Addr) error {
 	defer unix.Close(fd)
 	err = unix.Bind(fd, &unix.SockaddrInet4{Addr: a.As4()})
 	if errors.Is(err, unix.EADDRNOTAVAIL) {
-		return fmt.Errorf("dedicated address %v is not on this host: add it, for example with `ip address add %v/32 dev lo`: %w", a, a, err)
+		return fmt.Errorf("dedicated address %v is not on this host: add it, for example with `ip address add %v/32 dev lo`, or let the daemon do it (sockets.add_addresses_to): %w", a, a, err)
 	}
 	if err != nil {
 		return fmt.Errorf("bind a socket to the dedicated address %v: %w", a, err)

@@ -1,0 +1,369 @@
+package gateway
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sallyport-net/sallyport/internal/config"
+	"github.com/sallyport-net/sallyport/internal/hostnet"
+)
+
+// hostSideRig is a hostSide on a host in memory, with the interface eth0 up.
+type hostSideRig struct {
+	*hostSide
+	t    *testing.T
+	fake *hostnet.Fake
+	log  *lockedBuffer
+	cut  atomic.Bool
+}
+
+// tunDaemon is a configuration with something of everything.
+func tunDaemon() config.Daemon {
+	return config.Daemon{
+		Uplink: config.UplinkTun,
+		Tun:    config.Tun{Interface: "eth0", AnnounceARP: true, NextHop: netip.MustParseAddr("198.51.100.1"), Table: 8300},
+		DNS:    config.DNS{Upstreams: []netip.AddrPort{resolver}},
+	}
+}
+
+// testGround is the host before.
+func testGround() hostnet.Plan {
+	return hostnet.Plan{
+		Links:     []hostnet.Link{{Name: "lo"}, {Name: "eth0"}},
+		Addresses: []hostnet.Address{{Link: "eth0", Prefix: netip.MustParsePrefix("198.51.100.18/28")}},
+		Routes:    []hostnet.Route{{Prefix: hostnet.DefaultIPv4, Link: "eth0", Via: netip.MustParseAddr("198.51.100.1")}},
+		Sysctls:   []hostnet.Sysctl{{Name: "net.ipv4.ip_forward", Value: "1"}},
+	}
+}
+
+func newHostSideRig(t *testing.T, d config.Daemon, before ...hostnet.Plan) *hostSideRig {
+	t.Helper()
+	r := &hostSideRig{t: t, fake: hostnet.NewFake("eth0"), log: new(lockedBuffer)}
+	for _, p := range append([]hostnet.Plan{testGround()}, before...) {
+		if err := r.fake.Apply(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.start(d)
+	return r
+}
+
+// start is a new life of the gateway on the same host.
+func (r *hostSideRig) start(d config.Daemon) {
+	r.hostSide = &hostSide{
+		daemon: d, host: r.fake, hook: hook{d.Tun.Hook, d.Tun.HookTimeout},
+		log: slog.New(slog.NewTextHandler(r.log, nil)), served: map[string]*hostShare{},
+	}
+}
+
+// ours is what of the gateway is on the host.
+func (r *hostSideRig) ours() hostnet.Plan {
+	r.t.Helper()
+	p, err := r.fake.Tagged(hostTag)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return p
+}
+
+// open does what a network's opening does, with a TUN.
+func (r *hostSideRig) open(id string) error {
+	if err := r.check(pair[:]); err != nil {
+		return err
+	}
+	r.fake.SetLink(linkName(id), true)
+	err := r.lead(id, pair[:], &r.cut)
+	if err != nil {
+		r.fake.SetLink(linkName(id), false)
+	}
+	return err
+}
+
+// crash ends a life of the gateway: its interfaces go, and nothing is taken back.
+func (r *hostSideRig) crash(ids ...string) {
+	for _, id := range ids {
+		r.fake.SetLink(linkName(id), false)
+	}
+}
+
+func (r *hostSideRig) must(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *hostSideRig) wants(want hostnet.Plan) {
+	r.t.Helper()
+	have := r.ours()
+	if lost, more := want.Without(have), have.Without(want); lost.String() != "" || more.String() != "" {
+		r.t.Errorf("on the host is missing: %v\ntoo much is: %v", lost, more)
+	}
+}
+
+func wantedNetworks(ids ...string) map[string][]netip.Addr {
+	w := map[string][]netip.Addr{}
+	for _, id := range ids {
+		w[id] = pair[:]
+	}
+	return w
+}
+
+func TestHostSideTakesAllBack(t *testing.T) {
+	r := newHostSideRig(t, tunDaemon())
+	r.must(r.sweep(wantedNetworks("net_a")))
+	r.must(r.open("net_a"))
+	r.wants(standingPlan(r.daemon).Join(networkPlan(r.daemon, "net_a", pair[:])))
+	if got := r.fake.Announced(); !slices.Equal(got, pair[:]) {
+		t.Errorf("announced were %v", got)
+	}
+	r.mend()
+	r.mend()
+	if got := r.fake.Announced(); len(got) != announcements*len(pair) {
+		t.Errorf("announced were %v; want each address %d times", got, announcements)
+	}
+	restore := r.leave("net_a")
+	r.crash("net_a") // the uplink is closed
+	if p := r.ours(); !slices.ContainsFunc(p.Routes, func(r hostnet.Route) bool { return r.Kind == hostnet.Blackhole && r.Prefix.Addr() == pair[0] }) {
+		t.Errorf("while the network closes there is no blackhole in %v", p)
+	}
+	restore()
+	r.leave("net_a")()
+	r.close()
+	r.close()
+	r.wants(hostnet.Plan{})
+}
+
+func TestHostSideAfterCrash(t *testing.T) {
+	d := tunDaemon()
+	r := newHostSideRig(t, d)
+	r.must(r.sweep(wantedNetworks("net_a")))
+	r.must(r.open("net_a"))
+	r.start(d)
+	if err := r.sweep(wantedNetworks("net_a")); err == nil || !strings.Contains(err.Error(), linkName("net_a")) || !strings.Contains(err.Error(), "another gateway") {
+		t.Errorf("beside a gateway that lives: %v", err)
+	}
+	r.crash("net_a")
+	left := r.ours()
+
+	// The same networks: all of it is taken over.
+	r.start(d)
+	r.must(r.sweep(wantedNetworks("net_a")))
+	r.wants(left)
+	r.must(r.open("net_a"))
+	r.wants(standingPlan(d).Join(networkPlan(d, "net_a", pair[:])))
+	r.crash("net_a")
+
+	// Other ones, by another way: nothing is left of before.
+	d.Tun = config.Tun{Interface: "eth0", Hook: script(t, "cat > /dev/null; echo $SALLYPORT_ACTION $SALLYPORT_ADDRESS \"<$SALLYPORT_NETWORK>\" >> $0.log"), HookTimeout: 5 * time.Second}
+	r.start(d)
+	r.must(r.sweep(wantedNetworks()))
+	r.wants(hostnet.Plan{})
+	if got, want := hookLog(t, d.Tun.Hook), []string{fmt.Sprintf("del %v <>", pair[0]), fmt.Sprintf("del %v <>", pair[1])}; !slices.Equal(got, want) {
+		t.Errorf("the hook was told %q, want %q", got, want)
+	}
+
+	// A network that was wanted and never came up leaves nothing, either.
+	d = tunDaemon()
+	r.start(d)
+	r.must(r.sweep(wantedNetworks("net_a")))
+	r.must(r.open("net_a"))
+	r.crash("net_a")
+	r.start(d)
+	r.must(r.sweep(wantedNetworks("net_a")))
+	r.close()
+	r.wants(hostnet.Plan{})
+}
+
+// What is in the way is said, with what to do and what would do without; nothing is
+// left of the attempt.
+func TestHostSideRefuses(t *testing.T) {
+	on := func(link string) hostnet.Plan {
+		return hostnet.Plan{Addresses: []hostnet.Address{{Link: link, Prefix: single(pair[1])}}}
+	}
+	sysctl := func(name, value string) hostnet.Plan {
+		return hostnet.Plan{Sysctls: []hostnet.Sysctl{{Name: name, Value: value}}}
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*config.Daemon)
+		before hostnet.Plan
+		want   []string
+	}{
+		{"address on the host", nil, on("lo"), []string{pair[1].String(), "interface lo", "ip address del", "`uplink: sockets`"}},
+		{"no forwarding", nil, sysctl("net.ipv4.ip_forward", "0"), []string{"eth0", "sysctl -w net.ipv4.ip_forward=1", "set_sysctls", "`uplink: sockets`"}},
+		{"no forwarding on the interface", nil, sysctl("net/ipv4/conf/eth0/forwarding", "0"), []string{"sysctl -w net/ipv4/conf/eth0/forwarding=1"}},
+		{"interface missing", func(d *config.Daemon) { d.Tun.Interface = "eth7"; d.Tun.NextHop = netip.Addr{} }, hostnet.Plan{}, []string{"eth7", "tun.interface", "`uplink: sockets`"}},
+		{"interface of the next hop missing", func(d *config.Daemon) { d.Tun.Interface = "eth7" }, hostnet.Plan{}, []string{"eth7", "no such link", "`uplink: sockets`"}},
+		{"way back by another interface", func(d *config.Daemon) { d.Tun = config.Tun{Interface: "lo"} }, sysctl("net/ipv4/conf/all/rp_filter", "1"), []string{"net/ipv4/conf/lo/rp_filter=2"}},
+		{"another's route", nil, hostnet.Plan{Routes: []hostnet.Route{{Prefix: single(pair[1]), Link: "eth0"}}}, []string{"not ours", pair[1].String()}},
+		{"nothing to announce on", func(d *config.Daemon) { d.Tun.Hook, d.Tun.HookTimeout = "/no/such/hook", time.Second }, hostnet.Plan{}, []string{"/no/such/hook", "tun.hook", "add"}},
+		{"sockets: address elsewhere", func(d *config.Daemon) {
+			*d = config.Daemon{Uplink: config.UplinkSockets, Sockets: config.Sockets{AddAddressesTo: "eth0"}}
+		}, on("lo"), []string{pair[1].String(), "interface lo", "add_addresses_to"}},
+		{"sockets: interface missing", func(d *config.Daemon) {
+			*d = config.Daemon{Uplink: config.UplinkSockets, Sockets: config.Sockets{AddAddressesTo: "eth7"}}
+		}, hostnet.Plan{}, []string{"eth7", "no such link", "add_addresses_to"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := tunDaemon()
+			if c.change != nil {
+				c.change(&d)
+			}
+			r := newHostSideRig(t, d, c.before)
+			err := r.sweep(wantedNetworks("net_a"))
+			if err == nil {
+				err = r.open("net_a")
+			}
+			for _, w := range c.want {
+				if err == nil || !strings.Contains(err.Error(), w) {
+					t.Errorf("got %v; want %q in it", err, w)
+				}
+			}
+			r.wants(r.standing)
+			r.close()
+			r.wants(hostnet.Plan{})
+		})
+	}
+}
+
+func TestHostSideSetsSysctls(t *testing.T) {
+	d := tunDaemon()
+	d.Tun.SetSysctls = true
+	r := newHostSideRig(t, d, hostnet.Plan{Sysctls: []hostnet.Sysctl{{Name: "net.ipv4.ip_forward", Value: "0"}}})
+	r.must(r.sweep(wantedNetworks("net_a")))
+	r.must(r.open("net_a"))
+	if v, err := r.fake.Sysctl("net.ipv4.ip_forward"); err != nil || v != "1" || !strings.Contains(r.log.String(), "ip_forward") {
+		t.Errorf("net.ipv4.ip_forward is %s, %v; the log says %q", v, err, r.log)
+	}
+}
+
+// Addresses that were there before are not the gateway's, and stay.
+func TestHostSideAddsAddresses(t *testing.T) {
+	d := config.Daemon{Uplink: config.UplinkSockets, Sockets: config.Sockets{AddAddressesTo: "eth0"}}
+	r := newHostSideRig(t, d, hostnet.Plan{Addresses: []hostnet.Address{{Link: "eth0", Prefix: single(pair[0])}}})
+	r.must(r.sweep(wantedNetworks("net_a")))
+	r.must(r.check(pair[:]))
+	r.must(r.lead("net_a", pair[:], &r.cut))
+	r.wants(hostnet.Plan{Addresses: []hostnet.Address{{Link: "eth0", Prefix: single(pair[1])}}})
+	if got := r.fake.Announced(); !slices.Equal(got, pair[:]) {
+		t.Errorf("announced were %v", got)
+	}
+	r.start(d) // after a crash
+	r.must(r.sweep(wantedNetworks("net_a")))
+	r.must(r.check(pair[:]))
+	r.must(r.lead("net_a", pair[:], &r.cut))
+	r.leave("net_a")()
+	r.close()
+	for i, want := range []string{"eth0", ""} {
+		if link, err := r.fake.LinkOf(pair[i]); err != nil || link != want {
+			t.Errorf("at the end %v is on %q, %v; want %q", pair[i], link, err, want)
+		}
+	}
+}
+
+// Where the interface goes, the networks say that they are cut off; when it is back,
+// everything is put back and announced.
+func TestHostSideMends(t *testing.T) {
+	r := newHostSideRig(t, tunDaemon())
+	r.must(r.sweep(wantedNetworks("net_a")))
+	r.must(r.open("net_a"))
+	r.mend()
+	if r.cut.Load() || r.log.String() != "" {
+		t.Fatalf("nothing is missing: cut %t, the log says %q", r.cut.Load(), r.log)
+	}
+	r.fake.SetLink("eth0", false)
+	for range 3 {
+		r.mend()
+	}
+	if n := strings.Count(r.log.String(), "level=ERROR"); !r.cut.Load() || n != 1 || !strings.Contains(r.log.String(), "eth0") {
+		t.Errorf("without its interface: cut %t, %d errors: %q", r.cut.Load(), n, r.log)
+	}
+	r.fake.SetLink("eth0", true)
+	r.must(r.fake.Apply(testGround()))
+	before := len(r.fake.Announced())
+	r.mend()
+	if r.cut.Load() || !strings.Contains(r.log.String(), "mended") || len(r.fake.Announced()) != before+len(pair) {
+		t.Errorf("with the interface back: cut %t, announced %v: %q", r.cut.Load(), r.fake.Announced(), r.log)
+	}
+	r.wants(standingPlan(r.daemon).Join(networkPlan(r.daemon, "net_a", pair[:])))
+
+	r.must(r.fake.Apply(hostnet.Plan{Sysctls: []hostnet.Sysctl{{Name: "net.ipv4.ip_forward", Value: "0"}}}))
+	r.mend()
+	if !r.cut.Load() || !strings.Contains(r.log.String(), "ip_forward=1") {
+		t.Errorf("without forwarding: cut %t: %q", r.cut.Load(), r.log)
+	}
+}
+
+func TestLinkNames(t *testing.T) {
+	seen := map[string]string{}
+	for i := range 20000 {
+		id := fmt.Sprintf("net_%d", i)
+		name := linkName(id)
+		if other, taken := seen[name]; taken || len(name) > 15 || name != linkName(id) || strings.ContainsAny(name, "/: =") {
+			t.Fatalf("%s has the interface %q, %q has it too", id, name, other)
+		}
+		seen[name] = id
+	}
+}
+
+// script writes a hook.
+func script(t *testing.T, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "hook")
+	if err := os.WriteFile(name, []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// hookLog is what a script has written behind its name, in order.
+func hookLog(t *testing.T, name string) []string {
+	t.Helper()
+	b, err := os.ReadFile(name + ".log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	slices.Sort(lines)
+	return lines
+}
+
+func TestHook(t *testing.T) {
+	good := hook{script(t, `echo "$SALLYPORT_ACTION $SALLYPORT_ADDRESS $SALLYPORT_NETWORK" >> $0.log`), 5 * time.Second}
+	if err := good.each(hookAdd, "net_a", pair[:]); err != nil {
+		t.Fatal(err)
+	}
+	if got := hookLog(t, good.program); len(got) != 2 || got[0] != fmt.Sprintf("add %v net_a", pair[0]) {
+		t.Errorf("the hook was told %q", got)
+	}
+	for _, c := range []struct {
+		text string
+		want []string
+	}{
+		{"echo no session with the router >&2; exit 3", []string{"exit status 3", "no session with the router", "SALLYPORT_ACTION=del", pair[0].String()}},
+		{"sleep 60 & wait", []string{"longer than tun.hook_timeout"}},
+	} {
+		began := time.Now()
+		err := hook{script(t, c.text), 300 * time.Millisecond}.each(hookDelete, "net_a", pair[:])
+		for _, w := range c.want {
+			if err == nil || !strings.Contains(err.Error(), w) {
+				t.Errorf("%q: got %v; want %q in it", c.text, err, w)
+			}
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("%q: it took %v", c.text, took)
+		}
+	}
+	if err := (hook{}).each(hookAdd, "net_a", pair[:]); err != nil {
+		t.Error(err)
+	}
+}
