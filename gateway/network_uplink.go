@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"net/netip"
+
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/gateway/uplink"
 	"github.com/sallyport-net/sallyport/internal/config"
@@ -15,27 +17,44 @@ func (n *network) openUplink(h *Host, w spec.Network, fragments packet.Reassembl
 		return err
 	}
 	if h.cfg.Daemon.Uplink == config.UplinkTun {
-		// The kernel leads nothing to an interface that is not there, and the Forwarder
-		// writes nothing yet: between the two steps nothing can leave by a wrong way.
-		n.up, err = uplink.NewTun(uplink.TunConfig{Interface: linkName(n.id), Addresses: held, Fragments: fragments, Log: n.log})
-		if err == nil {
-			err = n.hostSide.lead(n.id, held, &n.health.cut)
-		}
+		err = n.openTun(held, fragments)
 	} else {
-		// Sockets need the addresses on the host.
-		if err = n.hostSide.lead(n.id, held, &n.health.cut); err == nil {
-			n.up, err = uplink.NewSockets(uplink.SocketsConfig{
-				Addresses: held, Gateway: w.Gateway(), MTU: tunnelMTU, Log: n.log,
-				MaxSessions:              h.socketShare(),
-				MaxPending:               h.cfg.Daemon.Limits.PendingConnects,
-				MaxPendingPerDestination: h.cfg.Daemon.Limits.PendingConnectsPerDestination,
-			})
-		}
+		err = n.openSockets(h, w, held)
 	}
 	if err != nil {
 		n.closeUplink()
 	}
 	return err
+}
+
+// openTun opens the kernel uplink. The kernel leads nothing to an interface that is not
+// there, and the Forwarder writes nothing yet: between the two steps nothing can leave by a
+// wrong way.
+func (n *network) openTun(held []netip.Addr, fragments packet.ReassemblyConfig) error {
+	up, err := uplink.NewTun(uplink.TunConfig{Interface: linkName(n.id), Addresses: held, Fragments: fragments, Log: n.log})
+	if err != nil {
+		return err
+	}
+	n.up = up
+	return n.hostSide.lead(n.id, held, &n.health.cut)
+}
+
+// openSockets opens the uplink of sockets, which need the addresses on the host.
+func (n *network) openSockets(h *Host, w spec.Network, held []netip.Addr) error {
+	if err := n.hostSide.lead(n.id, held, &n.health.cut); err != nil {
+		return err
+	}
+	up, err := uplink.NewSockets(uplink.SocketsConfig{
+		Addresses: held, Gateway: w.Gateway(), MTU: tunnelMTU, Log: n.log,
+		MaxSessions:              h.socketShare(),
+		MaxPending:               h.cfg.Daemon.Limits.PendingConnects,
+		MaxPendingPerDestination: h.cfg.Daemon.Limits.PendingConnectsPerDestination,
+	})
+	if err != nil {
+		return err
+	}
+	n.up = up
+	return nil
 }
 
 // closeUplink takes back what openUplink has done, also in part.
