@@ -40,8 +40,8 @@ func newLocalClient(socket string) *localClient {
 }
 
 // attach asks for a sandbox.
-func (c *localClient) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer, error) {
-	var out sandboxAnswer
+func (c *localClient) attach(ctx context.Context, req sandboxRequest) (Attached, error) {
+	var out Attached
 	body, err := json.Marshal(req)
 	if err != nil {
 		return out, fmt.Errorf("encode the request for a sandbox: %w", err)
@@ -51,12 +51,17 @@ func (c *localClient) attach(ctx context.Context, req sandboxRequest) (sandboxAn
 
 // detach ends a sandbox. One that is gone already is no error.
 func (c *localClient) detach(ctx context.Context, id string) error {
-	err := c.call(ctx, http.MethodDelete, "/v1/sandboxes/"+url.PathEscape(id), nil, nil)
+	err := c.end(ctx, id)
 	var said *api.Error
 	if errors.As(err, &said) && said.Code == api.CodeNotFound {
 		return nil
 	}
 	return err
+}
+
+// end ends a sandbox, which must be there.
+func (c *localClient) end(ctx context.Context, id string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/sandboxes/"+url.PathEscape(id), nil, nil)
 }
 
 // call makes one request and decodes the answer into out, if that is not nil.

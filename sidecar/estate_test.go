@@ -108,7 +108,7 @@ func newEstate(t *testing.T, cfg Config) *estate {
 }
 
 // enter begins a sandbox on a device.
-func (w *estate) enter(t *testing.T, dev func(sandboxAnswer) *netstack.Device) (sandboxAnswer, *netstack.Device) {
+func (w *estate) enter(t *testing.T, dev func(Attached) *netstack.Device) (Attached, *netstack.Device) {
 	t.Helper()
 	ans, err := w.attach(t.Context(), request("p"))
 	if err != nil {
@@ -128,12 +128,12 @@ func (w *estate) enter(t *testing.T, dev func(sandboxAnswer) *netstack.Device) (
 // stack is a sandbox with a TCP/IP stack.
 type stack struct {
 	*netstack.Device
-	sandboxAnswer
+	Attached
 }
 
 func (w *estate) stack(t *testing.T) stack {
 	t.Helper()
-	ans, d := w.enter(t, func(a sandboxAnswer) *netstack.Device {
+	ans, d := w.enter(t, func(a Attached) *netstack.Device {
 		d, err := netstack.New(netstack.Config{Addresses: []netip.Addr{a.Inner}})
 		if err != nil {
 			t.Fatal(err)

@@ -97,7 +97,7 @@ func (cfg ExecConfig) validate() error {
 }
 
 // run runs the command with the connection that holds its sandbox.
-func (cfg ExecConfig) run(conn *net.UnixConn, box sandboxAnswer, folder string) (int, error) {
+func (cfg ExecConfig) run(conn *net.UnixConn, box Attached, folder string) (int, error) {
 	started, notes := make(chan struct{}), make(chan string, 16)
 	c := confine.Config{
 		Command: cfg.Command, Sidecar: conn, Inner: box.Inner, DNS: box.DNS, MTU: box.MTU,
@@ -142,7 +142,7 @@ func (cfg ExecConfig) run(conn *net.UnixConn, box sandboxAnswer, folder string) 
 }
 
 // runBare runs a command that bypasses, or has proxies.
-func (cfg ExecConfig) runBare(c confine.Config, box sandboxAnswer) (int, error) {
+func (cfg ExecConfig) runBare(c confine.Config, box Attached) (int, error) {
 	if box.Bypass == "" && box.Proxies == nil {
 		return confine.ExitFailed, errors.New("the sidecar gives no proxies; is it of this version?")
 	}

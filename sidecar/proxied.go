@@ -65,7 +65,7 @@ type proxiesAnswer struct {
 }
 
 // offer makes the proxies of a sandbox that was just attached.
-func (s *Sidecar) offer(e *entry, box sandboxAnswer) (*proxiesAnswer, error) {
+func (s *Sidecar) offer(e *entry, box Attached) (*proxiesAnswer, error) {
 	p, err := newProxied(box.Inner, box.DNS, box.MTU)
 	if err != nil {
 		return nil, err

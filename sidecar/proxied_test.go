@@ -129,7 +129,7 @@ func TestExecForbidden(t *testing.T) {
 }
 
 // proxies asks for a sandbox with proxies over the local API, and holds it.
-func (r *running) proxies(t *testing.T) (sandboxAnswer, *net.UnixConn) {
+func (r *running) proxies(t *testing.T) (Attached, *net.UnixConn) {
 	t.Helper()
 	req := request("p")
 	req.Proxy = true
@@ -315,7 +315,7 @@ func TestExecPassiveWarning(t *testing.T) {
 		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodPost && r.URL.Path == "/v1/sandboxes" {
 				w.WriteHeader(http.StatusCreated)
-				_ = json.NewEncoder(w).Encode(sandboxAnswer{ID: "x", Network: "net_a", Passive: PassiveStatus{Region: "cle1", Network: "net_p", State: state, Reason: "no host"}})
+				_ = json.NewEncoder(w).Encode(Attached{ID: "x", Network: "net_a", Passive: PassiveStatus{Region: "cle1", Network: "net_p", State: state, Reason: "no host"}})
 				return
 			}
 			refuse(w, &api.Error{Status: http.StatusNotFound, Code: api.CodeNotFound, Message: "here it ends"})

@@ -48,12 +48,13 @@ type entry struct {
 	sw         *sandbox
 	proxied    *proxied      // its device, where it asked for proxies
 	warned     bool          // that it could not be attached again
+	place      *placed       // the namespace that it was attached in; nil: it brought its device
 	gone       chan struct{} // closed by detach
 }
 
 // attach asks the control plane to attach a sandbox and makes its tunnels. An
 // error that is no [*api.Error] is a failure here.
-func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer, error) {
+func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (Attached, error) {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
 	resp, err := s.cfg.Control.Attach(ctx, api.AttachRequest{
@@ -61,23 +62,23 @@ func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer
 		Region: s.cfg.Region, PublicKey: s.key.Public().String(),
 	})
 	if err != nil {
-		return sandboxAnswer{}, controlError(err)
+		return Attached{}, controlError(err)
 	}
 	a := resp.Attachment
 	e, err := s.admit(resp)
 	if err != nil {
 		s.tellDetached(context.WithoutCancel(ctx), s.home, a.ID)
-		return sandboxAnswer{}, err
+		return Attached{}, err
 	}
 	if a.Bypass != "" {
-		return sandboxAnswer{ID: a.ID, Bypass: a.Bypass}, nil
+		return Attached{ID: a.ID, Bypass: a.Bypass}, nil
 	}
 	s.startPassive(e)
 	s.mu.Lock()
 	second := e.passive.status()
 	s.mu.Unlock()
 	dns := resp.Network.DNS[:min(len(resp.Network.DNS), maxNameServers)]
-	out := sandboxAnswer{
+	out := Attached{
 		ID: a.ID, Network: a.Network, Inner: a.Inner, DNS: dns, MTU: e.network.info.MTU, Hide: s.hidden(resp.Passive),
 		Passive: second,
 	}
@@ -86,7 +87,7 @@ func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (sandboxAnswer
 	}
 	if out.Proxies, err = s.offer(e, out); err != nil {
 		s.detach(context.WithoutCancel(ctx), a.ID, "it could not have proxies")
-		return sandboxAnswer{}, err
+		return Attached{}, err
 	}
 	return out, nil
 }
@@ -319,6 +320,9 @@ func (s *Sidecar) detach(ctx context.Context, id, why string) bool {
 		return true
 	}
 	delete(s.entries, id)
+	if e.place != nil {
+		delete(s.places, e.place.id)
+	}
 	leaving = make(chan struct{})
 	s.leaving[id] = leaving
 	e.timer.Stop()

@@ -35,10 +35,13 @@ type sandboxRequest struct {
 	Runtime     string    `json:"runtime"`
 	// Proxy asks for proxies instead of an interface.
 	Proxy bool `json:"proxy,omitempty"`
+	// Namespace asks for an interface in a network namespace. The sandbox then lives
+	// until it is detached, or its namespace or process ends.
+	Namespace *NamespaceRequest `json:"namespace,omitempty"`
 }
 
-// sandboxAnswer says what the sandbox gets.
-type sandboxAnswer struct {
+// Attached says what a sandbox got.
+type Attached struct {
 	ID string `json:"id"`
 	// Bypass says why the sandbox has no tunnel; then the rest is empty.
 	Bypass  string `json:"bypass,omitempty"`
@@ -54,6 +57,8 @@ type sandboxAnswer struct {
 	Passive PassiveStatus `json:"passive,omitzero"`
 	// Proxies are there if they were asked for. The sandbox has no interface then.
 	Proxies *proxiesAnswer `json:"proxies,omitempty"`
+	// Interface is there if one was asked for in a network namespace.
+	Interface *InterfaceAnswer `json:"interface,omitempty"`
 }
 
 // server is the local API.
@@ -84,6 +89,7 @@ func (s *Sidecar) listen(ctx context.Context) (*server, error) {
 	v.http = &http.Server{
 		Handler:           v,
 		ReadHeaderTimeout: 5 * time.Second,
+		ConnContext:       withPeer,
 		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	return v, nil
@@ -153,6 +159,19 @@ func (v *server) create(w http.ResponseWriter, r *http.Request) {
 	body.DisallowUnknownFields()
 	if err := body.Decode(&req); err != nil {
 		refuse(w, &api.Error{Status: http.StatusBadRequest, Code: api.CodeBadRequest, Message: fmt.Sprintf("the body is not a sandbox: %v", err)})
+		return
+	}
+	if req.Namespace != nil {
+		if !entitled(r.Context()) {
+			refuse(w, &api.Error{Status: http.StatusForbidden, Code: api.CodeForbidden, Message: "only root and the sidecar's own user may name network namespaces"})
+			return
+		}
+		out, err := v.sidecar.attachNamespace(r.Context(), req)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
+		answer(w, http.StatusCreated, out)
 		return
 	}
 	out, err := v.sidecar.attach(r.Context(), req)

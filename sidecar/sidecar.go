@@ -34,9 +34,11 @@
 // JSON over HTTP on a Unix socket that only the sidecar's user can open. An
 // error is {"error": {"code": "...", "message": "..."}}, as in the control API.
 //
-//	POST   /v1/sandboxes             {project, environment, kind, runtime, proxy} -> 201
-//	                                 {id, bypass} or {id, network, inner, dns, mtu, hide, passive,
-//	                                 proxies: {socks5, http, user, password}}
+//	POST   /v1/sandboxes             {project, environment, kind, runtime, proxy,
+//	                                 namespace: {path, pid, ethernet, link, owner, otherLinks, resolvConf}}
+//	                                 -> 201 {id, bypass} or {id, network, inner, dns, mtu, hide, passive,
+//	                                 proxies: {socks5, http, user, password},
+//	                                 interface: {name, kind, cidr, mac, gateway, gatewayMAC}}
 //	POST   /v1/sandboxes/{id}/device Upgrade: sallyport-device -> 101, then as
 //	                                 package handover says
 //	DELETE /v1/sandboxes/{id}        -> 204
@@ -47,7 +49,12 @@
 // whose connection ends. What bypasses has no device, and is held by a
 // connection all the same.
 //
-// So is a sandbox that asked for proxies: its device is made here, a TCP/IP stack
+// A sandbox that names a network namespace (namespace.go) needs no connection: its
+// interface is made there before the answer (package inlet), and it lives until it is
+// detached, or until the interface or the process that was named ends. Only root and
+// the sidecar's user may ask for that.
+//
+// A connection also holds a sandbox that asked for proxies: its device is made here, a TCP/IP stack
 // whose connections are those of a SOCKS5 and HTTP server on the worker's
 // loopback (proxied.go, package proxy). Nothing makes its command use them, so that
 // it is said to be proxied wherever it is listed.
@@ -66,8 +73,10 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/internal/tundev"
 	"github.com/sallyport-net/sallyport/sidecar/failover"
+	"github.com/sallyport-net/sallyport/sidecar/inlet"
 	"github.com/sallyport-net/sallyport/tunnel"
 )
 
@@ -150,8 +159,9 @@ type Sidecar struct {
 	count    counters
 	switches *switchMetrics
 	home     *controlPlane  // the control plane of the worker's own region
-	tasks    sync.WaitGroup // first tries in passive regions
+	tasks    sync.WaitGroup // first tries in passive regions, and waits for the ends of sandboxes
 	scratch  tundev.Scratch // of the sandboxes' devices
+	inlets   inlet.Maker    // of interfaces in namespaces of others
 	// background ends when nothing is tried any more.
 	background context.Context
 	giveUp     context.CancelFunc
@@ -160,8 +170,9 @@ type Sidecar struct {
 	entries     map[string]*entry
 	leaving     map[string]chan struct{} // being detached; closed when done
 	networks    map[networkKey]*network
-	planes      map[string]*controlPlane // of other regions
-	bypassTotal map[string]uint64        // by reason, since the start
+	planes      map[string]*controlPlane       // of other regions
+	bypassTotal map[string]uint64              // by reason, since the start
+	places      map[hostnet.NamespaceID]string // the sandboxes in namespaces of others; empty while being attached
 	closing     bool
 }
 
@@ -184,6 +195,7 @@ func New(cfg Config) (*Sidecar, error) {
 		networks:    make(map[networkKey]*network),
 		planes:      make(map[string]*controlPlane),
 		bypassTotal: make(map[string]uint64),
+		places:      make(map[hostnet.NamespaceID]string),
 	}, nil
 }
 
@@ -209,6 +221,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	err = group.Wait()
 	s.close()
 	local.wait()
+	_ = s.inlets.Close()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

@@ -36,6 +36,8 @@ type SandboxStatus struct {
 	// Proxied says that the sandbox has proxies only, which its command may pass by.
 	Proxied bool         `json:"proxied,omitempty"`
 	Proxy   *proxy.Stats `json:"proxy,omitempty"`
+	// Namespace says where the sandbox's interface was made, if it brought none.
+	Namespace string `json:"namespace,omitempty"`
 }
 
 // listing lists the sandboxes by ID.
@@ -61,6 +63,9 @@ func (s *Sidecar) listing() Listing {
 		if e.proxied != nil {
 			stats := e.proxied.server.Stats()
 			v.Proxied, v.Proxy = true, &stats
+		}
+		if e.place != nil {
+			v.Namespace = e.place.name
 		}
 		if e.attachment.Bypass == "" {
 			out.Attached++
@@ -100,13 +105,14 @@ type deviceDrop struct {
 // deviceDrops are the packets that the sandbox's device dropped, which were not
 // seen here. What is too big, malformed or no IPv4 is nearly always the sandbox's.
 func (s *sandbox) deviceDrops() []deviceDrop {
-	dev, ok := s.dev.(*tundev.Device)
+	dev, ok := s.dev.(interface{ Stats() tundev.Stats })
 	if !ok {
 		return nil
 	}
 	stats := dev.Stats()
 	return []deviceDrop{
 		{0, packet.NotIPv4, stats.NotIPv4}, {0, packet.TooBig, stats.TooBig}, {0, packet.Malformed, stats.Malformed},
+		{0, packet.SpoofedSource, stats.Spoofed},
 		{1, packet.QueueFull, stats.QueueFull},
 	}
 }

@@ -76,7 +76,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), execCommand(), statusCommand())
+	root.AddCommand(runCommand(), execCommand(), attachCommand(), detachCommand(), statusCommand())
 	return root
 }
 
@@ -87,9 +87,10 @@ func runCommand() *cobra.Command {
 		Short: "Serve this worker's sandboxes until SIGTERM",
 		Long: `Serve this worker's sandboxes until SIGTERM, SIGINT or SIGHUP.
 
-The sidecar needs no privilege. Its WireGuard key is made in memory at each start.
-Sandboxes ask for their attachment at a unix socket; "sallyport-sidecar exec" does
-that. When the sidecar ends, what still runs in sandboxes has no network left.`,
+The sidecar needs no privilege, except to attach sandboxes in network namespaces of
+others ("sallyport-sidecar attach"). Its WireGuard key is made in memory at each start.
+Sandboxes ask for their attachment at a unix socket; "sallyport-sidecar exec" and
+"attach" do that. When the sidecar ends, what still runs in sandboxes has no network left.`,
 		Example: "  sallyport-sidecar run --config /etc/sallyport/sallyport-sidecar.yaml",
 		Args:    cobra.NoArgs,
 		RunE:    func(*cobra.Command, []string) error { return run(file) },
@@ -192,17 +193,23 @@ it was not found.`,
 	flags := cmd.Flags()
 	flags.SetInterspersed(false) // what follows the command's name is the command's
 	flags.StringVar(&cfg.Socket, "socket", cfg.Socket, "`PATH` of the sidecar's socket (or "+socketVariable+")")
-	flags.StringVar(&cfg.Project, "project", "", "`ID` of the project (needed)")
-	flags.StringVar(&cfg.Environment, "environment", "", "`NAME` of its environment (needed)")
-	flags.StringVar(&kind, "kind", string(spec.KindFunction), "function or build")
-	flags.StringVar(&cfg.Runtime, "runtime", "", "nodejs, python, go, ruby, edge or another (needed)")
 	flags.StringVar(&via, "interface", "", "tun or veth; without it a TUN where the machine gives one, else a veth pair")
 	flags.BoolVar(&cfg.Proxy, "proxy", false, "set variables for proxies instead of making namespaces; NOT enforced")
 	flags.BoolVarP(&cfg.Verbose, "verbose", "v", false, "say on standard error what is done")
+	whose(cmd, &cfg.Project, &cfg.Environment, &kind, &cfg.Runtime)
+	return cmd
+}
+
+// whose adds the flags that say whose sandbox it is.
+func whose(cmd *cobra.Command, project, environment, kind, runtime *string) {
+	flags := cmd.Flags()
+	flags.StringVar(project, "project", "", "`ID` of the project (needed)")
+	flags.StringVar(environment, "environment", "", "`NAME` of its environment (needed)")
+	flags.StringVar(kind, "kind", string(spec.KindFunction), "function or build")
+	flags.StringVar(runtime, "runtime", "", "nodejs, python, go, ruby, edge or another (needed)")
 	for _, name := range []string{"project", "environment", "runtime"} {
 		if err := cmd.MarkFlagRequired(name); err != nil {
 			panic(err) // the flags are defined above
 		}
 	}
-	return cmd
 }

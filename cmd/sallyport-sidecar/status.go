@@ -43,8 +43,8 @@ More than 50 sandboxes are counted instead, unless with --all.`,
 		Example: "  sallyport-sidecar status",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return fmt.Errorf("--output: there is no format %q; use table or json", output)
+			if err := checkFormat(output); err != nil {
+				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
 			defer cancel()

@@ -38,16 +38,45 @@ func CurrentNamespace() (*Namespace, error) { return OpenNamespace(threadNamespa
 // OpenNamespace opens a namespace by a path like /proc/PID/ns/net or a name
 // under /run/netns.
 func OpenNamespace(path string) (*Namespace, error) {
-	f, err := os.Open(path)
+	// At first a descriptor that nothing can be done with: to open a pipe waits, and to
+	// open a device does things.
+	probe, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
+		err = &fs.PathError{Op: "open", Path: path, Err: err}
 		return nil, fmt.Errorf("hostnet: open network namespace%s: %w", remedy(err), err)
 	}
-	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	defer func() { _ = unix.Close(probe) }()
+	var at unix.Statfs_t
+	if err := unix.Fstatfs(probe, &at); err != nil || at.Type != unix.NSFS_MAGIC {
+		return nil, notNamespace(path)
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", probe), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: open network namespace %s%s: %w", path, remedy(err), err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
 	if err != nil || kind != unix.CLONE_NEWNET {
 		_ = f.Close()
-		return nil, fmt.Errorf("hostnet: %s is not a network namespace: give a path like /proc/PID/ns/net or /run/netns/NAME", path)
+		return nil, notNamespace(path)
 	}
 	return &Namespace{file: f}, nil
+}
+
+func notNamespace(path string) error {
+	return fmt.Errorf("hostnet: %s is not a network namespace: give a path like /proc/PID/ns/net or /run/netns/NAME", path)
+}
+
+// NamespaceID tells namespaces apart that exist at the same time.
+type NamespaceID struct{ device, inode uint64 }
+
+// ID returns the namespace's.
+func (n *Namespace) ID() (NamespaceID, error) {
+	var s unix.Stat_t
+	if err := unix.Fstat(int(n.file.Fd()), &s); err != nil {
+		return NamespaceID{}, fmt.Errorf("hostnet: look at network namespace %s: %w", n.file.Name(), err)
+	}
+	return NamespaceID{s.Dev, s.Ino}, nil
 }
 
 // File returns the descriptor, which the namespace still owns. It may be passed

@@ -88,13 +88,23 @@ func htons(v uint16) uint16 { return v<<8 | v>>8 }
 // its destination, since a peer without ARP (NOARP) addresses its frames to
 // itself. The device owns f from now on, if the error is nil.
 func FromPacket(f *os.File, c Config) (*Device, error) {
+	m, err := newPacketMedium(f, c)
+	if err != nil {
+		return nil, err
+	}
+	return newDevice(f, maker{Config: c, medium: m, count: m.count})
+}
+
+// newPacketMedium checks the settings and takes the socket into use.
+func newPacketMedium(f *os.File, c Config) (*packetMedium, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
 	if len(c.PeerMAC) != 6 || len(c.LocalMAC) != 6 {
 		return nil, errors.New("tundev: a packet socket needs LocalMAC and PeerMAC of 6 bytes: take them from the two ends of the veth pair")
 	}
-	m := &packetMedium{count: &counters{}}
+	room := ethernetHeader + c.MTU
+	m := &packetMedium{count: &counters{}, in: make([]byte, room), out: make([]byte, room)}
 	copy(m.out[0:6], c.PeerMAC)
 	copy(m.out[6:12], c.LocalMAC)
 	m.out[12], m.out[13] = etherTypeIPv4>>8, etherTypeIPv4&0xff
@@ -113,37 +123,48 @@ func FromPacket(f *os.File, c Config) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tundev: use %s: %w", f.Name(), err)
 	}
-	return newDevice(f, maker{Config: c, medium: m, count: m.count})
+	return m, nil
 }
 
 // packetMedium carries Ethernet frames. in belongs to Read's goroutine and out,
-// which holds the constant header in front, to Write's.
+// which holds the constant header in front, to Write's; both have room for a frame
+// of the MTU.
 type packetMedium struct {
 	count   *counters
 	ifindex int
-	in, out [ethernetHeader + maxMTU]byte
+	in, out []byte
 }
 
 func (m *packetMedium) receive(fd int, b []byte) (int, error) {
-	n, err := unix.Read(fd, m.in[:])
+	n, err := unix.Read(fd, m.in)
 	if err != nil {
 		return 0, err
 	}
+	return m.unpack(n, b)
+}
+
+// unpack copies the packet out of a frame of n bytes.
+func (m *packetMedium) unpack(n int, b []byte) (int, error) {
 	ip := m.in[min(ethernetHeader, n):n]
-	if !isIPv4(ip) || int(m.in[12])<<8|int(m.in[13]) != etherTypeIPv4 {
+	if !isIPv4(ip) || m.etherType() != etherTypeIPv4 {
 		m.count.notIPv4.Add(1)
 		return 0, nil
 	}
-	// Ethernet pads short frames; the packet ends where its own header says.
-	if total := int(ip[2])<<8 | int(ip[3]); total >= 20 && total < len(ip) {
+	// Ethernet pads short frames; the packet ends where its own header says. The
+	// kernel cuts longer ones off.
+	total := int(ip[2])<<8 | int(ip[3])
+	if total >= 20 && total < len(ip) {
 		ip = ip[:total]
 	}
-	if len(ip) > len(b) {
+	if len(ip) > len(b) || total > len(ip) && n == len(m.in) {
 		m.count.tooBig.Add(1)
 		return 0, nil
 	}
 	return copy(b, ip), nil
 }
+
+// etherType is that of the frame that was read last, which is at least as long.
+func (m *packetMedium) etherType() int { return int(m.in[12])<<8 | int(m.in[13]) }
 
 func (m *packetMedium) send(fd int, b []byte) error {
 	n := ethernetHeader + copy(m.out[ethernetHeader:], b)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,10 +34,18 @@ type reader struct {
 	trains []packet.Train
 	n      int
 	err    error
+	// doubts is how often it is still to be looked whether an interface that went down
+	// exists: of one that goes, the kernel tells a packet socket only that it goes down.
+	doubts int
 
 	frame *frameScratch // nil while the device is idle
 	slab  *slabScratch  // nil while the device is idle
 }
+
+const (
+	doubtInterval = 100 * time.Millisecond
+	maxDoubts     = 50
+)
 
 func (r *reader) init(d *Device) {
 	r.dev = d
@@ -116,8 +125,16 @@ func (r *reader) fails(fd int, err error) (ends, done bool) {
 	case err == nil, err == unix.EINTR:
 		return false, false
 	case err == unix.EAGAIN:
+		if r.doubts > 0 {
+			if r.doubts--; !r.dev.medium.survives(fd, unix.ENETDOWN) {
+				r.err = unix.ENETDOWN
+				return true, true
+			}
+			time.AfterFunc(doubtInterval, r.dev.Wake)
+		}
 		return true, r.n > 0 || !r.dev.waker.wait()
 	case r.dev.medium.survives(fd, err):
+		r.doubts = maxDoubts
 		return false, false
 	}
 	r.err = err

@@ -23,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,9 @@ type Config struct {
 	Offload bool
 	// Scratch is memory that this device may share with others; nil: it has its own.
 	Scratch *Scratch
+	// LocalAddr and PeerAddr are the addresses that belong to the two in ARP, where
+	// FromEthernet answers it. The others ignore both.
+	LocalAddr, PeerAddr netip.Addr
 }
 
 func (c Config) validate() error {
@@ -71,6 +75,8 @@ type Stats struct {
 	Read, ReadBytes       uint64 // IPv4 packets handed to readers
 	Written, WrittenBytes uint64 // IPv4 packets that the kernel took
 	NotIPv4               uint64 // dropped in either direction: IPv6, ARP and other protocols
+	Spoofed               uint64 // dropped on read: an Ethernet or ARP sender that is not the peer (FromEthernet)
+	Answered              uint64 // read, and answered here: ARP for the local address, packets beyond the MTU (FromEthernet)
 	TooBig                uint64 // dropped in either direction: longer than the MTU or the reader's buffer
 	Malformed             uint64 // dropped in either direction: trains, or their vnet headers, that make no sense
 	QueueFull             uint64 // dropped on write: the kernel had no buffer (ENOBUFS)
@@ -81,6 +87,7 @@ type counters struct {
 	read, readBytes, written, writtenBytes  atomic.Uint64
 	notIPv4, tooBig, queueFull, writeErrors atomic.Uint64
 	malformed                               atomic.Uint64
+	spoofed, answered                       atomic.Uint64
 }
 
 // medium is what differs between a TUN and a packet socket. Its methods do
@@ -216,6 +223,7 @@ func (d *Device) Stats() Stats {
 		Read: c.read.Load(), ReadBytes: c.readBytes.Load(),
 		Written: c.written.Load(), WrittenBytes: c.writtenBytes.Load(),
 		NotIPv4: c.notIPv4.Load(), TooBig: c.tooBig.Load(), Malformed: c.malformed.Load(),
+		Spoofed: c.spoofed.Load(), Answered: c.answered.Load(),
 		QueueFull: c.queueFull.Load(), WriteErrors: c.writeErrors.Load(),
 	}
 }
