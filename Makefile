@@ -14,6 +14,7 @@ TIMEOUT ?= 5m
 TESTFLAGS ?=
 FUZZFOR ?= 10m
 SOAKFOR ?= 10m
+COMPAREFLAGS ?=
 
 # Debian packages that tests against other programs need, and the C compiler of
 # the race detector.
@@ -175,6 +176,17 @@ bench: ## run the benchmarks
 bench-nat: ## measure the translator, also against gVisor's NAT, for docs/benchmarks.md
 	$(GO) test -run '^$$' -bench . -benchmem ./nat ./internal/packet
 	$(GO) test -run '^$$' -bench SNAT ./internal/netstack
+
+# The comparator is built from the module that our programs use: distributions have
+# it years older.
+.PHONY: comparator
+comparator: build
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/wireguard-go golang.zx2c4.com/wireguard
+
+.PHONY: bench-compare
+bench-compare: comparator ## measure the gateway beside wireguard-go and nftables, as root, for docs/benchmarks.md
+	@sudo=(); if [ "$$(id -u)" != 0 ]; then sudo=(sudo); fi; \
+	"$${sudo[@]}" bin/sallyport-bench compare --json bin/compare.json --out docs/benchmarks.md $(COMPAREFLAGS)
 
 .PHONY: demo
 demo: build ## show the gateway at work on this machine

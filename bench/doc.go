@@ -1,5 +1,7 @@
 // Package bench is the harness: it runs the programs as users do and looks at
 // them from outside, at the packets on their links and at what far sides saw.
 // Each folder below it is one question: demo asks whether the promises hold,
-// failover how soon another gateway takes over. Both run the programs by daemon.
+// failover how soon another gateway takes over, compare what a packet costs beside
+// other gateways. They run the programs by daemon, look at machine, and report by
+// document.
 package bench

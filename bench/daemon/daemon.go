@@ -83,6 +83,14 @@ func New(cfg Config) (*Daemon, error) {
 // Name is what errors call it.
 func (d *Daemon) Name() string { return d.cfg.Name }
 
+// PID is the number of its last process; 0: it was never started.
+func (d *Daemon) PID() int {
+	if d.run == nil {
+		return 0
+	}
+	return d.run.cmd.Process.Pid
+}
+
 // Start starts it, for the first time or again. One that runs is left alone.
 func (d *Daemon) Start() error {
 	if d.run == nil {

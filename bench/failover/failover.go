@@ -26,6 +26,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
@@ -140,8 +141,8 @@ func measureAll(ctx context.Context, cfg Config) (r *report, err error) {
 		p.out = io.Discard
 	}
 	p.line("starting the daemons")
-	began, busy := time.Now(), loadAverage()
-	cpu, err := readCPU()
+	began, busy := time.Now(), machine.LoadAverage()
+	cpu, err := machine.ReadCPU(machine.AllCores)
 	if err != nil {
 		return nil, err
 	}
@@ -161,18 +162,18 @@ func measureAll(ctx context.Context, cfg Config) (r *report, err error) {
 	}
 	r.Load1 = busy
 	r.Date, r.Took = began.UTC().Format(time.DateOnly), time.Since(began)
-	end, err := readCPU()
+	end, err := machine.ReadCPU(machine.AllCores)
 	if err != nil {
 		return nil, errors.Join(err, s.removeFiles())
 	}
-	_, r.Stolen = end.shares(cpu)
+	_, r.Stolen = end.Shares(cpu)
 	return r, s.removeFiles()
 }
 
 // measure makes all faults, then loads. The faults take turns, so that what
 // changes on the machine meanwhile meets all of them.
 func (s *stage) measure(ctx context.Context, p *printer) (*report, error) {
-	r := &report{Machine: thisMachine(), Version: s.cfg.Version, Command: s.cfg.command(), RunsEach: s.cfg.Runs}
+	r := &report{Machine: machine.Here(), Version: s.cfg.Version, Command: s.cfg.command(), RunsEach: s.cfg.Runs}
 	for i := range s.cfg.Runs {
 		for _, f := range faults() {
 			one, err := s.once(ctx, f)

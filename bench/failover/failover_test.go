@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
+	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/internal/config"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
@@ -198,31 +199,6 @@ func TestMissing(t *testing.T) {
 	}
 }
 
-func TestCPU(t *testing.T) {
-	before, err := parseCPU("cpu  100 0 50 800 50 0 0 0 7 7\ncpu0 1 1 1 1 1 1 1 1\n")
-	if err != nil {
-		t.Fatal(err)
-	}
-	after, err := parseCPU("cpu  150 5 70 810 50 2 3 10 9 9\n")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if busy, stolen := after.shares(before); busy != 0.9 || stolen != 0.1 {
-		t.Errorf("busy %v, stolen %v, want 0.9 and 0.1", busy, stolen)
-	}
-	if busy, stolen := after.shares(after); busy != 0 || stolen != 0 {
-		t.Errorf("of no time: %v, %v", busy, stolen)
-	}
-	for _, text := range []string{"", "cpu 1 2 3", "cpu0 1 2 3 4 5 6 7 8", "cpu 1 2 3 x 5 6 7 8"} {
-		if _, err := parseCPU(text); err == nil {
-			t.Errorf("%q passed", text)
-		}
-	}
-	if got := cpuName("processor\t: 0\nmodel name\t: AMD EPYC: 9000\nmodel name\t: other\n"); got != "AMD EPYC: 9000" {
-		t.Errorf("CPU %q", got)
-	}
-}
-
 // The daemons accept what is written for them, and nothing but the return to the
 // active host differs from the defaults.
 func TestFilesAreValid(t *testing.T) {
@@ -270,7 +246,7 @@ func TestFilesAreValid(t *testing.T) {
 func sample() *report {
 	r := &report{
 		Date: "2026-01-02", Version: "v1.2.3", Command: "sallyport-bench failover --runs 1 --load 2m0s", RunsEach: 1,
-		Machine: machineFacts{CPU: "Some CPU", Cores: 2, Memory: 4096, Kernel: "6.1.0", Go: "go1.26"}, Took: 95 * time.Second, Load1: 0.25, Stolen: 0.012,
+		Machine: machine.Facts{CPU: "Some CPU", Cores: 2, Memory: 4096, Kernel: "6.1.0", Go: "go1.26"}, Took: 95 * time.Second, Load1: 0.25, Stolen: 0.012,
 		Load: &loadPhase{Seconds: 120, Streams: 8, Sent: 15e9, Received: 7.5e9, Busy: 0.994, Stolen: 0.01,
 			Connections: tally{Answered: 2400, Longest: 45 * ms}, Probes: 5000, Missed: 3},
 		Wire: wire{Packets: 123456},

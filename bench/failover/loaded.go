@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/sallyport-net/sallyport/bench/machine"
 )
 
 const (
@@ -78,7 +80,7 @@ func (s *stage) underLoad(ctx context.Context) (l loadPhase, err error) {
 		return l, err
 	}
 	l.Seconds = after.at.since(before.at).Seconds()
-	l.Busy, l.Stolen = after.cpu.shares(before.cpu)
+	l.Busy, l.Stolen = after.cpu.Shares(before.cpu)
 	l.Switches, l.Probes, l.Missed = after.switches-before.switches, after.probes-before.probes, after.missed-before.missed
 	for _, r := range replies {
 		l.Sent, l.Received = l.Sent+r.Sent, l.Received+r.Received
@@ -94,7 +96,7 @@ func (s *stage) underLoad(ctx context.Context) (l loadPhase, err error) {
 // reading is what is counted up, at a time.
 type reading struct {
 	at                       instant
-	cpu                      cpuTime
+	cpu                      machine.CPU
 	switches, probes, missed uint64
 }
 
@@ -106,6 +108,6 @@ func (s *stage) reading(ctx context.Context) (r reading, err error) {
 	}
 	r.at = now()
 	r.switches, r.probes, r.missed = st.counts()
-	r.cpu, err = readCPU()
+	r.cpu, err = machine.ReadCPU(machine.AllCores)
 	return r, err
 }

@@ -1,13 +1,13 @@
 package failover
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/sallyport-net/sallyport/bench/document"
+	"github.com/sallyport-net/sallyport/bench/machine"
 )
 
 // report is the whole outcome, as JSON has it. Times are nanoseconds.
@@ -15,7 +15,7 @@ type report struct {
 	Date     string        `json:"date"` // UTC
 	Version  string        `json:"version"`
 	Command  string        `json:"command"`
-	Machine  machineFacts  `json:"machine"`
+	Machine  machine.Facts `json:"machine"`
 	Took     time.Duration `json:"took"`
 	Load1    float64       `json:"load1"`  // the machine's load average of a minute when it began
 	Stolen   float64       `json:"stolen"` // part of the cores' time that the hypervisor gave to others
@@ -62,12 +62,12 @@ func (r *report) sumUp() {
 // write writes the report where the user wants it.
 func (r *report) write(cfg Config) error {
 	if cfg.Report != "" {
-		if err := replaceFile(cfg.Report, r.markdown()); err != nil {
+		if err := document.Replace(cfg.Report, r.markdown()); err != nil {
 			return err
 		}
 	}
 	if cfg.JSON {
-		return writeJSON(cfg.Out, r)
+		return document.WriteJSON(cfg.Out, r)
 	}
 	var b strings.Builder
 	r.writeResult(&b)
@@ -75,42 +75,10 @@ func (r *report) write(cfg Config) error {
 	return err
 }
 
-func writeJSON(out io.Writer, document any) error {
-	e := json.NewEncoder(out)
-	e.SetIndent("", "  ")
-	if err := e.Encode(document); err != nil {
-		return fmt.Errorf("write the report: %w", err)
-	}
-	return nil
-}
-
-// replaceFile writes a file as a whole or not at all.
-func replaceFile(path, text string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".failover-")
-	if err != nil {
-		return fmt.Errorf("write the report: %w", err)
-	}
-	defer os.Remove(f.Name()) // it is not there any more if all went well
-	_, err = f.WriteString(text)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write the report to %s: %w", path, err)
-	}
-	return nil
-}
-
 // notRun says that nothing can be measured here.
 func notRun(cfg Config, why error) error {
 	if cfg.JSON {
-		return writeJSON(cfg.Out, struct {
+		return document.WriteJSON(cfg.Out, struct {
 			NotRun string `json:"notRun"`
 		}{why.Error()})
 	}

@@ -1,0 +1,299 @@
+// Package compare measures gateways beside each other: how much of a core a byte
+// costs them, and a small packet.
+//
+//	sandbox ── gateway ── server
+//
+// Each variant has such a chain of network namespaces of its own. Its gateway has
+// one core of the machine, and all else the others: the kernel's work for what
+// arrives at the gateway is steered to the gateway's core as well, so that it is
+// counted, whoever sent it. While one variant is measured the others are stopped.
+// Variants and scenarios take turns in rounds, so that what changes on the machine
+// meanwhile meets all of them; ratios are of one round.
+package compare
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-net/sallyport/internal/netlab"
+)
+
+// Config is what the user chooses.
+type Config struct {
+	// Variants are names of [Variants]. The first tunnel among them is what the
+	// others are compared with.
+	Variants []string
+	// Scenarios are names of [Scenarios].
+	Scenarios []string
+	// Rounds is how often each variant is measured in each scenario.
+	Rounds int
+	// Bulk is how long one transfer lasts.
+	Bulk time.Duration
+	// Rate is the load of small packets below saturation, per second.
+	Rate int
+	// Try is how long a rate of small packets is tried; what is reported is measured
+	// three times as long.
+	Try time.Duration
+	// Core is the gateway's core, by its number.
+	Core int
+	// JSON and Report are files: the first gets everything, in the second the part
+	// between two marks is replaced. Empty: neither.
+	JSON, Report string
+	// Bin is the folder of sallyportd, and of wireguard-go unless that is installed.
+	Bin string
+	// KeepLogs is a folder for the daemons' logs; empty: they go at the end.
+	KeepLogs string
+	// Command is the command line, for the report. Version is that of the programs.
+	Command, Version string
+	// Out takes what happens, and a table at the end.
+	Out io.Writer
+}
+
+func (c *Config) validate() error {
+	for _, v := range c.Variants {
+		if !slices.Contains(Variants(), v) {
+			return fmt.Errorf("there is no variant %q: choose from %s (--variants)", v, strings.Join(Variants(), ", "))
+		}
+	}
+	for _, s := range c.Scenarios {
+		if !slices.Contains(Scenarios(), s) {
+			return fmt.Errorf("there is no scenario %q: choose from %s (--scenarios)", s, strings.Join(Scenarios(), ", "))
+		}
+	}
+	switch {
+	case len(c.Variants) == 0 || len(c.Scenarios) == 0:
+		return errors.New("nothing to measure: choose variants and scenarios")
+	case c.Rounds < 1 || c.Rounds > 100:
+		return fmt.Errorf("%d rounds cannot be: choose 1 to 100 (--rounds)", c.Rounds)
+	case c.Bulk < time.Second || c.Bulk > 10*time.Minute || c.Bulk%time.Second != 0:
+		return fmt.Errorf("a transfer of %v cannot be: choose whole seconds from 1s to 10m (--bulk)", c.Bulk)
+	case c.Rate < minRate || c.Rate > maxRate:
+		return fmt.Errorf("%d packets per second cannot be: choose %d to %d (--rate)", c.Rate, minRate, maxRate)
+	case c.Try < 50*time.Millisecond || c.Try > time.Minute:
+		return fmt.Errorf("a try of %v cannot be: choose 50ms to 1m (--try)", c.Try)
+	case c.Core < 0:
+		return fmt.Errorf("there is no core %d (--core)", c.Core)
+	}
+	return nil
+}
+
+// program is the path of a program in Bin.
+func (c *Config) program(name string) string { return filepath.Join(c.Bin, name) }
+
+// usable says why nothing can be measured here.
+func (c *Config) usable() error {
+	var errs []error
+	if os.Geteuid() != 0 {
+		errs = append(errs, errors.New("run it as root: cores are steered and namespaces made"))
+	}
+	for _, name := range []string{"iperf3", "nft", "taskset", "unshare", "mount"} {
+		if _, err := exec.LookPath(name); err != nil {
+			errs = append(errs, fmt.Errorf("the program %s is not installed (make deps)", name))
+		}
+	}
+	if err := netlab.WireGuardUsable(); err != nil {
+		errs = append(errs, err)
+	}
+	for _, name := range []string{"sallyportd", comparator} {
+		if err := unix.Access(c.program(name), unix.X_OK); err != nil {
+			errs = append(errs, fmt.Errorf("there is no program %s (make bench-compare builds it): %w", c.program(name), err))
+		}
+	}
+	var cores unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cores); err != nil {
+		errs = append(errs, fmt.Errorf("ask for the cores: %w", err))
+	} else if !cores.IsSet(c.Core) || cores.Count() < 2 {
+		errs = append(errs, fmt.Errorf("the gateway needs core %d to itself and all else another one; this process may use %d", c.Core, cores.Count()))
+	}
+	if len(errs) == 0 {
+		errs = append(errs, netlab.Usable())
+	}
+	return errors.Join(errs...)
+}
+
+// Run measures. It returns an error if something could not be measured; what could
+// is reported all the same.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.validate(); err != nil {
+		return err
+	}
+	if err := cfg.usable(); err != nil {
+		return fmt.Errorf("nothing can be compared here: %w", err)
+	}
+	back, err := leaveCore(cfg.Core)
+	if err != nil {
+		return err
+	}
+	defer back()
+	r := newReport(ctx, &cfg)
+	b := &bench{cfg: &cfg, report: r}
+	err = b.measure(ctx)
+	if errors.Is(err, context.Canceled) && context.Cause(ctx) != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		r.problem("", "", 0, err)
+	}
+	r.sumUp()
+	if err := r.write(&cfg); err != nil {
+		return err
+	}
+	if n := len(r.Problems); n > 0 {
+		return fmt.Errorf("%d parts could not be measured", n)
+	}
+	return nil
+}
+
+// leaveCore keeps this process, all its threads and what it starts from now on,
+// away from a core, until back is called.
+func leaveCore(core int) (back func(), err error) {
+	var before unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return nil, fmt.Errorf("ask for the cores: %w", err)
+	}
+	cores := before
+	cores.Clear(core)
+	procs := runtime.GOMAXPROCS(cores.Count())
+	back = func() {
+		_ = moveThreads(before) // to where they were allowed to be
+		runtime.GOMAXPROCS(procs)
+	}
+	if err := moveThreads(cores); err != nil {
+		back()
+		return nil, fmt.Errorf("keep off core %d: %w", core, err)
+	}
+	return back, nil
+}
+
+// moveThreads lets all threads of this process run on these cores alone. A thread
+// may make another while the list is read: the second look finds it.
+func moveThreads(cores unix.CPUSet) error {
+	for range 2 {
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return err
+		}
+		for _, t := range threads {
+			id, err := strconv.Atoi(t.Name())
+			if err != nil {
+				return err
+			}
+			if err := unix.SchedSetaffinity(id, &cores); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// bench is a run.
+type bench struct {
+	cfg    *Config
+	report *result
+	dir    string
+	chains []*chain
+}
+
+// measure sets all chains up and measures round by round. What fails is noted; the
+// error is why nothing more can be done.
+func (b *bench) measure(ctx context.Context) (err error) {
+	if b.dir, err = os.MkdirTemp("", "sallyport-compare-"); err != nil {
+		return fmt.Errorf("make a folder for the daemons' files: %w", err)
+	}
+	defer func() {
+		for _, c := range slices.Backward(b.chains) {
+			err = errors.Join(err, c.close())
+		}
+		err = errors.Join(err, os.RemoveAll(b.dir))
+	}()
+	for _, v := range b.cfg.Variants {
+		b.line("starting %s", v)
+		c, err := b.newChain(ctx, v)
+		if ctx.Err() != nil {
+			return errors.Join(context.Cause(ctx), c.close())
+		}
+		if err != nil {
+			b.failed(v, "start", 0, errors.Join(err, c.close()))
+			continue
+		}
+		b.chains = append(b.chains, c)
+	}
+	for round := 1; round <= b.cfg.Rounds; round++ {
+		for _, s := range scenarios() {
+			if !slices.Contains(b.cfg.Scenarios, s.name) {
+				continue
+			}
+			if err := b.round(ctx, round, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// round measures one scenario once with each variant.
+func (b *bench) round(ctx context.Context, round int, s scenario) error {
+	for _, c := range b.chains {
+		if c.tunnel == nil && s.tunnelled {
+			continue
+		}
+		sample, err := b.once(ctx, c, s)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		sample.Variant, sample.Scenario, sample.Round = c.name, s.name, round
+		if err != nil {
+			b.failed(c.name, s.name, round, err)
+			continue
+		}
+		b.report.Samples = append(b.report.Samples, sample)
+		b.line("%d/%d  %-8s  %-12s  %s", round, b.cfg.Rounds, s.name, c.name, sample)
+	}
+	return nil
+}
+
+// once measures one variant in one scenario.
+func (b *bench) once(ctx context.Context, c *chain, s scenario) (sample, error) {
+	var out sample
+	idle, err := b.disturbance()
+	if err != nil {
+		return out, err
+	}
+	if err := c.signal(unix.SIGCONT); err != nil {
+		return out, err
+	}
+	before, err := readUsage(c)
+	if err != nil {
+		return out, err
+	}
+	out.Figures, err = s.run(ctx, c, b.cfg)
+	after, err2 := readUsage(c)
+	if err = errors.Join(err, err2, c.signal(unix.SIGSTOP)); err != nil {
+		return out, err
+	}
+	out.Stolen, out.Disturbed = after.stolen(before), idle
+	out.Noisy = out.Stolen > maxStolen || idle > maxDisturbed
+	return out, nil
+}
+
+func (b *bench) failed(variant, scenario string, round int, err error) {
+	b.report.problem(variant, scenario, round, err)
+	b.line("FAILED: %s", b.report.Problems[len(b.report.Problems)-1])
+}
+
+// line says what happens. Who closed the output does not want to know more.
+func (b *bench) line(format string, args ...any) {
+	_, _ = fmt.Fprintf(b.cfg.Out, format+"\n", args...)
+}

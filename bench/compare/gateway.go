@@ -1,0 +1,124 @@
+package compare
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"github.com/sallyport-net/sallyport/internal/netlab"
+)
+
+// comparator is the program's name in the folder of ours. It is built from the same
+// module that our programs use: distributions have it years older.
+const comparator = "wireguard-go"
+
+// The variants.
+const (
+	variantDirect    = "direct"
+	variantWireGuard = "wireguard-go"
+	variantSockets   = "sockets"
+	variantTun       = "tun"
+)
+
+// Variants are all that can be compared.
+func Variants() []string {
+	return []string{variantDirect, variantWireGuard, variantSockets, variantTun}
+}
+
+// variantTitle says what a variant is.
+func variantTitle(name string) string {
+	switch name {
+	case variantDirect:
+		return "no tunnel: the kernel forwards, nftables SNAT"
+	case variantWireGuard:
+		return "wireguard-go with its TUN, nftables SNAT"
+	default:
+		return "sallyportd, uplink " + name
+	}
+}
+
+func (b *bench) newGateway(variant string) gateway {
+	switch variant {
+	case variantDirect:
+		return direct{}
+	case variantWireGuard:
+		return &wireguardGo{cfg: b.cfg}
+	default:
+		return &sallyport{cfg: b.cfg, dir: b.dir, uplink: variant}
+	}
+}
+
+// onCore is what a command line begins with to run on one core alone.
+func onCore(core int) []string { return []string{"taskset", "-c", strconv.Itoa(core)} }
+
+// masquerade lets the kernel translate what leaves by the gateway's far link.
+func masquerade(gw *netlab.Namespace) error {
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(fmt.Sprintf(`table ip compare {
+	chain postrouting {
+		type nat hook postrouting priority srcnat;
+		oifname "%s" ip saddr %v snat to %v
+	}
+}
+`, linkOut, innerCIDR, pair[0]))
+	return gw.Run(cmd)
+}
+
+// direct is a gateway without a tunnel: what the chain itself can do.
+type direct struct{}
+
+func (direct) start(_ context.Context, c *chain, peers []*peer) (*tunnel, int, error) {
+	peers[0].inner = innerCIDR.Addr().Next().Next()
+	c.sandbox.Address(linkSide, netip.PrefixFrom(peers[0].inner, innerCIDR.Bits()))
+	c.gateway.Address(linkIn, netip.PrefixFrom(innerCIDR.Addr().Next(), innerCIDR.Bits()))
+	c.sandbox.Route(everything, innerCIDR.Addr().Next())
+	if err := c.lab.Err(); err != nil {
+		return nil, 0, err
+	}
+	return nil, 0, masquerade(c.gateway)
+}
+
+func (direct) stop() error { return nil }
+
+// wireguardGo is the gateway that one would build without us.
+type wireguardGo struct {
+	cfg    *Config
+	device *netlab.WireGuard
+}
+
+func (g *wireguardGo) start(ctx context.Context, c *chain, peers []*peer) (*tunnel, int, error) {
+	private, public, err := netlab.NewWireGuardKey()
+	if err != nil {
+		return nil, 0, err
+	}
+	g.device, err = c.gateway.WireGuard(ctx, netlab.WireGuardConfig{Program: g.cfg.program(comparator), Wrap: onCore(c.core)})
+	if err != nil {
+		return nil, 0, err
+	}
+	text := fmt.Sprintf("[Interface]\nPrivateKey = %s\nListenPort = %d\n", private, firstPort)
+	first := innerCIDR.Addr().Next()
+	last := first
+	for _, p := range peers {
+		last = last.Next()
+		p.inner = last
+		text += fmt.Sprintf("[Peer]\nPublicKey = %s\nAllowedIPs = %v/32\n", p.public, p.inner)
+	}
+	if err := g.device.Configure(text); err != nil {
+		return nil, 0, err
+	}
+	if err := g.device.Up(innerMTU, []netip.Prefix{netip.PrefixFrom(first, innerCIDR.Bits())}, nil); err != nil {
+		return nil, 0, err
+	}
+	t := &tunnel{public: public, endpoint: netip.AddrPortFrom(gatewayIn.Addr(), firstPort), mtu: innerMTU}
+	return t, g.device.PID(), masquerade(c.gateway)
+}
+
+func (g *wireguardGo) stop() error {
+	if g.device == nil {
+		return nil
+	}
+	return g.device.Stop()
+}

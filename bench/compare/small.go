@@ -1,0 +1,167 @@
+package compare
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+// Rates that are tried, in packets per second, and the loss that passes.
+const (
+	minRate = 1000
+	maxRate = 1 << 20
+	lowLoss = 0.001
+	tries   = 8
+	// steadily is how much longer than tries those rates are held that are reported.
+	steadily = 3
+	// kept is the part of the asked rate that a source must keep, for a try to say
+	// something of the gateway.
+	kept = 0.97
+)
+
+// direction is a way of small packets.
+type direction struct {
+	pace    *pacer
+	arrived *atomic.Uint64
+}
+
+func (c *chain) direction(in bool) direction {
+	if in {
+		return direction{&c.remote.pace, &c.small.received}
+	}
+	return direction{&c.small.pace, &c.remote.received}
+}
+
+// trial is what came of a rate.
+type trial struct {
+	rate, loss float64 // delivered per second; lost part of what was sent
+	reached    float64 // part of the asked rate that was sent
+	perPacket  cost    // of each that arrived
+}
+
+func (t trial) passes() bool { return t.loss <= lowLoss && t.reached >= kept }
+
+// try sends at a rate for a while.
+func (c *chain) try(ctx context.Context, in bool, rate float64, d time.Duration) (t trial, err error) {
+	way := c.direction(in)
+	before, err := readUsage(c)
+	if err != nil {
+		return t, err
+	}
+	sent, arrived := way.pace.sent(), way.arrived.Load()
+	way.pace.set(time.Now(), rate, d)
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+		return t, context.Cause(ctx)
+	}
+	if err := settle(ctx, way.arrived); err != nil {
+		return t, err
+	}
+	after, err := readUsage(c)
+	if err != nil {
+		return t, err
+	}
+	n, got := float64(way.pace.sent()-sent), float64(way.arrived.Load()-arrived)
+	if n == 0 || got == 0 {
+		return t, fmt.Errorf("of %.0f small packets at %.0f/s %.0f arrived", n, rate, got)
+	}
+	used := after.since(before)
+	return trial{
+		rate: got / d.Seconds(), loss: max(0, 1-got/n), reached: n / d.Seconds() / rate,
+		perPacket: cost{time.Duration(float64(used.process) / got), time.Duration(float64(used.core) / got)},
+	}, nil
+}
+
+// settle waits until nothing more arrives.
+func settle(ctx context.Context, arrived *atomic.Uint64) error {
+	const quiet = 30 * time.Millisecond
+	for last := uint64(math.MaxUint64); ; {
+		n := arrived.Load()
+		if n == last {
+			return nil
+		}
+		last = n
+		select {
+		case <-time.After(quiet):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// open lets each flow send until the server knows where all come from.
+func (c *chain) open(ctx context.Context) error {
+	const patience = 10 * time.Second
+	c.remote.forget()
+	for began := time.Now(); c.remote.knows() < flows; {
+		if time.Since(began) > patience {
+			return fmt.Errorf("the server knows %d of %d flows after %v", c.remote.knows(), flows, patience)
+		}
+		if _, err := c.try(ctx, false, 2000, 50*time.Millisecond); err != nil && ctx.Err() != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// small measures small packets, first at a rate far below saturation, then at the
+// highest that passes.
+func small(ctx context.Context, c *chain, cfg *Config, in bool) (figures, error) {
+	if err := c.open(ctx); err != nil {
+		return nil, err
+	}
+	for range 2 { // the first warms up
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		_, err := c.try(ctx, in, float64(cfg.Rate), cfg.Try)
+		if err != nil {
+			return nil, err
+		}
+	}
+	fixed, err := c.try(ctx, in, float64(cfg.Rate), steadily*cfg.Try)
+	if err != nil {
+		return nil, err
+	}
+	f := figures{figureLoss: 100 * fixed.loss, figureProcessPacket: micros(fixed.perPacket.process), figureCorePacket: micros(fixed.perPacket.core)}
+	best, bound, err := c.highest(ctx, in, cfg.Try)
+	if err != nil {
+		return f, err
+	}
+	f[figurePeak] = best.rate / 1000
+	f[figurePeakPacket] = micros(best.perPacket.core)
+	if bound {
+		f[figureBound] = 1
+	}
+	return f, nil
+}
+
+// highest finds the highest rate that passes, by halves of its logarithm, and holds
+// it for longer. bound says that the source could do no more, rather than the gateway.
+func (c *chain) highest(ctx context.Context, in bool, d time.Duration) (best trial, bound bool, err error) {
+	low, high := math.Log(minRate), math.Log(maxRate)
+	for range tries {
+		middle := (low + high) / 2
+		t, err := c.try(ctx, in, math.Exp(middle), d)
+		if err != nil {
+			return best, false, err
+		}
+		if t.passes() {
+			low = middle
+		} else {
+			high, bound = middle, t.loss <= lowLoss
+		}
+	}
+	for rate := math.Exp(low); rate > minRate/2; rate *= 0.95 {
+		if best, err = c.try(ctx, in, rate, steadily*d); err != nil || best.passes() {
+			return best, bound, err
+		}
+	}
+	return best, false, errors.New("small packets are lost at any rate")
+}
+
+func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

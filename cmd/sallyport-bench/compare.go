@@ -1,0 +1,67 @@
+package main
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sallyport-net/sallyport/bench/compare"
+)
+
+// compareCommand measures gateways beside each other.
+func compareCommand(out io.Writer) *cobra.Command {
+	cfg := compare.Config{Version: version, Out: out}
+	quick := false
+	cmd := &cobra.Command{
+		Use:   "compare",
+		Short: "Measure what a byte and a small packet cost beside other gateways",
+		Long: `Measure what a byte and a small packet cost the gateway, beside wireguard-go with
+nftables and beside the kernel without a tunnel. As root.
+
+Each gateway has a chain of network namespaces of its own, sandbox - gateway -
+server, and one core of the machine, from which everything else is kept away.
+Variants take turns; medians, spreads and ratios of the same rounds are printed.
+Rounds in which the hypervisor gave more than 1 % of the time to others, or the
+gateway's core was in use before, are marked as noisy and left out of medians
+while enough others are left. What fails is said; what was measured is reported
+all the same, and the exit code is not 0.
+
+All figures of CPU are seconds of the gateway's process (/proc/PID/stat) and of
+its core (/proc/stat: user, system, interrupts), which has the kernel's work too.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if cfg.Bin, err = binFolder(cfg.Bin); err != nil {
+				return err
+			}
+			if quick && !cmd.Flags().Changed("rounds") {
+				cfg.Rounds = 2
+			}
+			if quick && !cmd.Flags().Changed("bulk") {
+				cfg.Bulk = 2 * time.Second
+			}
+			if quick && !cmd.Flags().Changed("try") {
+				cfg.Try = 300 * time.Millisecond
+			}
+			cfg.Command = strings.Join(append([]string{filepath.Base(os.Args[0])}, os.Args[1:]...), " ")
+			return compare.Run(cmd.Context(), cfg)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&cfg.Variants, "variants", compare.Variants(), "measure these `VARIANTS`; the first with a tunnel is what others are compared with")
+	f.StringSliceVar(&cfg.Scenarios, "scenarios", compare.Scenarios(), "measure in these `SCENARIOS`")
+	f.IntVar(&cfg.Rounds, "rounds", 5, "measure each variant `N` times in each scenario")
+	f.DurationVar(&cfg.Bulk, "bulk", 6*time.Second, "how long a transfer lasts")
+	f.DurationVar(&cfg.Try, "try", 700*time.Millisecond, "how long a rate of small packets is tried")
+	f.IntVar(&cfg.Rate, "rate", 20000, "small packets per second, `N`, at which their cost is measured")
+	f.IntVar(&cfg.Core, "core", 0, "the gateway's core")
+	f.BoolVar(&quick, "quick", false, "2 short rounds")
+	f.StringVar(&cfg.JSON, "json", "", "write everything to `FILE`, as JSON")
+	f.StringVar(&cfg.Report, "out", "", "replace the marked part of `FILE`, in Markdown")
+	f.StringVar(&cfg.Bin, "bin", "", "`DIR` of sallyportd and wireguard-go (default: that of this program)")
+	f.StringVar(&cfg.KeepLogs, "keep-logs", "", "keep the daemons' logs in `DIR`")
+	return cmd
+}
