@@ -5,15 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 )
@@ -24,19 +21,17 @@ import (
 // A datagram is answered from the address that it was sent to: a peer behind a
 // firewall or a NAT takes no other answers, and a host has several addresses. The
 // bind that comes with wireguard-go forgets that address whenever the kernel hands
-// over datagrams coalesced (UDP_GRO), which is the only reason to have another.
+// over datagrams coalesced (UDP_GRO). It also copies what is sent together, and
+// allocates memory for each call and each datagram.
 type bind struct {
 	mu     sync.RWMutex // guards the two
 	v4, v6 *udpSocket
 
-	calls calls
+	calls  calls
+	counts socketCounts
 }
 
 const (
-	// maxSegments is how many datagrams the kernel joins or cuts at most.
-	maxSegments = 64
-	// maxCoalesced is the largest payload of a UDP datagram over IPv4 (RFC 768).
-	maxCoalesced = 65535 - 20 - 8
 	// bindTries is how often two sockets with the same free port are sought.
 	bindTries = 100
 	// socketBuffer is asked for in both directions, in bytes: some tens of
@@ -52,7 +47,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		return nil, 0, conn.ErrBindAlreadyOpen
 	}
 	for try := 1; ; try++ {
-		v4, v6, err := openSockets(port)
+		v4, v6, err := openSockets(port, &b.counts)
 		if port == 0 && errors.Is(err, syscall.EADDRINUSE) && try < bindTries {
 			continue // free for IPv4, taken for IPv6
 		}
@@ -65,7 +60,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	var receive []conn.ReceiveFunc
 	for _, s := range []*udpSocket{b.v4, b.v6} {
 		if s != nil {
-			receive = append(receive, (&sieve{calls: &b.calls, socket: s, inner: s.receiver()}).receive)
+			receive = append(receive, (&sieve{calls: &b.calls, socket: s, inner: newIncoming(s).receive}).receive)
 			port = s.port
 		}
 	}
@@ -73,14 +68,14 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 }
 
 // openSockets opens what the machine has of IPv4 and IPv6.
-func openSockets(port uint16) (v4, v6 *udpSocket, err error) {
-	if v4, err = openSocket("udp4", port); v4 != nil {
+func openSockets(port uint16, counts *socketCounts) (v4, v6 *udpSocket, err error) {
+	if v4, err = openSocket("udp4", port, counts); v4 != nil {
 		port = v4.port
 	}
 	if err != nil && !errors.Is(err, syscall.EAFNOSUPPORT) {
 		return nil, nil, err
 	}
-	v6, err6 := openSocket("udp6", port)
+	v6, err6 := openSocket("udp6", port, counts)
 	switch {
 	case err6 == nil:
 		return v4, v6, nil
@@ -148,85 +143,24 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 
 // ParseEndpoint reads an address and a port.
 func (b *bind) ParseEndpoint(text string) (conn.Endpoint, error) {
-	to, err := netip.ParseAddrPort(text)
+	e, err := parseEndpoint(text)
 	if err != nil {
-		return nil, fmt.Errorf("parse the endpoint %q: %w", text, err)
+		return nil, err
 	}
-	return newEndpoint(to, source{}), nil
-}
-
-// source is the local address of a flow of datagrams. Its zero value leaves the
-// choice to the kernel.
-type source struct {
-	addr netip.Addr
-	// link is the index of the interface, where the address is link-local and
-	// means nothing without.
-	link uint32
-}
-
-// endpoint is where a peer is and which of our addresses it calls. It does not
-// change but by ClearSrc.
-type endpoint struct {
-	to      netip.AddrPort
-	addr    *net.UDPAddr // the same, as it is sent to
-	from    source
-	cleared atomic.Bool // from is not to be used any more
-}
-
-var _ conn.Endpoint = (*endpoint)(nil)
-
-func newEndpoint(to netip.AddrPort, from source) *endpoint {
-	to = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
-	return &endpoint{to: to, addr: net.UDPAddrFromAddrPort(to), from: from}
-}
-
-// source is the address to send from.
-func (e *endpoint) source() source {
-	if e.cleared.Load() {
-		return source{}
-	}
-	return e.from
-}
-
-// ClearSrc leaves the choice of the local address to the kernel.
-func (e *endpoint) ClearSrc() { e.cleared.Store(true) }
-
-// SrcIP is the local address; the zero one: the kernel chooses.
-func (e *endpoint) SrcIP() netip.Addr { return e.source().addr }
-
-// SrcToString is the local address as text.
-func (e *endpoint) SrcToString() string { return e.SrcIP().String() }
-
-// DstIP is the peer's address.
-func (e *endpoint) DstIP() netip.Addr { return e.to.Addr() }
-
-// DstToString is the peer's address and port as text.
-func (e *endpoint) DstToString() string { return e.to.String() }
-
-// DstToBytes is the same as bytes, for WireGuard's cookies.
-func (e *endpoint) DstToBytes() []byte {
-	b, _ := e.to.MarshalBinary() // never fails
-	return b
-}
-
-// batches reads and writes several datagrams at a time; the packet connections of
-// x/net for both versions do.
-type batches interface {
-	ReadBatch(ms []ipv4.Message, flags int) (int, error)
-	WriteBatch(ms []ipv4.Message, flags int) (int, error)
+	return e, nil
 }
 
 // udpSocket is one of the two sockets.
 type udpSocket struct {
-	udp  *net.UDPConn
-	port uint16
-	io   batches
-	gro  bool        // the kernel joins what arrives
-	gso  atomic.Bool // the kernel cuts what is sent; off once a link refused
-	out  sync.Pool   // *outgoing
+	udp    *net.UDPConn
+	raw    syscall.RawConn // of udp
+	port   uint16
+	counts *socketCounts
+	gso    atomic.Bool // the kernel cuts what is sent; off once a link refused
+	out    sync.Pool   // *outgoing
 }
 
-func openSocket(network string, port uint16) (*udpSocket, error) {
+func openSocket(network string, port uint16, counts *socketCounts) (*udpSocket, error) {
 	config := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
 		var failed error
 		err := c.Control(func(fd uintptr) { failed = prepare(int(fd), network) })
@@ -241,20 +175,15 @@ func openSocket(network string, port uint16) (*udpSocket, error) {
 		_ = l.Close()
 		return nil, fmt.Errorf("listen on %s port %d: not a UDP socket", network, port)
 	}
-	s := &udpSocket{udp: udp, port: udp.LocalAddr().(*net.UDPAddr).AddrPort().Port()}
-	if network == "udp4" {
-		s.io = ipv4.NewPacketConn(udp)
-	} else {
-		s.io = ipv6.NewPacketConn(udp)
+	s := &udpSocket{udp: udp, port: udp.LocalAddr().(*net.UDPAddr).AddrPort().Port(), counts: counts}
+	s.out.New = func() any { return newOutgoing(s) }
+	if s.raw, err = udp.SyscallConn(); err == nil {
+		err = s.control(func(fd int) error {
+			_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+			s.gso.Store(err == nil)
+			return nil
+		})
 	}
-	s.out.New = func() any { return newOutgoing() }
-	err = s.control(func(fd int) error {
-		joins, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
-		s.gro = err == nil && joins != 0
-		_, err = unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
-		s.gso.Store(err == nil)
-		return nil
-	})
 	if err != nil {
 		_ = udp.Close()
 		return nil, err
@@ -277,11 +206,7 @@ func prepare(fd int, network string) error {
 }
 
 func (s *udpSocket) control(do func(fd int) error) error {
-	raw, err := s.udp.SyscallConn()
-	if err != nil {
-		return err
-	}
 	var failed error
-	err = raw.Control(func(fd uintptr) { failed = do(int(fd)) })
+	err := s.raw.Control(func(fd uintptr) { failed = do(int(fd)) })
 	return errors.Join(err, failed)
 }

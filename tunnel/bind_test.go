@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 )
@@ -190,53 +189,27 @@ func TestBindRefuses(t *testing.T) {
 	}
 }
 
-// What is sent together is what the kernel may cut: one size, the last one shorter.
-func TestFill(t *testing.T) {
-	e := newEndpoint(netip.MustParseAddrPort("192.0.2.1:1"), source{})
-	for name, tc := range map[string]struct {
-		sizes []int
-		cut   bool
-		want  []int // datagrams of each message
-	}{
-		"one":        {[]int{100}, true, []int{1}},
-		"no cutting": {[]int{100, 100}, false, []int{1, 1}},
-		"equal":      {[]int{100, 100, 100}, true, []int{3}},
-		"short last": {[]int{100, 100, 50, 50}, true, []int{3, 1}},
-		"longer":     {[]int{50, 100, 100}, true, []int{1, 2}},
-		"too long":   {[]int{30000, 30000, 30000}, true, []int{2, 1}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var bufs [][]byte
-			for _, n := range tc.sizes {
-				bufs = append(bufs, make([]byte, n))
-			}
-			var got []int
-			for _, m := range newOutgoing().fill(bufs, e, source{addr: netip.MustParseAddr("192.0.2.7")}, tc.cut) {
-				got = append(got, len(m.Buffers))
-				from, _ := parseControl(m.OOB)
-				if from.addr != netip.MustParseAddr("192.0.2.7") {
-					t.Errorf("sent from %v", from)
-				}
-			}
-			if fmt.Sprint(got) != fmt.Sprint(tc.want) {
-				t.Errorf("messages of %v, want %v", got, tc.want)
-			}
-		})
-	}
-	bufs := make([][]byte, conn.IdealBatchSize)
-	for i := range bufs {
-		bufs[i] = make([]byte, 1400)
-	}
-	o := newOutgoing()
-	if n := testing.AllocsPerRun(100, func() { o.fill(bufs, e, source{addr: e.to.Addr()}, true) }); n != 0 {
-		t.Errorf("%v allocations for a batch", n)
-	}
-}
-
+// Whatever stands in control messages: nothing outside of them is read, and the size
+// is none that cannot be cut to. What appendControl wrote is read back.
 func FuzzParseControl(f *testing.F) {
 	f.Add(appendControl(make([]byte, 0, controlSize), source{addr: netip.MustParseAddr("192.0.2.1")}, 1400))
 	f.Add(appendControl(make([]byte, 0, controlSize), source{addr: netip.MustParseAddr("fe80::1"), link: 3}, 0))
-	f.Fuzz(func(_ *testing.T, b []byte) { parseControl(append(make([]byte, 0, len(b)+unix.SizeofCmsghdr), b...)) })
+	f.Add(bytes.Repeat([]byte{0xff}, controlSize))
+	negative := appendMessage(make([]byte, 0, controlSize), unix.IPPROTO_UDP, unix.UDP_GRO, []byte{0, 0, 0, 0x80})
+	f.Add(append(negative, make([]byte, unix.SizeofCmsghdr)...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		exact := append(make([]byte, 0, len(b)), b...)
+		from, segment := parseControl(exact)
+		if segment < 0 {
+			t.Errorf("a size of %d", segment)
+		}
+		if from.addr.Is4() || from.addr.IsLinkLocalUnicast() || from.link == 0 {
+			again, _ := parseControl(appendControl(make([]byte, 0, controlSize), from, 0))
+			if again != from {
+				t.Errorf("%+v is read back as %+v", from, again)
+			}
+		} else {
+			t.Errorf("%v has the link %d", from.addr, from.link)
+		}
+	})
 }
-
-var _ batches = (*ipv4.PacketConn)(nil)

@@ -38,6 +38,7 @@ type Config struct {
 // goroutines at once.
 type Tunnel struct {
 	dev    *device.Device
+	bind   *bind
 	public Key
 	port   uint16
 	seen   sightings
@@ -64,12 +65,13 @@ func New(cfg Config) (*Tunnel, error) {
 		return nil, errors.New("make a WireGuard tunnel: no private key was given")
 	}
 	t := &Tunnel{
+		bind:      new(bind),
 		public:    cfg.PrivateKey.Public(),
 		peers:     make(map[Key]map[netip.Prefix]struct{}),
 		owner:     make(map[netip.Prefix]Key),
 		greetings: make(map[Key]*greeting),
 	}
-	t.dev = device.NewDevice(newAlwaysUp(cfg.Device), new(bind), bridge(cfg.Log, &t.seen))
+	t.dev = device.NewDevice(newAlwaysUp(cfg.Device), t.bind, bridge(cfg.Log, &t.seen))
 	if err := t.start(cfg); err != nil {
 		t.dev.Close()
 		return nil, err
