@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -55,6 +56,7 @@ type ground struct {
 	clock                                      *clock
 	config                                     nat.Config
 	offload                                    bool
+	tun                                        bool
 	tap                                        *tap // of what leaves the Forwarder of network A
 	tasks                                      sync.WaitGroup
 }
@@ -77,6 +79,9 @@ func withNAT(c nat.Config) option { return func(g *ground) { g.config = c } }
 // withOffload leaves the offloads of all links on.
 func withOffload(g *ground) { g.offload = true }
 
+// withTun has the gateway's own uplink for the Forwarder's far side, offloads and all.
+func withTun(g *ground) { g.tun = true }
+
 // withEndpointIndependentTCP lets TCP be mapped as UDP is.
 func withEndpointIndependentTCP(g *ground) { g.config.TCPMapping = nat.EndpointIndependent }
 
@@ -84,8 +89,8 @@ func withEndpointIndependentTCP(g *ground) { g.config.TCPMapping = nat.EndpointI
 func newGround(t *testing.T, options ...option) *ground {
 	t.Helper()
 	g := build(t, options)
-	g.a = newOurs(t, g, g.device(g.gateway, "upA", 1500), pairA)
-	g.b = newOurs(t, g, g.device(g.gateway, "upB", 1500), pairB)
+	g.a = newOurs(t, g, "upA", pairA)
+	g.b = newOurs(t, g, "upB", pairB)
 	run(t, g.gateway, "ip", "route", "add", pairA[0].String()+"/31", "dev", "upA")
 	run(t, g.gateway, "ip", "route", "add", pairB[0].String()+"/32", "dev", "upB")
 	run(t, g.gateway, "ip", "route", "add", pairB[1].String()+"/32", "dev", "upB")
@@ -94,8 +99,6 @@ func newGround(t *testing.T, options ...option) *ground {
 	oracleB := g.watch(g.gateway, "upB")
 	g.attach(g.a, g.a1, g.a2)
 	g.attach(g.b, g.b1)
-	g.task(func() { g.a.up.pump(t) })
-	g.task(func() { g.b.up.pump(t) })
 	t.Cleanup(func() { g.close(g.tap.judge(pairA), oracleB.judge(pairB)) })
 	return g
 }
@@ -114,10 +117,16 @@ func newReference(t *testing.T, options ...option) *ground {
 	return g
 }
 
-// eachSubject runs a test on the Forwarder and on the kernel's NAT.
+// eachSubject runs a test on the Forwarder, by each kind of uplink, and on the kernel's NAT.
 func eachSubject(t *testing.T, test func(t *testing.T, g *ground), options ...option) {
-	t.Run("forwarder", func(t *testing.T) { test(t, newGround(t, options...)) })
+	eachForwarder(t, test, options...)
 	t.Run("kernel", func(t *testing.T) { test(t, newReference(t, options...)) })
+}
+
+// eachForwarder runs a test on the Forwarder alone, by a plain uplink and by the gateway's own.
+func eachForwarder(t *testing.T, test func(t *testing.T, g *ground), options ...option) {
+	t.Run("forwarder", func(t *testing.T) { test(t, newGround(t, options...)) })
+	t.Run("tun", func(t *testing.T) { test(t, newGround(t, append(slices.Clone(options), withTun)...)) })
 }
 
 // build makes everything but the subject.
@@ -223,6 +232,7 @@ func (g *ground) attach(s subject, sandboxes ...*sandbox) {
 // pump carries what the sandbox's kernel sends.
 func (s *sandbox) pump(t *testing.T) {
 	bufs, sizes := buffers(tundev.BatchSize)
+	batch := make([][]byte, 0, len(bufs))
 	for {
 		n, err := s.dev.Read(bufs, sizes, 0)
 		if errors.Is(err, os.ErrClosed) {
@@ -232,17 +242,31 @@ func (s *sandbox) pump(t *testing.T) {
 			t.Errorf("read from the device of %v: %v", s, err)
 			return
 		}
+		batch = batch[:0]
 		for i := range n {
-			s.send(bufs[i][:sizes[i]])
+			if b := bufs[i][:sizes[i]]; s.may(b) {
+				batch = append(batch, b)
+			}
+		}
+		if len(batch) > 0 {
+			s.network.write(batch...)
 		}
 	}
 }
 
-// send brings a packet to the subject as the tunnel would: only with the sandbox's
-// own source. It says whether it did. The packet may be changed.
-func (s *sandbox) send(b []byte) bool {
+// may says whether a packet may enter the tunnel: only with the sandbox's own source.
+func (s *sandbox) may(b []byte) bool {
 	if len(b) < 20 || netip.AddrFrom4([4]byte(b[12:])) != s.inner {
 		s.spoofed.Add(1)
+		return false
+	}
+	return true
+}
+
+// send brings a packet to the subject as the tunnel would. It says whether it did. The
+// packet may be changed.
+func (s *sandbox) send(b []byte) bool {
+	if !s.may(b) {
 		return false
 	}
 	s.network.write(b)

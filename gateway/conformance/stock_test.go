@@ -91,7 +91,7 @@ func TestCurl(t *testing.T) {
 		}
 	}
 	t.Run("offloads off", func(t *testing.T) { eachSubject(t, test) })
-	t.Run("offloads on", func(t *testing.T) { test(t, newGround(t, withOffload)) })
+	t.Run("offloads on", func(t *testing.T) { eachForwarder(t, test, withOffload) })
 }
 
 // mssOf returns the maximum segment size that a SYN tells first; 0 for what is none.

@@ -21,8 +21,8 @@ import (
 
 // subject is what stands in the gateway's place, for one network.
 type subject interface {
-	// write takes a packet of a sandbox, whose source has been checked.
-	write(b []byte)
+	// write takes packets of a sandbox, whose sources have been checked.
+	write(batch ...[]byte)
 	// read waits for packets to sandboxes, at most tundev.BatchSize, some of
 	// size 0; os.ErrClosed after close.
 	read(bufs [][]byte, sizes []int) (int, error)
@@ -37,7 +37,8 @@ type ours struct {
 	pair   [2]netip.Addr
 	fwd    *gateway.Forwarder
 	tables [2]*nat.Table
-	up     *rawUplink
+	out    gated
+	up     *rawUplink // out, where it is one
 	clock  *clock
 	// gate is held by whoever works at the tables: nobody else may look.
 	gate sync.Mutex
@@ -48,10 +49,17 @@ type nobody struct{}
 
 func (nobody) Write(bufs [][]byte, _ int) (int, error) { return len(bufs), nil }
 
-func newOurs(t *testing.T, n *ground, dev *tundev.Device, pair [2]netip.Addr) *ours {
+// newOurs returns a Forwarder whose far side is an interface of the gateway's.
+func newOurs(t *testing.T, n *ground, link string, pair [2]netip.Addr) *ours {
 	t.Helper()
 	o := &ours{pair: pair, clock: n.clock}
-	o.up = newRawUplink(dev, n.clock, &o.gate)
+	if n.tun {
+		o.out = newTunUplink(t, n, link, pair, &o.gate)
+	} else {
+		o.up = newRawUplink(n.device(n.gateway, link, 1500), n.clock, &o.gate)
+		o.out = o.up
+		n.task(func() { o.up.pump(t) })
+	}
 	for i, ip := range pair {
 		c := n.config
 		c.External, c.Seed = ip, [32]byte{1, byte(i), ip.As4()[3]}
@@ -71,7 +79,7 @@ func newOurs(t *testing.T, n *ground, dev *tundev.Device, pair [2]netip.Addr) *o
 	}
 	o.fwd, err = gateway.NewForwarder(gateway.ForwarderConfig{
 		Name: "conformance", Network: inner16, Gateway: innerGateway, Tables: o.tables, External: pair,
-		Uplink: o.up, Local: nobody{}, Policy: rules, MTU: tunnelMTU, Clock: n.clock,
+		Uplink: o.out, Local: nobody{}, Policy: rules, MTU: tunnelMTU, Clock: n.clock,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -79,15 +87,15 @@ func newOurs(t *testing.T, n *ground, dev *tundev.Device, pair [2]netip.Addr) *o
 	return o
 }
 
-func (o *ours) write(b []byte) {
+func (o *ours) write(batch ...[]byte) {
 	o.gate.Lock()
 	defer o.gate.Unlock()
-	_, _ = o.fwd.Write([][]byte{b}, 0) // fails when closed
+	_, _ = o.fwd.Write(batch, 0) // fails when closed
 }
 
 func (o *ours) read(bufs [][]byte, sizes []int) (int, error) {
 	n, err := o.fwd.Read(bufs, sizes, 0)
-	o.up.leave()
+	o.out.leave()
 	return n, err
 }
 
@@ -175,7 +183,7 @@ func newKernelNAT(t *testing.T, gw *netlab.Namespace, dev *tundev.Device, pair [
 	return &kernelNAT{dev}
 }
 
-func (k *kernelNAT) write(b []byte) { _, _ = k.dev.Write([][]byte{b}, 0) }
+func (k *kernelNAT) write(batch ...[]byte) { _, _ = k.dev.Write(batch, 0) }
 
 func (k *kernelNAT) read(bufs [][]byte, sizes []int) (int, error) { return k.dev.Read(bufs, sizes, 0) }
 
