@@ -1,9 +1,52 @@
 package spec
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // PeeringExpiry is how long a request for a peering waits to be accepted.
 const PeeringExpiry = 7 * 24 * time.Hour
+
+// PeeringKind is how the other side of a peering connection is reached.
+type PeeringKind string
+
+// The kinds. Packets keep their inner addresses in all of them.
+const (
+	// ByWireGuard: by the network's site tunnel; the other side is any WireGuard.
+	ByWireGuard PeeringKind = "wireguard"
+	// ByInterface: by an interface of the host that has the network's site.
+	ByInterface PeeringKind = "interface"
+	// ByNetwork: inside that host; the other side is another network.
+	ByNetwork PeeringKind = "network"
+)
+
+// By is the connection's kind, which is never empty.
+func (p Peering) By() PeeringKind {
+	if p.Kind == "" {
+		return ByWireGuard
+	}
+	return p.Kind
+}
+
+// RangesOf returns the ranges that a network reaches by a connection, which is its own
+// or one that has it for the other side; nil: it is neither, or the other network does
+// not exist.
+func (s State) RangesOf(p Peering, network string) []netip.Prefix {
+	other := ""
+	switch {
+	case p.By() == ByNetwork && p.Network == network:
+		other = p.PeerNetwork
+	case p.By() == ByNetwork && p.PeerNetwork == network:
+		other = p.Network
+	case p.Network == network:
+		return p.CIDRs
+	}
+	if n, ok := s.Network(other); ok {
+		return []netip.Prefix{n.CIDR}
+	}
+	return nil
+}
 
 // PeeringState is where in its life a peering connection is.
 type PeeringState string

@@ -160,22 +160,36 @@ type Environment struct {
 	Builds bool `json:"builds,omitempty"`
 }
 
-// Peering is a connection of one network with a private network elsewhere,
-// reached without translation.
+// Peering is a connection of one network with a private network elsewhere, or with
+// another network of this installation, reached without translation.
 type Peering struct {
 	// ID is unique among peerings; see [ValidID].
 	ID string `json:"id"`
-	// Network is the ID of the network of ours.
+	// Network is the ID of the network of ours whose sandboxes begin connections.
 	Network string `json:"network"`
-	// CIDRs are the other side's private ranges. They overlap neither the network's
-	// CIDR nor those of its other open peerings.
-	CIDRs []netip.Prefix `json:"cidrs"`
-	// PublicKey is the other side's WireGuard key, in base64. Needed in states
-	// provisioning and active; no other open peering of the network has it.
+	// Kind is how the other side is reached; empty means [ByWireGuard]. Fields below
+	// that are for one kind are empty in connections of the others.
+	Kind PeeringKind `json:"kind,omitempty"`
+	// CIDRs are the other side's private ranges; empty for [ByNetwork], whose range is
+	// the other network's. They overlap neither the network's CIDR nor those of its
+	// other open peerings.
+	CIDRs []netip.Prefix `json:"cidrs,omitempty"`
+	// PublicKey is the other side's WireGuard key, in base64, for [ByWireGuard]. Needed in
+	// states provisioning and active; no other open peering of the network has it.
 	PublicKey string `json:"publicKey,omitempty"`
-	// Endpoint is where the other side listens; not set: it calls, and is learnt
+	// Endpoint is where the other side's WireGuard listens; not set: it calls, and is learnt
 	// from its first packet. The YAML tag is like that of Host.Bypass.
 	Endpoint netip.AddrPort `json:"endpoint,omitzero" yaml:"endpoint"`
+	// Interface names the interface of the site's host that leads to the other side, for
+	// [ByInterface]. No other open peering has it whose network has an overlapping CIDR
+	// and its site on that host.
+	Interface string `json:"interface,omitempty"`
+	// NextHop is the router on Interface that leads to the ranges; not set: they are on
+	// the link itself.
+	NextHop netip.Addr `json:"nextHop,omitzero" yaml:"nextHop"`
+	// PeerNetwork is the ID of the other network, for [ByNetwork]: of any team, in the
+	// same region, with its site on the same host. Its sandboxes answer and do not begin.
+	PeerNetwork string `json:"peerNetwork,omitempty"`
 	// State is where in its life the connection is.
 	State PeeringState `json:"state"`
 	// Requested is when the connection was asked for. Optional; without it the
