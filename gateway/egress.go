@@ -23,16 +23,19 @@ type egressBatch struct {
 	outcomes [batchSize]packet.Outcome
 	refusals []refusal
 
-	local  [][]byte         // frames for the local services
-	out    [][]byte         // frames that go to the uplink
-	across []*packet.Packet // packets that go to peered networks
-	turned []*packet.Packet // packets that go to sandboxes of the network by external addresses
-	back   []*packet.Packet // packets of peered networks, on their way to sandboxes
+	local   [][]byte         // frames for the local services
+	out     [][]byte         // frames that go to the uplink
+	across  []*packet.Packet // packets that go to peered networks
+	answers []*packet.Packet // packets that go to networks whose sandboxes began
+	turned  []*packet.Packet // packets that go to sandboxes of the network by external addresses
+	back    []*packet.Packet // packets of peered networks, on their way to sandboxes
 	// relayed are those of them that go by way of the network's other host.
 	relayed []*packet.Packet
 	runs    runs
 	// relay says that the packets came by way of the network's other host.
 	relay bool
+	// lane is the connection by whose own device the packets came; nil: another way.
+	lane  *lane
 	whole [maxDatagram + wholeHeadroom]byte
 	tells remoteError
 }
@@ -59,10 +62,10 @@ func (f *Forwarder) newBatch() *egressBatch {
 }
 
 func (b *egressBatch) reset() {
-	b.n, b.relay = 0, false
+	b.n, b.relay, b.lane = 0, false, nil
 	b.runs.reset()
 	b.local, b.out, b.refusals, b.turned = b.local[:0], b.out[:0], b.refusals[:0], b.turned[:0]
-	b.across, b.back, b.relayed = b.across[:0], b.back[:0], b.relayed[:0]
+	b.across, b.answers, b.back, b.relayed = b.across[:0], b.answers[:0], b.back[:0], b.relayed[:0]
 }
 
 // Write is egress: one peer's decrypted packets, each at bufs[i][offset:]. The
@@ -168,6 +171,10 @@ func (f *Forwarder) decide(b *egressBatch, frame []byte, p *packet.Packet, offse
 		b.side[b.n] = peeredSide
 		b.n++
 	case policy.Reject:
+		if f.mayAnswer(p, d) {
+			f.beginAnswer(b, p, now)
+			return
+		}
 		f.refuse(p, d.Outcome, now)
 	default:
 		f.counters.drop(Egress, d.Outcome)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sallyport-net/sallyport/control/spec"
@@ -224,6 +225,7 @@ func (h *Host) reconcile() (fresh map[string]bool, err error) {
 			ids = append(ids, n.ID)
 		}
 	}
+	h.forgetJunctions()
 	if err := h.assign(wanted); err != nil {
 		return fresh, err
 	}
@@ -350,8 +352,12 @@ func (h *Host) compile(n spec.Network) (*policy.Snapshot, error) {
 		return nil, err
 	}
 	region, _ := h.state.Region(n.Region)
+	wired, err := h.wiredAddresses(n)
+	if err != nil {
+		return nil, err
+	}
 	return policy.Compile(policy.Config{
-		Network: n.CIDR, Gateway: n.Gateway(), Own: append(h.ownAddresses(region, n.ID), h.astray(region, n)...), Pair: n.Pair[:],
+		Network: n.CIDR, Gateway: n.Gateway(), Own: slices.Concat(h.ownAddresses(region, n.ID), h.astray(region, n), wired), Pair: n.Pair[:],
 		Peered:   h.peeredRanges(n.ID),
 		Loopback: region.Loopback(), Mode: mode, Rules: rules,
 	})

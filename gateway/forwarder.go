@@ -138,6 +138,9 @@ type Forwarder struct {
 	rules  atomic.Pointer[rules]
 	tables [2]lockedTable
 	peered atomic.Pointer[peered]
+	// elsewhere holds the inner addresses that only the network's other host reaches; nil
+	// where nobody asks for it.
+	elsewhere atomic.Pointer[map[netip.Addr]struct{}]
 
 	fragMu    sync.Mutex
 	fragments *packet.Reassembler

@@ -41,6 +41,8 @@ type HostConfig struct {
 	RegionSecret []byte
 	// Source is followed until Run ends.
 	Source Source
+	// Wires opens the interfaces of peerings that have one; nil: this machine's.
+	Wires Wires
 	// Clock is read once per batch of packets.
 	Clock Clock
 	// Log gets what an operator needs to know; nothing of the packet path.
@@ -55,12 +57,13 @@ type Host struct {
 
 	// What follows is OpenHost's, and then the follower's, who alone changes it and
 	// holds known for that. The keeper of the state file reads it.
-	known  sync.Mutex
-	state  spec.State
-	ports  map[string]uint16
-	relays map[string]uint16 // ports of tunnels to hosts with a site, by network
-	roster roster
-	at     spec.Cursor // what is in force; the zero value asks for everything
+	known     sync.Mutex
+	state     spec.State
+	ports     map[string]uint16
+	relays    map[string]uint16    // ports of tunnels to hosts with a site, by network
+	junctions map[string]*junction // where networks meet, by peering
+	roster    roster
+	at        spec.Cursor // what is in force; the zero value asks for everything
 
 	retried time.Time // when failed networks were last opened again; the follower's
 	trouble string    // what the log was told last; the follower's
@@ -94,12 +97,18 @@ type Host struct {
 // Else OpenHost waits for the desired state. When one of the networks cannot come
 // up then, none stays, and the error says which and why.
 func OpenHost(ctx context.Context, cfg HostConfig) (*Host, error) {
+	if cfg.Wires == nil {
+		cfg.Wires = machine{}
+	}
 	side, err := newHostSide(cfg.Daemon, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
+	if err := cfg.Wires.Sweep(); err != nil {
+		cfg.Log.Warn("routes that a former process left for peerings by interface may still be there; they drop packets", "error", err)
+	}
 	h := &Host{
-		cfg: cfg, hostSide: side, networks: map[string]*network{}, ports: map[string]uint16{}, roster: newRoster(),
+		cfg: cfg, hostSide: side, networks: map[string]*network{}, ports: map[string]uint16{}, roster: newRoster(), junctions: map[string]*junction{},
 		keeper: newKeeper(), checks: newChecks(cfg.Daemon), changed: make(chan struct{}, 1),
 	}
 	if h.restore() {

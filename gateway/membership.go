@@ -148,6 +148,7 @@ func (n *network) apply(full bool, attached []spec.Attachment, detached []string
 		for _, a := range gone {
 			n.fwd.Revoke(a.Inner)
 		}
+		n.leaveJunctions(gone)
 	}
 	added := come[:0]
 	for _, a := range come {

@@ -68,6 +68,7 @@ type network struct {
 	siteMu   sync.Mutex               // guards what follows; never taken on the packet path
 	site     *site                    // nil while there is none
 	peerings map[string]*peeringState // of active peering connections, by ID
+	wires    Wires
 
 	siteFailure string // what the log was told of the site last; the follower's
 
@@ -101,7 +102,8 @@ var errTunnelEnded = errors.New("the WireGuard device ended by itself: reading f
 func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network, err error) {
 	cfg := &h.cfg
 	net := &network{
-		id: n.ID, cidr: n.CIDR, pair: n.Pair, held: h.holds(n), translation: translationOf(n),
+		wires: cfg.Wires,
+		id:    n.ID, cidr: n.CIDR, pair: n.Pair, held: h.holds(n), translation: translationOf(n),
 		log: cfg.Log.With("network", n.ID), clock: cfg.Clock, members: newMembers(),
 		health: health{draining: &h.draining}, checks: h.checks, hostSide: h.hostSide,
 	}
@@ -263,6 +265,8 @@ func (n *network) keep(ctx context.Context) error {
 			n.uplinkEvent(e)
 		case <-relay.C:
 			n.insist()
+			n.tendLinks()
+			n.locatePeers()
 			n.fwd.settleReturns()
 		case <-timer.C:
 			n.sweep(events)

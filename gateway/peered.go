@@ -14,8 +14,16 @@ import (
 
 // Packets to peered networks, and from them:
 //
-//	sandbox -> Forwarder.Write -> policy: peering -> peered table -> site tunnel -> other side
-//	sandbox <- Forwarder.Read  <- returned queue  <- peered table <- site tunnel <- other side
+//	sandbox -> Forwarder.Write -> policy: peering -> peered table -> lane -> other side
+//	sandbox <- Forwarder.Read  <- returned queue  <- peered table <- lane <- other side
+//
+// A lane is the site tunnel, which all connections by WireGuard share, or a link that
+// one connection has for itself (site_link.go): to an interface of the host, or to
+// another network here. There the other network's Forwarder is the other side: it
+// hands to its sandboxes what comes, and its sandboxes answer (peered_accept.go):
+//
+//	other Forwarder.Read  <- returned queue <- link <- lane (as above)
+//	other Forwarder.Write -> policy: private, but accepted -> link -> peered table (as above)
 //
 // The site tunnel is on one host of the network. The other host has a relay tunnel to
 // it in the same place, and no table: packets cross it as they are, in both
@@ -27,27 +35,55 @@ import (
 // peered is how a network's peered destinations are reached at one moment. It does not
 // change, but for what it points to. The zero value is a network without peerings.
 type peered struct {
-	// ranges finds the peering connection of an address; nil: there is none.
-	ranges *bart.Fast[*peeringCounters]
+	// ranges finds the peering connection by which sandboxes reach an address; nil:
+	// there is none.
+	ranges *bart.Fast[*lane]
+	// accepts finds the connection of an address that may begin towards sandboxes:
+	// one of another network's sandboxes; nil: there is none.
+	accepts *bart.Fast[*lane]
 	// device leads to the site tunnel or, on the other host, to the relay tunnel. It is
 	// nil while that is not up.
 	device *siteDevice
+	// links are the connections that have a device for themselves.
+	links map[*siteDevice]*lane
 	// table tracks the flows; nil on a host that has not the site.
 	table *peeredTable
 }
 
-// find returns the peering connection of an address of another side, or nil.
-func (w *peered) find(a netip.Addr) *peeringCounters {
-	if w.ranges == nil {
+// find returns the peering connection by which sandboxes reach an address, or nil.
+func (w *peered) find(a netip.Addr) *lane { return look(w.ranges, a) }
+
+// accepted returns the connection of an address that may begin towards sandboxes, or nil.
+func (w *peered) accepted(a netip.Addr) *lane { return look(w.accepts, a) }
+
+func look(ranges *bart.Fast[*lane], a netip.Addr) *lane {
+	if ranges == nil {
 		return nil
 	}
-	c, _ := w.ranges.Lookup(a)
-	return c
+	l, _ := ranges.Lookup(a)
+	return l
 }
 
-// peeringCounters count what passed of one peering connection, by [Direction].
+// lane is one peering connection as packets see it. It does not change, but for what it
+// counts.
+type lane struct {
+	*peeringCounters
+	// device leads to the other side; nil while there is no way. On the host without the
+	// site it is the relay tunnel's.
+	device *siteDevice
+	// mtu is that of the way to the other side, in bytes; at most the tunnel's.
+	mtu int
+	// accepts says that the other side begins, and sandboxes answer.
+	accepts bool
+	// meets says that the other side is a network here.
+	meets bool
+}
+
+// peeringCounters count what passed of one peering connection, by [Direction], and what
+// its own device brought whose source is in none of its ranges.
 type peeringCounters struct {
 	packets, bytes [2]atomic.Uint64
+	foreign        atomic.Uint64
 }
 
 func (c *peeringCounters) passed(d Direction, bytes int) {

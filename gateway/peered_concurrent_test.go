@@ -127,9 +127,9 @@ func TestPeeredConcurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	count := &peeringCounters{}
-	way := &peered{ranges: new(bart.Fast[*peeringCounters]), device: newSiteDevice("site", c.f), table: table}
-	way.ranges.Insert(peeredRange, count)
-	gone := &peered{ranges: new(bart.Fast[*peeringCounters]), device: way.device, table: table}
+	way := &peered{ranges: new(bart.Fast[*lane]), device: newSiteDevice("site", c.f, siteSlots), table: table}
+	way.ranges.Insert(peeredRange, &lane{peeringCounters: count, device: way.device, mtu: c.f.mtu})
+	gone := &peered{ranges: new(bart.Fast[*lane]), device: way.device, table: table}
 	c.f.setPeered(way)
 	c.f.SetPolicy(with, nil)
 	back, far := startReader(c.f), startOtherSide(way.device)

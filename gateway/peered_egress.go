@@ -13,17 +13,17 @@ const (
 )
 
 // cross carries the packets of a batch that go to peered networks: it tracks them,
-// where this host has the site, and queues them for the tunnel.
+// where this host has the site, and queues them for the other side.
 func (f *Forwarder) cross(b *egressBatch, way *peered, now packet.Instant) {
-	if len(b.across) == 0 {
-		return
-	}
-	f.check(b, way, now)
-	if way.table != nil {
-		f.track(b, way, now)
-	}
 	if len(b.across) > 0 {
+		f.check(b, way, now)
+		if way.table != nil {
+			f.track(b, way, now)
+		}
 		f.hand(b, way)
+	}
+	if len(b.answers) > 0 {
+		f.answer(b, way, now)
 	}
 }
 
@@ -37,16 +37,34 @@ func (f *Forwarder) refuseAcross(b *egressBatch, way *peered, p *packet.Packet, 
 	f.refuse(p, o, now)
 }
 
+// refuseSize is refuseAcross for a packet that is larger than the way to the other side
+// takes, mtu bytes, and must not be cut (RFC 1191).
+func (f *Forwarder) refuseSize(b *egressBatch, way *peered, p *packet.Packet, mtu int, now packet.Instant) {
+	f.counters.drop(Egress, packet.TooBig)
+	q := f.replies
+	if b.relay {
+		q = &way.device.queue
+	}
+	if !q.pushError(icmpError{typ: 3, code: 4, info: uint32(mtu)}, f.gateway, p, now) {
+		return
+	}
+	f.counters.replies.Add(1)
+	if !b.relay {
+		f.uplink.Wake()
+	}
+}
+
 // check keeps back what cannot go, or must not.
 func (f *Forwarder) check(b *egressBatch, way *peered, now packet.Instant) {
 	keep := b.across[:0]
 	for _, p := range b.across {
-		o := packet.Pass
+		o, l := packet.Pass, way.find(p.Dst)
 		switch {
-		case way.device == nil || way.find(p.Dst) == nil:
+		case l == nil || l.device == nil:
 			o = packet.SiteDown
-		case len(p.B) > f.mtu && p.DF:
-			o = packet.TooBig
+		case len(p.B) > l.mtu && p.DF:
+			f.refuseSize(b, way, p, l.mtu, now)
+			continue
 		}
 		if o != packet.Pass {
 			f.refuseAcross(b, way, p, o, now)
@@ -73,6 +91,10 @@ func (f *Forwarder) track(b *egressBatch, way *peered, now packet.Instant) {
 		if o == packet.Pass {
 			o = t.nat.Egress(p, now)
 		}
+		if (o == packet.NoSession || o == packet.NoMapping) && way.accepted(p.Dst) != nil {
+			b.answers = append(b.answers, p) // the other network's sandboxes may begin, too
+			continue
+		}
 		if o != packet.Pass {
 			f.refuseAcross(b, way, p, o, now)
 			continue
@@ -83,25 +105,37 @@ func (f *Forwarder) track(b *egressBatch, way *peered, now packet.Instant) {
 	b.across = keep
 }
 
-// hand queues the packets for the tunnel, under its lock once. It is the last check as
-// well: nothing that was translated goes by the tunnel, and nothing of ours.
+// hand queues the packets for the other sides.
 func (f *Forwarder) hand(b *egressBatch, way *peered) {
-	q := &way.device.queue
+	for rest := b.across; len(rest) > 0; {
+		l, n := way.find(rest[0].Dst), 1
+		for n < len(rest) && way.find(rest[n].Dst) == l {
+			n++
+		}
+		f.handTo(l, rest[:n])
+		rest = rest[n:]
+	}
+}
+
+// handTo queues packets of one connection, under the queue's lock once. It is the last
+// check as well: nothing that was translated goes to the other side, and nothing of ours.
+func (f *Forwarder) handTo(l *lane, list []*packet.Packet) {
+	q, mss := &l.device.queue, uint16(l.mtu-40)
 	packets, bytes := 0, 0
 	q.mu.Lock()
-	for _, p := range b.across {
-		p.ClampMSS(f.mss)
+	for _, p := range list {
+		p.ClampMSS(mss)
 		switch {
 		case !f.network.Contains(p.Src) || p.Src == f.gateway:
 			f.counters.drop(Egress, packet.WrongSource)
 		case q.closed:
 			f.counters.drop(Egress, packet.Closed)
-		case !q.put(p.B, f.mtu):
+		case !q.put(p.B, l.mtu):
 			f.counters.drop(Egress, packet.QueueFull)
 		default:
 			packets++
 			bytes += len(p.B)
-			way.find(p.Dst).passed(Egress, len(p.B))
+			l.passed(Egress, len(p.B))
 		}
 	}
 	q.mu.Unlock()

@@ -1,16 +1,19 @@
 package gateway
 
 import (
+	"net/netip"
+
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/policy"
 )
 
-// fromSite takes one peer's decrypted packets from the site tunnel or the relay
-// tunnel, each at bufs[i][offset:]. What they are their addresses tell: WireGuard has
-// checked that the sources are the peer's.
+// fromSite takes packets of the site tunnel, the relay tunnel or a link, each at
+// bufs[i][offset:]. Of those by a tunnel, which are one peer's, WireGuard has checked
+// that the sources are the peer's, and their addresses tell what they are.
 func (f *Forwarder) fromSite(d *siteDevice, bufs [][]byte, offset int) {
 	way := f.peered.Load()
-	if way.device != d { // it is being replaced
+	l := way.links[d]
+	if way.device != d && l == nil { // it is being replaced
 		f.counters.dropMany(Ingress, packet.Closed, len(bufs))
 		return
 	}
@@ -20,7 +23,7 @@ func (f *Forwarder) fromSite(d *siteDevice, bufs [][]byte, offset int) {
 	for rest := bufs; len(rest) > 0; {
 		part := rest[:min(len(rest), batchSize)]
 		rest = rest[len(part):]
-		f.beginSite(b)
+		f.beginSite(b, l)
 		for _, buf := range part {
 			f.admitSite(b, way, buf[offset:], now)
 		}
@@ -32,10 +35,11 @@ func (f *Forwarder) fromSite(d *siteDevice, bufs [][]byte, offset int) {
 	}
 }
 
-// beginSite makes a batch ready for packets of the site tunnel.
-func (f *Forwarder) beginSite(b *egressBatch) {
+// beginSite makes a batch ready for packets of the site tunnel, or of a connection's
+// own link.
+func (f *Forwarder) beginSite(b *egressBatch, l *lane) {
 	b.reset()
-	b.rules, b.relay = f.rules.Load(), true
+	b.rules, b.relay, b.lane = f.rules.Load(), true, l
 }
 
 // admitSite parses one packet and finds out whether it is on its way out or back.
@@ -47,6 +51,11 @@ func (f *Forwarder) admitSite(b *egressBatch, way *peered, frame []byte, now pac
 	}
 	if way.table == nil {
 		f.admitRelayed(b, way, p)
+		return
+	}
+	if b.lane != nil && !b.lane.owns(way, p.Src) { // nobody else has looked at it
+		b.lane.foreign.Add(1)
+		f.counters.drop(Ingress, packet.SpoofedSource)
 		return
 	}
 	if p.Kind == packet.KindFragment {
@@ -75,8 +84,9 @@ func (f *Forwarder) admitSiteFragment(b *egressBatch, way *peered, p *packet.Pac
 	n := copy(b.whole[:], whole)
 	t.fragMu.Unlock()
 	// b.whole holds one datagram: what was collected so far goes first.
+	l := b.lane
 	f.flushSite(b, way, now)
-	f.beginSite(b)
+	f.beginSite(b, l)
 	p = &b.packets[0]
 	if o := packet.Parse(p, b.whole[:n]); o != packet.Pass {
 		f.counters.drop(Ingress, o)
@@ -84,7 +94,15 @@ func (f *Forwarder) admitSiteFragment(b *egressBatch, way *peered, p *packet.Pac
 	}
 	f.sortSite(b, way, p, now)
 	f.flushSite(b, way, now)
-	f.beginSite(b)
+	f.beginSite(b, l)
+}
+
+// owns reports whether an address is one of the connection's other side.
+func (l *lane) owns(way *peered, a netip.Addr) bool {
+	if l.accepts {
+		return way.accepted(a) == l
+	}
+	return way.find(a) == l
 }
 
 // sortSite asks the policy about a packet that the other host relays, as though that
@@ -93,12 +111,24 @@ func (f *Forwarder) admitSiteFragment(b *egressBatch, way *peered, p *packet.Pac
 // no say in what goes to another's.
 func (f *Forwarder) sortSite(b *egressBatch, way *peered, p *packet.Packet, now packet.Instant) {
 	switch {
+	case b.lane != nil:
+		if p.Kind == packet.KindICMPError && !b.lane.owns(way, p.Inner.Dst) {
+			f.counters.drop(Ingress, packet.Filtered)
+			return
+		}
+		b.back = append(b.back, p)
+		b.n++
 	case f.network.Contains(p.Src):
 		switch d := b.rules.verdict(p); d.Verdict {
 		case policy.Peering:
 			b.across = append(b.across, p)
 			b.n++
 		case policy.Reject:
+			if f.mayAnswer(p, d) {
+				b.answers = append(b.answers, p)
+				b.n++
+				return
+			}
 			f.tell(&way.device.queue, p, d.Outcome, now)
 		case policy.Drop:
 			f.counters.drop(Egress, d.Outcome)
@@ -121,16 +151,19 @@ func (f *Forwarder) flushSite(b *egressBatch, way *peered, now packet.Instant) {
 	if len(b.back) == 0 {
 		return
 	}
-	if way.table != nil {
+	switch {
+	case b.lane != nil && b.lane.accepts:
+		f.accept(b, way, now)
+	case way.table != nil:
 		f.trackBack(b, way, now)
 	}
 	if len(b.back) > 0 {
-		f.enqueue(f.returned.Load(), b.back, way)
+		f.enqueue(f.returned.Load(), b.back, b.lane, way)
 		f.uplink.Wake()
 	}
 	if len(b.relayed) > 0 {
 		// The tunnel's peer by their destination is the other host.
-		f.enqueue(&way.device.queue.frameQueue, b.relayed, way)
+		f.enqueue(&way.device.queue.frameQueue, b.relayed, b.lane, way)
 	}
 }
 
@@ -151,7 +184,7 @@ func (f *Forwarder) trackBack(b *egressBatch, way *peered, now packet.Instant) {
 		}
 		switch {
 		case o != packet.Pass:
-			f.refuseBack(way, p, o, now)
+			f.refuseBack(b, way, p, o, now)
 		case t.nat.Marked():
 			b.relayed = append(b.relayed, p)
 		default:
@@ -162,23 +195,32 @@ func (f *Forwarder) trackBack(b *egressBatch, way *peered, now packet.Instant) {
 }
 
 // refuseBack counts a drop on the way back and tells the other side where it has to
-// know: of its own flows only, and never of what nobody has asked for.
-func (f *Forwarder) refuseBack(way *peered, p *packet.Packet, o packet.Outcome, now packet.Instant) {
+// know: of its own flows only, and, outside this installation, never of what nobody has
+// asked for.
+func (f *Forwarder) refuseBack(b *egressBatch, way *peered, p *packet.Packet, o packet.Outcome, now packet.Instant) {
 	f.counters.drop(Ingress, o)
-	told := false
+	d, told := way.device, false
+	if b.lane != nil {
+		d = b.lane.device
+	}
 	switch o {
+	case packet.NoMapping:
+		// Sandboxes of another network here get what a sandbox gets that goes on with
+		// a connection that is over.
+		told = b.lane != nil && b.lane.meets && p.Kind == packet.KindTCP && d.queue.pushRST(p, now)
 	case packet.TTLExpired:
-		told = way.device.queue.pushError(icmpError{typ: 11}, f.gateway, p, now)
+		told = d.queue.pushError(icmpError{typ: 11}, f.gateway, p, now)
 	case packet.TooBig:
-		told = way.device.queue.pushError(icmpError{typ: 3, code: 4, info: uint32(f.mtu)}, f.gateway, p, now)
+		told = d.queue.pushError(icmpError{typ: 3, code: 4, info: uint32(f.mtu)}, f.gateway, p, now)
 	}
 	if told {
 		f.counters.replies.Add(1)
 	}
 }
 
-// enqueue queues packets of the other side, under the queue's lock once.
-func (f *Forwarder) enqueue(q *frameQueue, packets []*packet.Packet, way *peered) {
+// enqueue queues packets of the other side, under the queue's lock once. They came by a
+// connection's own link, or their sources tell whose they are.
+func (f *Forwarder) enqueue(q *frameQueue, packets []*packet.Packet, of *lane, way *peered) {
 	n, bytes := 0, 0
 	q.mu.Lock()
 	for _, p := range packets {
@@ -189,8 +231,12 @@ func (f *Forwarder) enqueue(q *frameQueue, packets []*packet.Packet, way *peered
 		}
 		n++
 		bytes += len(p.B)
-		if c := way.find(p.Src); c != nil {
-			c.passed(Ingress, len(p.B))
+		l := of
+		if l == nil {
+			l = way.find(p.Src)
+		}
+		if l != nil {
+			l.passed(Ingress, len(p.B))
 		}
 	}
 	q.mu.Unlock()
@@ -202,7 +248,7 @@ func (f *Forwarder) enqueue(q *frameQueue, packets []*packet.Packet, way *peered
 func (f *Forwarder) admitRelayed(b *egressBatch, way *peered, p *packet.Packet) {
 	mine := p.Src == f.gateway && p.Kind == packet.KindICMPError
 	switch {
-	case !mine && way.find(p.Src) == nil, !b.rules.policy.Attached(p.Dst):
+	case !mine && way.find(p.Src) == nil && way.accepted(p.Src) == nil, !b.rules.policy.Attached(p.Dst):
 		f.counters.drop(Ingress, packet.NoMapping)
 	case len(p.B) > f.mtu:
 		f.counters.drop(Ingress, packet.TooBig)

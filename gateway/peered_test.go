@@ -29,9 +29,9 @@ type peeredRig struct {
 // newPeeredRig makes the Forwarder of the host with the site, or of the other one.
 func newPeeredRig(t testing.TB, role siteRole) *peeredRig {
 	t.Helper()
-	r := &peeredRig{rig: newRig(t), count: &peeringCounters{}, way: &peered{ranges: new(bart.Fast[*peeringCounters])}}
-	r.way.ranges.Insert(peeredRange, r.count)
-	r.way.device = newSiteDevice("site", r.f)
+	r := &peeredRig{rig: newRig(t), count: &peeringCounters{}, way: &peered{ranges: new(bart.Fast[*lane])}}
+	r.way.device = newSiteDevice("site", r.f, siteSlots)
+	r.way.ranges.Insert(peeredRange, &lane{peeringCounters: r.count, device: r.way.device, mtu: r.f.mtu})
 	if role == holdsSite {
 		table, err := newPeeredTable(nat.Config{Identity: true, Seed: [32]byte{9}, MaxSessions: 1 << 16})
 		if err != nil {
@@ -63,7 +63,7 @@ func (r *peeredRig) rules(ranges ...netip.Prefix) {
 // unpeer does what the end of a peering does.
 func (r *peeredRig) unpeer() {
 	r.rules()
-	r.f.setPeered(&peered{ranges: new(bart.Fast[*peeringCounters]), device: r.way.device, table: r.way.table})
+	r.f.setPeered(&peered{ranges: new(bart.Fast[*lane]), device: r.way.device, table: r.way.table})
 	r.f.revokePeered(peeredRange)
 }
 
@@ -405,7 +405,7 @@ func TestPeeredOtherSideIsTold(t *testing.T) {
 func TestPeeredErrorsOfOthers(t *testing.T) {
 	r := newPeeredRig(t, holdsSite)
 	another := netip.MustParseAddr("10.41.0.1")
-	r.way.ranges.Insert(netip.MustParsePrefix("10.41.0.0/16"), &peeringCounters{})
+	r.way.ranges.Insert(netip.MustParsePrefix("10.41.0.0/16"), &lane{peeringCounters: &peeringCounters{}, device: r.way.device, mtu: r.f.mtu})
 	r.rules(peeredRange, netip.MustParsePrefix("10.41.0.0/16"))
 	r.write(udp(t, at(alice, 5000), database, nil))
 	sent := one(t, r.tunneled())

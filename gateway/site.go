@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/gaissmai/bart"
-
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/nat"
 	"github.com/sallyport-net/sallyport/tunnel"
@@ -37,8 +35,11 @@ type sitePlan struct {
 	port uint16     // on which the tunnel listens here
 	// peers are the tunnel's, by their names in the log.
 	peers map[string]tunnel.Peer
-	// ranges are those of the peering connections, by their IDs.
-	ranges map[string][]netip.Prefix
+	// ranges are those of the peering connections by which sandboxes begin, accepts those
+	// of networks that may begin towards sandboxes, both by the connections' IDs.
+	ranges, accepts map[string][]netip.Prefix
+	// links are the connections that do not pass by the tunnel, where the site is here.
+	links map[string]linkPlan
 	// table is the table of peered flows but for its seed, where the site is here.
 	table nat.Config
 }
@@ -49,6 +50,7 @@ type site struct {
 	device *siteDevice
 	tun    *tunnel.Tunnel
 	table  *peeredTable // nil where it relays
+	links  map[string]*link
 	// reached says that a relay has shaken hands with the host that has the site.
 	reached bool
 	left    contacts // where peers were that were taken out
@@ -76,16 +78,7 @@ func (n *network) setSite(plan sitePlan) error {
 	if n.peerings == nil {
 		n.peerings = map[string]*peeringState{}
 	}
-	for id := range n.peerings {
-		if _, stays := plan.ranges[id]; !stays {
-			delete(n.peerings, id)
-		}
-	}
-	for id := range plan.ranges {
-		if n.peerings[id] == nil {
-			n.peerings[id] = &peeringState{}
-		}
-	}
+	n.countPeerings(plan)
 	var table *peeredTable // goes on when only the tunnel is another
 	var before map[string][]netip.Prefix
 	if s := n.site; s != nil {
@@ -114,6 +107,22 @@ func (n *network) setSite(plan sitePlan) error {
 	return err
 }
 
+// countPeerings begins to count what is new, and forgets the counts of what is gone.
+func (n *network) countPeerings(plan sitePlan) {
+	for id := range n.peerings {
+		if plan.ranges[id] == nil && plan.accepts[id] == nil {
+			delete(n.peerings, id)
+		}
+	}
+	for _, list := range [...]map[string][]netip.Prefix{plan.ranges, plan.accepts} {
+		for id := range list {
+			if n.peerings[id] == nil {
+				n.peerings[id] = &peeringState{}
+			}
+		}
+	}
+}
+
 // openSite opens the tunnel of a plan, with no peers yet.
 func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
 	if plan.role != holdsSite {
@@ -126,7 +135,7 @@ func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
 			return err
 		}
 	}
-	s := &site{device: newSiteDevice("sallyport-site-"+n.id, n.fwd), table: table}
+	s := &site{device: newSiteDevice("sallyport-site-"+n.id, n.fwd, siteSlots), table: table, links: map[string]*link{}}
 	s.role, s.port, s.key = plan.role, plan.port, plan.key
 	s.tun, err = tunnel.New(tunnel.Config{PrivateKey: plan.key, ListenPort: plan.port, Device: s.device, Log: n.log})
 	if err != nil {
@@ -137,25 +146,33 @@ func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
 	return nil
 }
 
-// changeSite gives the Forwarder the ranges of a plan, and the open tunnel its peers.
-// The error is about those that the tunnel did not take.
+// changeSite gives the Forwarder the connections of a plan, and the open tunnel its
+// peers. The error is about those peers that the tunnel did not take, and about links
+// that could not be opened.
 func (n *network) changeSite(plan sitePlan) error {
 	s := n.site
-	ranges := new(bart.Fast[*peeringCounters])
-	for id, list := range plan.ranges {
-		for _, r := range list {
-			ranges.Insert(r, &n.peerings[id].counters)
-		}
+	gone := s.keepLinks(plan)
+	s.ranges, s.accepts, s.sitePlan.links = plan.ranges, plan.accepts, plan.links
+	n.publish()
+	var failed []error
+	for _, l := range gone {
+		failed = append(failed, l.close())
 	}
-	n.fwd.setPeered(&peered{ranges: ranges, device: s.device, table: s.table})
-	s.ranges = plan.ranges
+	if len(s.links) < len(plan.links) {
+		failed = append(failed, n.openLinks(plan)...)
+		n.publish()
+	}
+	return errors.Join(append(failed, n.changePeers(plan)...)...)
+}
 
+// changePeers brings the open tunnel's peers to a plan, and returns what failed.
+func (n *network) changePeers(plan sitePlan) (failed []error) {
+	s := n.site
 	wanted := make(map[tunnel.Key]struct{}, len(plan.peers))
 	for _, p := range plan.peers {
 		wanted[p.PublicKey] = struct{}{}
 	}
 	n.keepForeign(func(id string) bool { return plan.peers[id].PublicKey != s.peers[id].PublicKey })
-	var failed []error
 	stats := n.sitePeers()
 	for _, p := range s.peers {
 		if _, stays := wanted[p.PublicKey]; !stays {
@@ -178,7 +195,7 @@ func (n *network) changeSite(plan sitePlan) error {
 		}
 	}
 	s.peers = now
-	return errors.Join(failed...)
+	return failed
 }
 
 // leave takes note of where a peer is that is taken out.
@@ -213,6 +230,11 @@ func (n *network) closeSite() {
 	n.fwd.setPeered(&peered{})
 	n.site = nil
 	s.tun.Close()
+	for id, l := range s.links {
+		if err := l.close(); err != nil {
+			n.log.Error("peering not taken away in full", "peering", id, "error", err)
+		}
+	}
 	n.log.Info("site tunnel closed", "relay", s.role == relaysToSite)
 }
 
@@ -285,10 +307,10 @@ func (n *network) siteReport(address netip.Addr) *spec.SiteReport {
 		PublicKey: s.tun.PublicKey().String(), Endpoint: netip.AddrPortFrom(address, s.tun.ListenPort()),
 	}
 	stats := n.sitePeers()
-	for _, id := range slices.Sorted(maps.Keys(s.ranges)) {
+	for _, id := range slices.Sorted(maps.Keys(n.peerings)) {
 		state, peer := n.peerings[id], stats[s.peers[id].PublicKey]
 		r.Peerings = append(r.Peerings, spec.PeeringReport{
-			ID: id, Handshake: handshake(peer), Foreign: state.foreign + peer.Disallowed,
+			ID: id, Handshake: handshake(peer), Foreign: state.foreign + state.counters.foreign.Load() + peer.Disallowed,
 			Egress: state.counters.traffic(Egress), Ingress: state.counters.traffic(Ingress),
 		})
 	}

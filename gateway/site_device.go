@@ -10,7 +10,7 @@ import (
 // siteSlots is how many packets wait for a site or relay tunnel at most.
 const siteSlots = 1024
 
-// siteDevice is the packet device of a site or relay tunnel: Read takes what the
+// siteDevice is the packet device of a site or relay tunnel, or of a link: Read takes what the
 // Forwarder has queued for it, Write gives the Forwarder what the tunnel brings.
 // Neither waits for the other side.
 type siteDevice struct {
@@ -24,9 +24,10 @@ type siteDevice struct {
 
 var _ tun.Device = (*siteDevice)(nil)
 
-func newSiteDevice(name string, f *Forwarder) *siteDevice {
+// newSiteDevice returns a device in which so many packets of the Forwarder may wait.
+func newSiteDevice(name string, f *Forwarder, slots int) *siteDevice {
 	d := &siteDevice{name: name, mtu: f.mtu, fwd: f, events: make(chan tun.Event, 1)}
-	d.queue.init(siteSlots)
+	d.queue.init(slots)
 	d.events <- tun.EventUp
 	return d
 }

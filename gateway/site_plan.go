@@ -3,10 +3,12 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"time"
 
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/gateway/uplink"
 	"github.com/sallyport-net/sallyport/internal/config"
 	"github.com/sallyport-net/sallyport/nat"
 	"github.com/sallyport-net/sallyport/tunnel"
@@ -20,14 +22,27 @@ const siteKeepalive = 25 * time.Second
 // ID of a peering connection.
 const relayPeer = "the network's other host"
 
-// peeredRanges are the ranges of a network's active peering connections.
+// peeredRanges are the ranges that a network's sandboxes reach by active peering
+// connections.
 func (h *Host) peeredRanges(network string) (ranges []netip.Prefix) {
 	for _, p := range h.state.Peerings {
 		if p.Network == network && p.State == spec.PeeringActive {
-			ranges = append(ranges, p.CIDRs...)
+			ranges = append(ranges, h.state.RangesOf(p, network)...)
 		}
 	}
 	return ranges
+}
+
+// wiredAddresses are this machine's own addresses, where a peering of a network leaves by
+// an interface of it: the other side's ranges may hold some of them, and sandboxes must
+// not reach the machine.
+func (h *Host) wiredAddresses(n spec.Network) ([]netip.Addr, error) {
+	for _, p := range h.state.Peerings {
+		if p.Network == n.ID && p.State == spec.PeeringActive && p.By() == spec.ByInterface {
+			return h.cfg.Wires.Addresses()
+		}
+	}
+	return nil, nil
 }
 
 // settleSite brings an open network's site tunnel to the desired state. What fails is
@@ -62,10 +77,15 @@ func (h *Host) planSite(n spec.Network) (plan sitePlan, err error) {
 	if err != nil {
 		return plan, err
 	}
-	plan.peers, plan.ranges = map[string]tunnel.Peer{}, map[string][]netip.Prefix{}
+	plan.peers, plan.ranges, plan.accepts, plan.links = map[string]tunnel.Peer{}, map[string][]netip.Prefix{}, map[string][]netip.Prefix{}, map[string]linkPlan{}
 	for _, p := range h.state.Peerings {
-		if p.Network == n.ID && p.State == spec.PeeringActive {
-			plan.ranges[p.ID] = p.CIDRs
+		ranges := h.state.RangesOf(p, n.ID)
+		switch {
+		case p.State != spec.PeeringActive || len(ranges) == 0:
+		case p.Network == n.ID:
+			plan.ranges[p.ID] = ranges
+		default:
+			plan.accepts[p.ID] = ranges
 		}
 	}
 	if n.Site.Host != h.cfg.Daemon.Host {
@@ -87,8 +107,9 @@ func (h *Host) planSite(n spec.Network) (plan sitePlan, err error) {
 		}
 		plan.peers[relayPeer] = tunnel.Peer{PublicKey: key.Public(), AllowedIPs: []netip.Prefix{n.CIDR}}
 	}
+	h.planLinks(n, &plan)
 	for _, p := range h.state.Peerings {
-		if p.Network != n.ID || p.State != spec.PeeringActive {
+		if p.Network != n.ID || p.State != spec.PeeringActive || p.By() != spec.ByWireGuard {
 			continue
 		}
 		key, err := tunnel.ParseKey(p.PublicKey)
@@ -102,6 +123,38 @@ func (h *Host) planSite(n spec.Network) (plan sitePlan, err error) {
 		plan.peers[p.ID] = peer
 	}
 	return plan, nil
+}
+
+// planLinks adds the connections of a network that do not pass by its site tunnel, which
+// is here.
+func (h *Host) planLinks(n spec.Network, plan *sitePlan) {
+	for _, p := range h.state.Peerings {
+		if plan.ranges[p.ID] == nil && plan.accepts[p.ID] == nil {
+			continue
+		}
+		switch p.By() {
+		case spec.ByInterface:
+			plan.links[p.ID] = linkPlan{wire: uplink.WireConfig{ID: p.ID, Network: n.CIDR, Ranges: p.CIDRs, Interface: p.Interface, NextHop: p.NextHop}}
+		case spec.ByNetwork:
+			side := 0
+			if p.Network != n.ID {
+				side = 1
+			}
+			if h.junctions[p.ID] == nil {
+				h.junctions[p.ID] = &junction{}
+			}
+			plan.links[p.ID] = linkPlan{junction: h.junctions[p.ID], side: side}
+		}
+	}
+}
+
+// forgetJunctions lets those go whose peering is no more.
+func (h *Host) forgetJunctions() {
+	active := map[string]bool{}
+	for _, p := range h.state.Peerings {
+		active[p.ID] = p.State == spec.PeeringActive
+	}
+	maps.DeleteFunc(h.junctions, func(id string, _ *junction) bool { return !active[id] })
 }
 
 // planRelay is planSite where another host has the tunnel.

@@ -162,7 +162,7 @@ func TestSetSite(t *testing.T) {
 	}
 	r.plan = sitePlan{}
 	r.set()
-	if w := r.f.peered.Load(); *w != (peered{}) || r.n.site != nil || len(r.n.peerings) != 0 {
+	if w := r.f.peered.Load(); w.device != nil || w.ranges != nil || w.table != nil || r.n.site != nil || len(r.n.peerings) != 0 {
 		t.Error("something is left of the site")
 	}
 	r.n.closing.Store(true)

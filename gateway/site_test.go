@@ -151,9 +151,16 @@ func (r *region) attach(network, host string) *stack {
 func newOtherNetwork(t *testing.T, key tunnel.Key, name string) *stack {
 	t.Helper()
 	s := newStack(t, key, database.Addr())
-	l, err := s.ListenTCP(database)
+	s.serve(name)
+	return s
+}
+
+// serve does that on the database's port.
+func (s *stack) serve(name string) {
+	s.t.Helper()
+	l, err := s.ListenTCP(at(s.addr, database.Port()))
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	go func() {
 		for {
@@ -168,7 +175,6 @@ func newOtherNetwork(t *testing.T, key tunnel.Key, name string) *stack {
 			}()
 		}
 	}()
-	return s
 }
 
 // call makes a peered network's tunnel call a site tunnel.
@@ -198,9 +204,14 @@ func siteKey(t *testing.T, network string) tunnel.Key {
 // dial connects to the database and returns the connection and what it was told.
 func (s *stack) dial() (*netstack.Conn, string) {
 	s.t.Helper()
+	return s.dialTo(database)
+}
+
+func (s *stack) dialTo(to netip.AddrPort) (*netstack.Conn, string) {
+	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
 	defer cancel()
-	c, err := s.DialTCP(ctx, netip.AddrPortFrom(s.addr, 0), database)
+	c, err := s.DialTCP(ctx, netip.AddrPortFrom(s.addr, 0), to)
 	if err != nil {
 		s.t.Fatalf("from %v by %s: %v", s.addr, s.host, err)
 	}

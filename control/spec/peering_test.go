@@ -76,7 +76,9 @@ func TestValidateKinds(t *testing.T) {
 		{"no network", func(s *State) { s.Peerings[byNetwork].PeerNetwork = "" }, "peerings[4].peerNetwork", []string{"names none"}},
 		{"unknown network", func(s *State) { s.Peerings[byNetwork].PeerNetwork = "net_9" }, "peerings[4].peerNetwork", []string{"net_9", "wireguard"}},
 		{"itself", func(s *State) { s.Peerings[byNetwork].PeerNetwork = "net_1" }, "peerings[4].peerNetwork", []string{"both sides"}},
-		{"network elsewhere", func(s *State) { s.Peerings[byNetwork].PeerNetwork, s.Networks[1].CIDR = "net_2", prefix("10.45.0.0/16") }, "peerings[4].peerNetwork", []string{"iad1", "fra1"}},
+		{"network elsewhere", func(s *State) {
+			s.Peerings[byNetwork].PeerNetwork, s.Networks[1].CIDR = "net_2", prefix("10.45.0.0/16")
+		}, "peerings[4].peerNetwork", []string{"iad1", "fra1"}},
 		{"network of the same CIDR", func(s *State) { s.Networks[3].CIDR = prefix("10.20.0.0/17") }, "peerings[4].peerNetwork", []string{"net_1", "net_4", "10.20.0.0/16"}},
 		{"network without a site", func(s *State) { s.Networks[3].Site = nil }, "peerings[4].peerNetwork", []string{"net_4", "no site"}},
 		{"sites apart", func(s *State) {

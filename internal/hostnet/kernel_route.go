@@ -106,6 +106,9 @@ func (r Rule) netlink(tag Tag) *netlink.Rule {
 	if r.From.IsValid() {
 		rule.Src = toIPNet(r.From)
 	}
+	if r.To.IsValid() {
+		rule.Dst = toIPNet(r.To)
+	}
 	return rule
 }
 
@@ -134,7 +137,8 @@ func (k *Kernel) Tagged(tag Tag) (Plan, error) {
 	for _, r := range rules {
 		if Tag(r.Protocol) == tag {
 			from, _ := fromIPNet(r.Src)
-			p.Rules = append(p.Rules, Rule{From: from, Link: r.IifName, Table: r.Table, Priority: r.Priority})
+			to, _ := fromIPNet(r.Dst)
+			p.Rules = append(p.Rules, Rule{From: from, To: to, Link: r.IifName, Table: r.Table, Priority: r.Priority})
 		}
 	}
 	if p.Neighbours, err = k.taggedNeighbours(tag, names); err != nil {

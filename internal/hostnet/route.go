@@ -111,8 +111,10 @@ func (r Route) String() string {
 type Rule struct {
 	// From says whose packets; the zero value: everybody's.
 	From netip.Prefix
+	// To says which packets, by their destination; the zero value: all.
+	To netip.Prefix
 	// Link says which packets, by the link that they come in by; "": all, and those
-	// that begin here. The kernel holds sources of what comes in against the routes
+	// that begin here; "lo" those that begin here alone. The kernel holds sources of what comes in against the routes
 	// back (rp_filter), and asks those rules only that name no link.
 	Link string
 	// Table is the number of the routing table that is asked.
@@ -126,14 +128,16 @@ func (r Rule) validate() error {
 	switch {
 	case r.From.IsValid() && (!r.From.Addr().Is4() || r.From != r.From.Masked()):
 		return errors.New("the source must be an IPv4 prefix without host bits")
+	case r.To.IsValid() && (!r.To.Addr().Is4() || r.To != r.To.Masked()):
+		return errors.New("the destination must be an IPv4 prefix without host bits")
 	case r.Table <= 0:
 		return errors.New("it needs the number of a table")
 	case r.Priority <= 0 || r.Priority >= 32766:
 		return errors.New("its priority must be 1 to 32765")
 	case r.Link != "":
 		return checkName(r.Link)
-	case !r.From.IsValid():
-		return errors.New("name a source or a link: everything would take another way")
+	case !r.From.IsValid() && !r.To.IsValid():
+		return errors.New("name a source, a destination or a link: everything would take another way")
 	}
 	return nil
 }
@@ -142,6 +146,9 @@ func (r Rule) String() string {
 	s := fmt.Sprintf("rule %d", r.Priority)
 	if r.From.IsValid() {
 		s += " from " + r.From.String()
+	}
+	if r.To.IsValid() {
+		s += " to " + r.To.String()
 	}
 	if r.Link != "" {
 		s += " in by " + r.Link
