@@ -54,7 +54,7 @@ func (s *Store) Peering(id string) (api.PeeringStatus, error) {
 // peeringStatus puts together what is wished for and what the site tunnel's host reported.
 func (s *Store) peeringStatus(p spec.Peering, n spec.Network, now time.Time) api.PeeringStatus {
 	p.State = p.StateAt(now)
-	out := api.PeeringStatus{Peering: p, NetworkCIDR: n.CIDR}
+	out := api.PeeringStatus{Peering: p, NetworkCIDR: n.CIDR, Ranges: s.state.RangesOf(p, n.ID)}
 	if n.Site == nil {
 		return out
 	}

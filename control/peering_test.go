@@ -48,7 +48,7 @@ func TestPeerings(t *testing.T) {
 		return p
 	}
 	before := find("peer_b")
-	want := api.PeeringStatus{Peering: s.state.Peerings[0], NetworkCIDR: prefix("10.20.0.0/24"), Host: "gw-a"}
+	want := api.PeeringStatus{Peering: s.state.Peerings[0], NetworkCIDR: prefix("10.20.0.0/24"), Ranges: s.state.Peerings[0].CIDRs, Host: "gw-a"}
 	if !reflect.DeepEqual(before, want) {
 		t.Errorf("before a report: got %+v, want %+v", before, want)
 	}

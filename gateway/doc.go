@@ -23,6 +23,10 @@
 //
 // An IP that drains shares its packets with the other before step 4 (drain.go).
 //
+// Where the uplink carries trains (uplink.Trains), the segments of a flow are joined before
+// step 4 and pass it as one (egress_trains.go); on the way back a train is translated as one
+// and then cut into the buffers of Read (ingress_trains.go).
+//
 // On the way back (ingress.go): the uplink's batch is parsed, the dedicated IP
 // names the table, the table restores the inner destination or drops, and
 // [Forwarder.Read] returns the same buffers to wireguard-go, which encrypts. Senders

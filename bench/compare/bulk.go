@@ -20,6 +20,10 @@ type bulkResult struct {
 		Sent struct {
 			Retransmits float64 `json:"retransmits"`
 		} `json:"sum_sent"`
+		Sum struct {
+			Packets float64 `json:"packets"`
+			Lost    float64 `json:"lost_packets"`
+		} `json:"sum"`
 		Received struct {
 			Bytes float64 `json:"bytes"`
 			Bits  float64 `json:"bits_per_second"`

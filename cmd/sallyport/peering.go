@@ -18,7 +18,12 @@ func peeringCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "peering",
 		Short: "Show private networks that are reached without translation",
-		Args:  cobra.NoArgs,
+		Long: `Show private networks that are reached without translation.
+
+A connection is of one of three kinds: by the network's site tunnel (wireguard), by
+an interface of the host that has the network's site (interface), or with another
+network of this installation (network). Only sandboxes begin connections.`,
+		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(peeringListCommand(g), peeringShowCommand(g))
 	return cmd
@@ -53,9 +58,10 @@ func peeringShowCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show ID [--format FORMAT]",
 		Short: "Show one peering connection, or what its other side has to configure",
-		Long: `Show one peering connection, or what its other side has to configure.
+		Long: `Show one peering connection, with the routes that its other side needs, or
+what a WireGuard there has to configure.
 
-With --format wg-quick the text is a configuration for the machine that is the
+For connections of kind wireguard: with --format wg-quick the text is a configuration for the machine that is the
 other side of the tunnel, any stock WireGuard: save it there as
 /etc/wireguard/NAME.conf. It holds no private key; its comments say where that
 one goes, and which routes are needed.`,
@@ -93,14 +99,17 @@ one goes, and which routes are needed.`,
 
 func peeringsTable(list []api.PeeringStatus) *console.Table {
 	t := &console.Table{}
-	t.Row("ID", "NETWORK", "RANGES", "STATE", "SITE HOST", "LAST HANDSHAKE", "PACKETS OUT", "PACKETS IN", "FOREIGN SOURCE")
+	t.Row("ID", "NETWORK", "KIND", "BY", "RANGES", "STATE", "SITE HOST", "LAST HANDSHAKE", "PACKETS OUT", "PACKETS IN", "FOREIGN SOURCE")
 	for _, p := range list {
 		var r spec.PeeringReport
 		handshake := ""
 		if p.Report != nil {
-			r, handshake = *p.Report, timeText(p.Report.Handshake)
+			r = *p.Report
+			if p.By() == spec.ByWireGuard {
+				handshake = timeText(r.Handshake)
+			}
 		}
-		t.Row(p.ID, p.Network, cidrsText(p.CIDRs), p.State, p.Host, handshake, r.Egress.Packets, r.Ingress.Packets, r.Foreign)
+		t.Row(p.ID, p.Network, p.By(), byText(p), cidrsText(p.Ranges), p.State, p.Host, handshake, r.Egress.Packets, r.Ingress.Packets, r.Foreign)
 	}
 	return t
 }
@@ -108,6 +117,7 @@ func peeringsTable(list []api.PeeringStatus) *console.Table {
 func peeringTable(p api.PeeringStatus) *console.Table {
 	t := &console.Table{}
 	t.Row("ID", p.ID)
+	t.Row("KIND", p.By())
 	t.Row("STATE", p.State)
 	if !p.Requested.IsZero() {
 		t.Row("REQUESTED", timeText(p.Requested))
@@ -115,19 +125,48 @@ func peeringTable(p api.PeeringStatus) *console.Table {
 	t.Row("NETWORK", p.Network)
 	t.Row("NETWORK CIDR", p.NetworkCIDR)
 	t.Row("SITE HOST", p.Host)
-	t.Row("SITE ENDPOINT", endpointText(p.SiteEndpoint))
-	t.Row("SITE PUBLIC KEY", p.SitePublicKey)
-	t.Row("THEIR RANGES", cidrsText(p.CIDRs))
-	t.Row("THEIR ENDPOINT", endpointText(p.Endpoint))
-	t.Row("THEIR PUBLIC KEY", p.PublicKey)
-	t.Row("ROUTE THEY NEED", fmt.Sprintf("%v to their side of the tunnel", p.NetworkCIDR))
+	switch p.By() {
+	case spec.ByInterface:
+		t.Row("INTERFACE", p.Interface)
+		t.Row("NEXT HOP", addrText(p.NextHop))
+		t.Row("THEIR RANGES", cidrsText(p.Ranges))
+		where := "all machines on the link of " + p.Interface
+		if p.NextHop.IsValid() {
+			where = p.NextHop.String()
+		}
+		t.Row("ROUTE THEY NEED", fmt.Sprintf("%v to the address of host %s on %s, on %s", p.NetworkCIDR, p.Host, p.Interface, where))
+	case spec.ByNetwork:
+		t.Row("THEIR NETWORK", p.PeerNetwork)
+		t.Row("THEIR RANGES", cidrsText(p.Ranges))
+		t.Row("ROUTE THEY NEED", "none")
+	default:
+		t.Row("SITE ENDPOINT", endpointText(p.SiteEndpoint))
+		t.Row("SITE PUBLIC KEY", p.SitePublicKey)
+		t.Row("THEIR RANGES", cidrsText(p.Ranges))
+		t.Row("THEIR ENDPOINT", endpointText(p.Endpoint))
+		t.Row("THEIR PUBLIC KEY", p.PublicKey)
+		t.Row("ROUTE THEY NEED", fmt.Sprintf("%v to their side of the tunnel", p.NetworkCIDR))
+	}
 	if r := p.Report; r != nil {
-		t.Row("LAST HANDSHAKE", timeText(r.Handshake))
+		if p.By() == spec.ByWireGuard {
+			t.Row("LAST HANDSHAKE", timeText(r.Handshake))
+		}
 		t.Row("PACKETS OUT", r.Egress.Packets)
 		t.Row("PACKETS IN", r.Ingress.Packets)
 		t.Row("FOREIGN SOURCE", r.Foreign)
 	}
 	return t
+}
+
+// byText is what a connection passes by, in a word.
+func byText(p api.PeeringStatus) string {
+	switch {
+	case p.By() == spec.ByNetwork:
+		return p.PeerNetwork
+	case p.By() == spec.ByInterface && p.NextHop.IsValid():
+		return fmt.Sprintf("%s via %v", p.Interface, p.NextHop)
+	}
+	return p.Interface
 }
 
 func cidrsText(list []netip.Prefix) string {

@@ -53,9 +53,9 @@ func words(text string) string {
 
 func TestPeeringList(t *testing.T) {
 	w := newPeeredWorld(t, unchanged)
-	want := `ID NETWORK RANGES STATE SITE HOST LAST HANDSHAKE PACKETS OUT PACKETS IN FOREIGN SOURCE
-peer_a net_1 10.40.0.0/16 pending-acceptance gw-a - 0 0 0
-peer_b net_1 10.30.0.0/16, 10.31.4.0/24 active gw-a 2025-01-02 03:04:05 5 4 3`
+	want := `ID NETWORK KIND BY RANGES STATE SITE HOST LAST HANDSHAKE PACKETS OUT PACKETS IN FOREIGN SOURCE
+peer_a net_1 wireguard - 10.40.0.0/16 pending-acceptance gw-a - 0 0 0
+peer_b net_1 wireguard - 10.30.0.0/16, 10.31.4.0/24 active gw-a 2025-01-02 03:04:05 5 4 3`
 	if got := words(w.must("peering", "list")); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
@@ -71,6 +71,7 @@ peer_b net_1 10.30.0.0/16, 10.31.4.0/24 active gw-a 2025-01-02 03:04:05 5 4 3`
 func TestPeeringShow(t *testing.T) {
 	w := newPeeredWorld(t, unchanged)
 	want := `ID peer_b
+KIND wireguard
 STATE active
 NETWORK net_1
 NETWORK CIDR 10.20.0.0/16
@@ -94,6 +95,52 @@ FOREIGN SOURCE 3`
 	var p api.PeeringStatus
 	if err := json.Unmarshal([]byte(w.must("peering", "show", "peer_b", "--output", "json")), &p); err != nil || p.ID != "peer_b" || p.Report == nil || p.Report.Foreign != 3 {
 		t.Errorf("got %+v, %v", p, err)
+	}
+}
+
+// TestPeeringKinds: each kind shows what it passes by and which routes the other side
+// needs, and only that of WireGuard has a configuration for it.
+func TestPeeringKinds(t *testing.T) {
+	w := newPeeredWorld(t, func(s *spec.State, r *spec.HostReport) {
+		s.Networks = append(s.Networks, spec.Network{
+			ID: "net_2", Team: "team_a", Region: "iad1", CIDR: netip.MustParsePrefix("10.44.0.0/16"), Site: &spec.Site{Host: "gw-a", Port: 51701},
+			Pair: [2]netip.Addr{netip.MustParseAddr("203.0.113.3"), netip.MustParseAddr("203.0.113.4")},
+		})
+		s.Peerings = append(s.Peerings,
+			spec.Peering{ID: "peer_c", Network: "net_1", Kind: spec.ByInterface, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.50.0.0/16")}, Interface: "eth1", NextHop: netip.MustParseAddr("10.9.0.1"), State: spec.PeeringActive},
+			spec.Peering{ID: "peer_d", Network: "net_1", Kind: spec.ByNetwork, PeerNetwork: "net_2", State: spec.PeeringActive})
+		r.Networks[0].Site.Peerings = append(r.Networks[0].Site.Peerings, spec.PeeringReport{ID: "peer_c", Egress: spec.Traffic{Packets: 7}, Foreign: 2})
+	})
+	list := words(w.must("peering", "list"))
+	for _, want := range []string{
+		"\npeer_c net_1 interface eth1 via 10.9.0.1 10.50.0.0/16 active gw-a - 7 0 2\n",
+		"\npeer_d net_1 network net_2 10.44.0.0/16 active gw-a - 0 0 0",
+	} {
+		if !strings.Contains(list, want) {
+			t.Errorf("there is no\n%s\nin\n%s", want, list)
+		}
+	}
+	want := `ID peer_c
+KIND interface
+STATE active
+NETWORK net_1
+NETWORK CIDR 10.20.0.0/16
+SITE HOST gw-a
+INTERFACE eth1
+NEXT HOP 10.9.0.1
+THEIR RANGES 10.50.0.0/16
+ROUTE THEY NEED 10.20.0.0/16 to the address of host gw-a on eth1, on 10.9.0.1
+PACKETS OUT 7
+PACKETS IN 0
+FOREIGN SOURCE 2`
+	if got := words(w.must("peering", "show", "peer_c")); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if got := w.must("peering", "show", "peer_d"); cell(t, got, "THEIR NETWORK") != "net_2" || cell(t, got, "THEIR RANGES") != "10.44.0.0/16" || cell(t, got, "ROUTE THEY NEED") != "none" {
+		t.Errorf("got\n%s", got)
+	}
+	if _, err := w.sallyport("peering", "show", "peer_c", "--format", "wg-quick"); err == nil || !strings.Contains(err.Error(), "kind interface") {
+		t.Errorf("a configuration for no WireGuard: %v", err)
 	}
 }
 

@@ -117,6 +117,9 @@ func sandboxConfig(resp api.AttachResponse, private string) (*wgConfig, error) {
 
 // peeringConfig makes the configuration of a peering's other side.
 func peeringConfig(p api.PeeringStatus) (*wgConfig, error) {
+	if p.By() != spec.ByWireGuard {
+		return nil, fmt.Errorf("peering %q is of kind %s: there is no WireGuard to configure; `sallyport peering show %s` shows the routes that the other side needs", p.ID, p.By(), p.ID)
+	}
 	if p.State != spec.PeeringActive {
 		return nil, fmt.Errorf("peering %q is in state %s: nothing passes, and there is nothing to configure, until it is active", p.ID, p.State)
 	}

@@ -130,9 +130,12 @@ type PeeringList struct {
 type PeeringStatus struct {
 	// Peering is the connection; its State is that of now (a request may have expired).
 	spec.Peering
-	// NetworkCIDR is where its traffic comes from: the other side routes it into the tunnel.
+	// NetworkCIDR is where its traffic comes from: the other side routes it into the tunnel,
+	// or to the host.
 	NetworkCIDR netip.Prefix `json:"networkCIDR"`
-	// Host names the host of the site tunnel; empty: the network has none.
+	// Ranges are the other side's: the connection's CIDRs, or the other network's.
+	Ranges []netip.Prefix `json:"ranges"`
+	// Host names the host of the network's site; empty: it has none.
 	Host string `json:"host,omitempty"`
 	// SitePublicKey and SiteEndpoint are the tunnel's on our side; empty until the
 	// host has reported them.

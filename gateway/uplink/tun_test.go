@@ -24,6 +24,7 @@ import (
 // the server, takes 1200.
 type tunLab struct {
 	t            *testing.T
+	trains       bool // packets go by WriteTrains and ReadTrains
 	up           *Tun
 	host, server *netlab.Namespace
 	got          chan []byte // what Read gave
@@ -35,13 +36,19 @@ var (
 	tunServer = netip.MustParseAddr("198.51.100.2")
 )
 
-func newTunLab(t *testing.T) *tunLab {
+// eachWay runs a test on packets and on trains.
+func eachWay(t *testing.T, test func(t *testing.T, l *tunLab)) {
+	t.Run("packets", func(t *testing.T) { test(t, newTunLab(t, false)) })
+	t.Run("trains", func(t *testing.T) { test(t, newTunLab(t, true)) })
+}
+
+func newTunLab(t *testing.T, trains bool) *tunLab {
 	t.Helper()
 	netlab.Require(t)
 	current := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, current) })
 	lab := netlab.Test(t)
-	l := &tunLab{t: t, host: lab.Namespace("host"), server: lab.Namespace("server"), got: make(chan []byte, 1024), ended: make(chan error, 1)}
+	l := &tunLab{t: t, trains: trains, host: lab.Namespace("host"), server: lab.Namespace("server"), got: make(chan []byte, 1024), ended: make(chan error, 1)}
 	router := lab.Namespace("router")
 	end := func(n *netlab.Namespace, link, address string, mtu int) netlab.End {
 		return netlab.End{Namespace: n, Link: link, Address: netip.MustParsePrefix(address), MTU: mtu}
@@ -88,8 +95,19 @@ func (l *tunLab) run(args ...string) {
 func (l *tunLab) pump() {
 	defer close(l.got)
 	bufs, sizes := buffers()
+	read := func() (int, error) { return l.up.Read(bufs, sizes, 8) }
+	if l.trains {
+		list := make([]packet.Train, len(bufs))
+		read = func() (int, error) {
+			n, err := l.up.ReadTrains(list)
+			for i := range n {
+				sizes[i] = copy(bufs[i][8:], list[i].Head)
+			}
+			return n, err
+		}
+	}
 	for {
-		n, err := l.up.Read(bufs, sizes, 8)
+		n, err := read()
 		if err != nil {
 			l.ended <- err
 			return
@@ -120,7 +138,17 @@ func (l *tunLab) want(match func(*packet.Packet) bool) (p packet.Packet) {
 
 func (l *tunLab) send(pkts ...[]byte) {
 	l.t.Helper()
-	if _, err := l.up.Write(pkts, 0); err != nil {
+	var err error
+	if l.trains {
+		list := make([]packet.Train, len(pkts))
+		for i, b := range pkts {
+			list[i].Head = b
+		}
+		_, err = l.up.WriteTrains(list)
+	} else {
+		_, err = l.up.Write(pkts, 0)
+	}
+	if err != nil {
 		l.t.Fatal(err)
 	}
 }
@@ -144,8 +172,9 @@ func (l *tunLab) listen(at string) net.PacketConn {
 
 // TestTunCarries: packets go both ways as they are but for the hop that the kernel is,
 // and what has another source than a dedicated IP goes nowhere.
-func TestTunCarries(t *testing.T) {
-	l := newTunLab(t)
+func TestTunCarries(t *testing.T) { eachWay(t, testTunCarries) }
+
+func testTunCarries(t *testing.T, l *tunLab) {
 	c := l.listen("198.51.100.2:9000")
 	to := netip.AddrPortFrom(tunServer, 9000)
 	stranger := netip.MustParseAddr("192.0.2.99")
@@ -189,8 +218,9 @@ func setSum(b []byte) {
 // TestTunMTU (U-13, R-11): the uplink takes what is longer than any link. What may be cut
 // arrives whole, what may not is refused with the MTU of the link that cannot take it,
 // whether that is this host's or one beyond.
-func TestTunMTU(t *testing.T) {
-	l := newTunLab(t)
+func TestTunMTU(t *testing.T) { eachWay(t, testTunMTU) }
+
+func testTunMTU(t *testing.T, l *tunLab) {
 	c := l.listen("198.51.100.2:9000")
 	from, to := netip.AddrPortFrom(pairOfTun[0], 4000), netip.AddrPortFrom(tunServer, 9000)
 	for _, size := range []int{1172, 1173, 1472, 1473, 60000} {
@@ -215,8 +245,9 @@ func TestTunMTU(t *testing.T) {
 
 // TestTunReassembles (U-14): a datagram in three fragments comes whole in each of their
 // six orders, and one that is never whole costs bounded memory and is counted.
-func TestTunReassembles(t *testing.T) {
-	l := newTunLab(t)
+func TestTunReassembles(t *testing.T) { eachWay(t, testTunReassembles) }
+
+func testTunReassembles(t *testing.T, l *tunLab) {
 	from, to := netip.AddrPortFrom(tunServer, 9000), netip.AddrPortFrom(pairOfTun[1], 5000)
 	whole := udpOf(from, to, 3000, 5)
 	for i, order := range [][3]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}} {
@@ -252,8 +283,9 @@ func cutInto(b []byte, mtu int) (parts [][]byte) {
 
 // TestTunCheck: an answer and a refusal are both fine, nothing of them is seen by Read
 // or stays at the far side, and silence is told with the address that kept it.
-func TestTunCheck(t *testing.T) {
-	l := newTunLab(t)
+func TestTunCheck(t *testing.T) { eachWay(t, testTunCheck) }
+
+func testTunCheck(t *testing.T, l *tunLab) {
 	ln, err := l.server.Listen("tcp4", "198.51.100.2:443")
 	if err != nil {
 		t.Fatal(err)
@@ -290,8 +322,9 @@ func TestTunCheck(t *testing.T) {
 
 // TestTunGone: a network whose interface is taken away learns it from Read; after Close
 // Read and Write say so.
-func TestTunGone(t *testing.T) {
-	l := newTunLab(t)
+func TestTunGone(t *testing.T) { eachWay(t, testTunGone) }
+
+func testTunGone(t *testing.T, l *tunLab) {
 	l.run("ip", "link", "set", "up0", "down")
 	l.send(udpOf(netip.AddrPortFrom(pairOfTun[0], 1024), netip.AddrPortFrom(tunServer, 9), 1, 0))
 	if s := l.up.Stats(); s.Drops[packet.Unreachable] != 1 {
@@ -334,12 +367,39 @@ func TestTunRefuses(t *testing.T) {
 			t.Errorf("%+v: %v", v.c, err)
 		}
 	}
-	l := newTunLab(t)
+	l := newTunLab(t, false)
 	err := l.host.Do(func() error {
 		_, err := NewTun(TunConfig{Interface: "eth0", Addresses: pairOfTun[:]})
 		return err
 	})
 	if err == nil || !strings.Contains(err.Error(), "eth0") {
 		t.Errorf("the name of an interface that is there: %v", err)
+	}
+}
+
+// TestTunTrains: what a kernel joined goes as one and comes as one, and a train
+// with another source than a dedicated IP goes nowhere, each segment counted.
+func TestTunTrains(t *testing.T) {
+	l := newTunLab(t, true)
+	c := l.listen("198.51.100.2:9000")
+	from, to := netip.AddrPortFrom(pairOfTun[0], 4000), netip.AddrPortFrom(tunServer, 9000)
+	train := func(from netip.AddrPort) packet.Train {
+		return packet.Train{Head: udpOf(from, to, 3500, 0), Size: 1000, Partial: true}
+	}
+	if _, err := l.up.WriteTrains([]packet.Train{train(netip.AddrPortFrom(tunServer, 4000)), train(from)}); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 2000)
+	for _, size := range []int{1000, 1000, 1000, 500} {
+		n, _, err := c.ReadFrom(b)
+		if err != nil || n != size || !bytes.Equal(b[:n], bytes.Repeat([]byte{'x'}, n)) {
+			t.Fatalf("the server gets %d bytes, want %d: %v", n, size, err)
+		}
+	}
+	if n := l.up.Stats().Drops[packet.WrongSource]; n != 4 {
+		t.Errorf("%d wrong sources counted, want 4", n)
+	}
+	if !strings.Contains(l.up.String(), "segmentation") {
+		t.Errorf("the start-up line says nothing of offloads: %s", l.up)
 	}
 }

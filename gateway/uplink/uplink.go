@@ -13,9 +13,14 @@
 //   - ICMP echo by one ping socket per identifier, where the kernel allows them
 //     (icmp.go).
 //
-// ICMP errors come from the sockets' error queues and are made anew, each with the
+// ICMP errors come from its sockets' error queues and are made anew, each with the
 // type, code and sender of the one that arrived (errors.go). The kernel owns the
 // addresses, so that it answers strangers itself and reassembles fragments.
+//
+// [Tun] is the one that needs /dev/net/tun and CAP_NET_ADMIN. It gives whole packets to
+// the kernel, which routes them from a TUN interface; it carries [Trains]. The kernel is the
+// next hop: it takes one from the TTL of every packet in each direction, cuts what is
+// too long for its link or refuses it by ICMP 3/4, and has no say in ports or sessions.
 package uplink
 
 import (

@@ -104,7 +104,7 @@ func (w *Wire) open() error {
 	if err := w.conflict(); err != nil {
 		return err
 	}
-	f, err := tundev.CreateTUN(w.name)
+	f, err := tundev.CreateTUN(w.name, true)
 	if err != nil {
 		return fmt.Errorf("%w; %s", err, instead)
 	}
