@@ -174,7 +174,7 @@ token_file: token
 region: iad1
 socket: run/sidecar.sock
 regions: {cle1: {api: "unix://cle1/api.sock", token_file: cle1-token}}
-failover: {hold: 300ms, hold_jitter: 1ms, failbacks: 100}
+failover: {misses: 12, misses_busy: 24, hold: 300ms, hold_jitter: 1ms, failbacks: 100}
 `
 )
 

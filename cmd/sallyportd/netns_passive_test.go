@@ -146,8 +146,6 @@ func (f *failing) switches(t *testing.T) (n uint64) {
 func TestPassive(t *testing.T) {
 	f := &failing{estate: newEstate(t, bySockets)}
 	f.startRegion()
-	// However busy the machine that runs the tests is, nothing is dead before it is killed.
-	f.write("sidecar.yaml", strings.Replace(estateSidecar, "hold:", "misses: 12, misses_busy: 24, hold:", 1))
 	f.startSidecar()
 	t.Run("not ready", f.notReady)
 	f.boxes = []*sandbox{f.sandboxOn(t, acmeFunction, f.a), f.sandboxOn(t, acmeFunction, f.b)}

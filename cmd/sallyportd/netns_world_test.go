@@ -128,10 +128,12 @@ wireguard: {ports: "51820-51899"}
 dns: {upstreams: ["192.0.2.53"]}
 limits: {pending_connects: 4096, pending_connects_per_destination: 1024}
 `
+	// However busy the machine that runs the tests is, nothing is dead before it is killed.
 	netnsSidecar = `api: unix://run/api.sock
 token_file: token
 region: iad1
 socket: run/sidecar.sock
+failover: {misses: 12, misses_busy: 24}
 `
 )
 
