@@ -152,8 +152,10 @@ func TestReferenceFilesAreValid(t *testing.T) {
 		t.Errorf("got %+v", sidecar)
 	}
 	s := read(t, d.DesiredState, ReadState)
-	if passive := sidecar.Regions[s.Networks[1].Region]; passive.API == "" {
-		t.Errorf("the sidecar's file has no API of the passive region: %+v", sidecar.Regions)
+	passive := s.Projects[0].Environments[0].Passive
+	standby, ok := s.Network(passive)
+	if !ok || standby.Region == sidecar.Region || sidecar.Regions[standby.Region].API == "" {
+		t.Errorf("the sidecar's file has no API of the region of the passive network %q: %+v", passive, sidecar.Regions)
 	}
 	follower := read(t, filepath.Join(deploy, "sallyportd-gateway.yaml"), ReadDaemon)
 	if follower.Roles != (Roles{Gateway: true}) || follower.Control.API != sidecar.API || follower.Region != d.Region ||
