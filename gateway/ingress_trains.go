@@ -55,7 +55,7 @@ func (f *Forwarder) restoreTrains(n int) {
 			o = f.receiveTrain(rx, i)
 		}
 		if o != packet.Pass {
-			f.counters.drop(Ingress, o)
+			f.counters.dropMany(Ingress, o, p.Segments)
 			p.Kind, rx.sizes[i] = packet.KindUnknown, 0
 		}
 	}

@@ -32,7 +32,7 @@ func (f *Forwarder) beginAnswer(b *egressBatch, p *packet.Packet, now packet.Ins
 		f.refuse(p, o, now)
 		return
 	}
-	b.answers = append(b.answers, p)
+	b.answers, b.runs.apart = append(b.answers, p), true
 	b.side[b.n] = peeredSide
 	b.n++
 }

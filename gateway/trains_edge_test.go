@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/gaissmai/bart"
+
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
@@ -243,5 +245,49 @@ func TestTrainsOutwardAreRefusedOnce(t *testing.T) {
 	r.write(batch...)
 	if n := r.f.counters.Drops(Egress, packet.Closed); n != uint64(len(batch)) || r.f.counters.Packets(Egress) != sent {
 		t.Errorf("%d of %d counted as dropped by a closed uplink", n, len(batch))
+	}
+}
+
+// TestAnswersToANetworkStaySingle: what sandboxes answer to a peered network does not go
+// to the uplink, and leaves as it came although the uplink would carry it joined.
+func TestAnswersToANetworkStaySingle(t *testing.T) {
+	r, _ := newTrainsRig(t)
+	p := &peeredRig{rig: r, count: &peeringCounters{}, way: &peered{accepts: new(bart.Fast[*lane])}}
+	p.way.device = newSiteDevice("link", r.f, siteSlots)
+	p.way.accepts.Insert(peeredRange, &lane{peeringCounters: p.count, device: p.way.device, mtu: r.f.mtu})
+	r.f.setPeered(p.way)
+	var batch [][]byte
+	for seq := range uint32(4) {
+		b := make([]byte, 140)
+		h := packet.TCPHeader{Src: at(alice, 80), Dst: database, Flags: packet.ACK, Seq: 1 + 100*seq, Ack: 1, Window: 1000, TTL: 64}
+		batch = append(batch, b[:packet.BuildTCP(b, h, stuff(100))])
+	}
+	r.write(batch...)
+	got := p.tunneled()
+	if len(got) != len(batch) {
+		t.Fatalf("%d packets cross, want %d: %v", len(got), len(batch), r.counts())
+	}
+	for i := range got {
+		if q := &got[i]; len(q.B) != 140 || !q.ChecksumOK() || q.Seq != 1+100*uint32(i) || q.TTL != 63 {
+			t.Errorf("packet %d crosses as %x", i, q.B)
+		}
+	}
+	p.wantPassed(4, 0)
+}
+
+// TestRefusedTrainsCountTheirSegments: of a train that is for nobody, or that says it comes
+// from a dedicated address, each segment counts.
+func TestRefusedTrainsCountTheirSegments(t *testing.T) {
+	r, up, c, _ := connected(t)
+	stray, forged := *c, *c
+	stray.external = netip.AddrPortFrom(forbidden.Addr(), c.external.Port())
+	forged.remote = netip.AddrPortFrom(c.external.Addr(), 9)
+	up.ready = []packet.Train{
+		trainOf(t, segmentFrom(&stray, stuff(500)), 100),
+		trainOf(t, segmentFrom(&forged, stuff(300)), 100),
+	}
+	r.readAll(batchSize)
+	if n, m := r.f.counters.Drops(Ingress, packet.NoMapping), r.f.counters.Drops(Ingress, packet.SpoofedSource); n != 5 || m != 3 {
+		t.Errorf("%d and %d dropped, want 5 and 3", n, m)
 	}
 }
