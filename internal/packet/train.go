@@ -101,6 +101,10 @@ const flagCWR = 0x80
 // maxTotal is the largest total length of an IPv4 packet, and so of a train.
 const maxTotal = 0xffff
 
+// maxDatagrams is the most datagrams that become one train: the least that kernels took
+// at once (UDP_MAX_SEGMENTS of Linux before 6.10).
+const maxDatagrams = 64
+
 // slots are the places of flows in a Coalescer; a power of two.
 const slots = 256
 
@@ -148,8 +152,8 @@ func NewCoalescer(n int) *Coalescer {
 //
 // Segments are joined by the rules of Linux's GRO: the same addresses, ports, TTL, type of
 // service, acknowledgement, window and options, in sequence, of one size, of which only the last may be
-// shorter, have FIN or PSH; no SYN, RST or URG, CWR only in the first. Beyond
-// that, packets without DF are not joined, since their identifications
+// shorter, have FIN or PSH; no SYN, RST or URG, CWR only in the first; at most 64
+// datagrams. Beyond that, packets without DF are not joined, since their identifications
 // have to stay as a translator chooses them (RFC 6864 section 4.2); nor is a packet
 // joined whose checksum is wrong or absent, which would come out repaired.
 //
@@ -272,7 +276,7 @@ func (j *joint) add(p *Packet) {
 	j.total += p.Payload
 	j.seq += uint32(p.Payload)
 	j.flags |= p.Flags
-	j.closed = p.Payload < j.size || ends(p)
+	j.closed = p.Payload < j.size || ends(p) || p.Kind == KindUDP && j.segments == maxDatagrams
 }
 
 // couple makes the trains of the joints. What the packets of a train bring stands together

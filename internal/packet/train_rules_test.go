@@ -3,6 +3,7 @@ package packet
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"testing"
 )
 
@@ -126,6 +127,7 @@ func TestJoinedSizes(t *testing.T) {
 		{[]int{100, 0, 100}, []int{1, 1, 1}},
 		{[]int{30000, 30000, 5507}, []int{3}}, // 65,535 bytes
 		{[]int{30000, 30000, 5508}, []int{2, 1}},
+		{slices.Repeat([]int{10}, 130), []int{64, 64, 2}},
 	} {
 		got := datagrams(c.sizes...)
 		same := len(got) == len(c.want)

@@ -151,7 +151,7 @@ func (w *writer) init(d *Device) {
 }
 
 // WriteTrains hands every train to the kernel, each by one system call where the kernel takes
-// trains, and else packet by packet. It returns how many trains the kernel has
+// trains, or this one, and else packet by packet. It returns how many trains the kernel has
 // taken whole. The largest packet of a train must not exceed the MTU; TCP is cut smaller. What
 // Write says of errors goes for trains, too. The checksum fields of heads are changed; else
 // trains and bytes are the caller's as they were.
@@ -219,15 +219,17 @@ func (w *writer) flush(fd uintptr) bool {
 			return false
 		case unix.EINTR:
 			continue
+		case unix.EINVAL:
+			if w.way == vectored && t.Size > 0 {
+				w.begins(pieces) // kernels differ in what makes sense to them
+				continue
+			}
+			w.refused(t, err)
 		case unix.ENOBUFS:
 			w.lost = true
 			w.dev.count.queueFull.Add(uint64(w.loss(t)))
 		default:
-			w.lost = true
-			w.dev.count.writeErrors.Add(uint64(w.loss(t)))
-			if w.err == nil {
-				w.err = err
-			}
+			w.refused(t, err)
 		}
 		if !more {
 			if !w.lost {
@@ -238,6 +240,20 @@ func (w *writer) flush(fd uintptr) bool {
 		}
 	}
 	return true
+}
+
+// refused counts what of t could not be sent.
+func (w *writer) refused(t *packet.Train, err error) {
+	w.lost = true
+	w.dev.count.writeErrors.Add(uint64(w.loss(t)))
+	if w.err == nil {
+		w.err = err
+	}
+}
+
+// begins has the train, whose cutter is ready, be written in a way.
+func (w *writer) begins(way way) {
+	w.way, w.scratch.piece = way, nil
 }
 
 // loss returns how many packets are lost where t could not be sent the way it was tried.
@@ -266,12 +282,11 @@ func (w *writer) prepare(t *packet.Train) bool {
 	train := t.Size > 0 || t.Partial
 	switch {
 	case !o.vnet && !train && len(t.Rest) == 0:
-		w.way = direct
+		w.begins(direct)
 	case !o.vnet, len(t.Rest) > BatchSize, t.Size > 0 && !o.tcp, t.Size > 0 && !o.udp && packet.Proto(t.Head[9]) == packet.UDP:
-		w.way = pieces
-		s.piece = nil
+		w.begins(pieces)
 	default:
-		w.way = vectored
+		w.begins(vectored)
 		s.header.put(t, s.cutter.Payload())
 	}
 	return true

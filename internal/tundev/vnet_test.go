@@ -287,6 +287,43 @@ func TestKernelCutsAsSent(t *testing.T) {
 	}
 }
 
+// TestTrainsThatTheKernelRefuses: what is too much for it as one arrives as packets. No
+// kernel takes more than 128 datagrams at once.
+func TestTrainsThatTheKernelRefuses(t *testing.T) {
+	const datagrams, size = 200, 10
+	dev, far := newForwarder(t, course{vnet: true, offload: true, trains: true})
+	if !dev.offloads.udp {
+		netlab.NotRun(t, "the kernel takes no trains of UDP")
+	}
+	content := noise(datagrams * size)
+	head := make([]byte, 28+len(content))
+	packet.BuildUDP(head, begins.Src, begins.Dst, content, 64, 0)
+	train := packet.Train{Head: head, Size: size, SameID: true, Partial: true}
+	if n, err := dev.WriteTrains([]packet.Train{train}); n != 1 || err != nil {
+		t.Fatalf("wrote %d, %v", n, err)
+	}
+	if got, want := dev.Stats(), (Stats{Written: datagrams, WrittenBytes: datagrams * (28 + size)}); got != want {
+		t.Errorf("stats: %+v, want %+v", got, want)
+	}
+	in := newBuffers()
+	var p packet.Packet
+	for at := 0; at < len(content); {
+		n, err := far.Read(in.bufs, in.sizes, offset)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			if packet.Parse(&p, in.packet(i)) != packet.Pass || p.Kind != packet.KindUDP || p.Dst != beyond {
+				continue // what the kernel says by itself
+			}
+			if !p.ChecksumOK() || !bytes.Equal(p.Data(), content[at:at+size]) {
+				t.Fatalf("at %d: % x", at, p.B)
+			}
+			at += size
+		}
+	}
+}
+
 // newForwarder returns a TUN and the far end of a veth of a kernel that forwards from one to
 // the other.
 func newForwarder(t *testing.T, c course) (dev, far *Device) {
