@@ -65,6 +65,10 @@ func newHostSide(d config.Daemon, log *slog.Logger) (*hostSide, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the host's network stack: %w", err)
 	}
+	if err := kernel.Claim(hostTag); err != nil {
+		_ = kernel.Close()
+		return nil, fmt.Errorf("another sallyportd on this host changes its network stack, too, which is one's job: end it first, or have one of the two do without (`uplink: sockets`, no sockets.add_addresses_to): %w", err)
+	}
 	s.host = kernel
 	return s, nil
 }
@@ -136,78 +140,6 @@ func (s *hostSide) sweepOnce(wanted map[string][]netip.Addr) error {
 	return nil
 }
 
-// check says what is in the way of a network's addresses before anything is changed.
-func (s *hostSide) check(held []netip.Addr) error {
-	if s.host == nil {
-		return nil
-	}
-	for _, a := range held {
-		link, err := s.host.LinkOf(a)
-		switch {
-		case err != nil:
-			return err
-		case link == "":
-		case s.daemon.Uplink == config.UplinkTun:
-			return fmt.Errorf("dedicated address %v is on interface %s of this host, whose kernel would keep its packets for itself: remove it there (`ip address del %v/32 dev %s`), or write `uplink: sockets`", a, link, a, link)
-		case link != s.daemon.Sockets.AddAddressesTo:
-			return fmt.Errorf("dedicated address %v is on interface %s of this host already, not on %s: remove it there, or leave sockets.add_addresses_to out", a, link, s.daemon.Sockets.AddAddressesTo)
-		}
-	}
-	if s.daemon.Uplink != config.UplinkTun {
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.checkSettings()
-}
-
-// checkSettings looks at the settings by which the kernel would refuse to pass packets
-// on. It sets them where it is allowed to, and names them else.
-func (s *hostSide) checkSettings() error {
-	t := s.daemon.Tun
-	link, remote := t.Interface, netip.Addr{}
-	if len(s.daemon.DNS.Upstreams) > 0 {
-		remote = s.daemon.DNS.Upstreams[0].Addr()
-	}
-	var err error
-	if link == "" && remote.IsValid() {
-		if link, err = s.host.LinkTo(remote); err != nil {
-			return fmt.Errorf("find the interface of this host's uplink: %w; name it as tun.interface", err)
-		}
-	}
-	if s.link = link; link == "" {
-		return nil
-	}
-	needs, err := hostnet.ForwardingNeeds(s.host, link)
-	if err != nil {
-		return fmt.Errorf("interface %s (tun.interface): is it there? %w; %s", link, err, s.otherMode())
-	}
-	// With a table of their own, packets from an address and the way back to it agree.
-	if t.Table == 0 && remote.IsValid() {
-		reverse, err := hostnet.ReverseNeeds(s.host, link, remote)
-		if err != nil {
-			return err
-		}
-		needs = append(needs, reverse...)
-	}
-	if len(needs) == 0 {
-		return nil
-	}
-	if !t.SetSysctls {
-		var commands []string
-		for _, n := range needs {
-			commands = append(commands, fmt.Sprintf("`sysctl -w %s=%s`", n.Name, n.Value))
-		}
-		return fmt.Errorf("this host's kernel would not pass on what comes in by %s: run %s and keep it in /etc/sysctl.d, or write `tun: {set_sysctls: true}`; %s",
-			link, strings.Join(commands, " and "), s.otherMode())
-	}
-	if err := s.host.Apply(hostnet.Plan{Sysctls: needs}); err != nil {
-		return fmt.Errorf("tun.set_sysctls: %w; %s", err, s.otherMode())
-	}
-	s.log.Warn("sysctls of this host set, as tun.set_sysctls allows; they stay", "sysctls", fmt.Sprint(needs))
-	return nil
-}
-
 // lead leads packets to a network's addresses to it, and looks after that until leave;
 // cut says when it cannot. After an error nothing of it is left.
 func (s *hostSide) lead(id string, held []netip.Addr, cut *atomic.Bool) error {
@@ -227,14 +159,18 @@ func (s *hostSide) lead(id string, held []netip.Addr, cut *atomic.Bool) error {
 		return err
 	}
 	// A hook takes its time, which nobody else has to wait for.
-	err = s.hook.each(hookAdd, id, held)
-	if err == nil {
-		err = s.announce(share)
+	if err = s.ways(id, held); err == nil {
+		if err = s.hook.each(hookAdd, id, held); err == nil {
+			err = s.announce(share)
+		}
+		if err != nil {
+			err = errors.Join(err, s.hook.each(hookDelete, id, held))
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		return errors.Join(err, s.hook.each(hookDelete, id, held), s.host.Undo(share.plan))
+		return errors.Join(err, s.host.Undo(share.plan))
 	}
 	s.served[id] = share
 	return nil
@@ -242,11 +178,8 @@ func (s *hostSide) lead(id string, held []netip.Addr, cut *atomic.Bool) error {
 
 // announce announces a network's addresses, if that is due.
 func (s *hostSide) announce(share *hostShare) error {
-	link := s.daemon.Tun.Interface
-	if s.daemon.Uplink == config.UplinkSockets {
-		link = s.daemon.Sockets.AddAddressesTo
-	}
-	if share.announce == 0 || link == "lo" || s.daemon.Uplink == config.UplinkTun && !s.daemon.Tun.AnnounceARP {
+	link := s.announcesOn()
+	if share.announce == 0 || link == "" {
 		return nil
 	}
 	share.announce--
@@ -309,9 +242,15 @@ func (s *hostSide) mend() {
 		if gone.Empty() {
 			return true
 		}
-		missing = append(missing, gone.String())
 		err := s.host.Apply(p)
 		failed = append(failed, err)
+		// What is there without our mark is another's, and as good: it was not missing.
+		if now, other := s.host.Tagged(hostTag); other == nil {
+			gone = gone.Without(gone.Without(now))
+		}
+		if err != nil || !gone.Empty() {
+			missing = append(missing, gone.String())
+		}
 		return err == nil
 	}
 	err = s.passes()
@@ -320,6 +259,11 @@ func (s *hostSide) mend() {
 	for _, id := range s.ids() {
 		share := s.served[id]
 		whole := repair(share.plan) && good
+		if whole {
+			err := s.ways(id, share.addresses[:min(1, len(share.addresses))])
+			failed = append(failed, err)
+			whole = err == nil
+		}
 		if was := share.cut.Swap(!whole); was && whole {
 			share.announce = announcements
 		}
@@ -328,21 +272,6 @@ func (s *hostSide) mend() {
 		}
 	}
 	s.tell(strings.Join(missing, ", "), errors.Join(failed...))
-}
-
-// passes says what became of the interface by which addresses are reached.
-func (s *hostSide) passes() error {
-	if s.link == "" {
-		return nil
-	}
-	needs, err := hostnet.ForwardingNeeds(s.host, s.link)
-	if err != nil {
-		return fmt.Errorf("interface %s: is it gone? %w", s.link, err)
-	}
-	for _, n := range needs {
-		return fmt.Errorf("the kernel passes on nothing that comes in by %s: set %s=%s", s.link, n.Name, n.Value)
-	}
-	return nil
 }
 
 // ids are those of the networks that were given something.

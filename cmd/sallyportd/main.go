@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sallyport-net/sallyport/gateway"
 )
 
 // version is set by the linker.
@@ -52,10 +54,17 @@ file: a gateway that starts again goes on with that, though the control plane be
 away, and calls its peers itself.
 
 On the gateway every network gets a WireGuard device, a translator for each of
-its dedicated IPs, the sockets uplink, and probes and DNS on the first address of
-its CIDR. No privilege is needed, but the dedicated addresses must be on the
-host. At its end it tells sidecars to go elsewhere for the configured time to
-drain; a second signal does not wait for that.
+its dedicated IPs, an uplink, and probes and DNS on the first address of its CIDR.
+At its end it tells sidecars to go elsewhere for the configured time to drain; a
+second signal does not wait for that.
+
+  uplink: sockets  kernel sockets on the dedicated addresses, which must be on the
+                   host. No privilege is needed.
+  uplink: tun      an interface for each network, from which the kernel routes. It
+                   needs CAP_NET_ADMIN, /dev/net/tun and forwarding; the addresses
+                   must not be on the host. All that it puts into the kernel's
+                   network stack goes at the end, and after a crash at the next
+                   start ("ip route show table all proto 83").
 
 SIGHUP has the control plane read the desired state anew; one that is wrong
 changes nothing.
@@ -78,10 +87,22 @@ right; then nothing is started and the exit code is 1.`,
 
 func checkCommand() *cobra.Command {
 	var file string
+	var host bool
 	cmd := &cobra.Command{
 		Use:   "check --config FILE",
 		Short: "Read configuration, desired state, secrets and token, say what is wrong, start nothing",
-		Args:  cobra.NoArgs,
+		Long: `Read the files that "run" would read, and say what is wrong with them. It may be done
+on any machine that has them.
+
+With --host it says besides whether this machine can give what the uplink asks of it,
+and what is missing: /dev/net/tun, privileges, interfaces, forwarding and rp_filter,
+dedicated addresses that are where they must not be (where the desired state is
+here), the hook. Run it as the daemon's user. It changes nothing, and does not mind a
+gateway that runs.`,
+		Example: `  sallyportd check --config /etc/sallyport/sallyportd.yaml
+  systemd-run --pipe --wait --uid sallyport -p AmbientCapabilities="CAP_NET_ADMIN CAP_NET_RAW" \
+    /usr/local/bin/sallyportd check --host --config /etc/sallyport/sallyportd.yaml`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := load(file)
 			if err != nil {
@@ -90,11 +111,17 @@ func checkCommand() *cobra.Command {
 			if err := s.checkFiles(); err != nil {
 				return err
 			}
+			if host && s.daemon.Roles.Gateway {
+				if err := gateway.CheckHost(s.daemon, s.state); err != nil {
+					return fmt.Errorf("%s: uplink: %w", file, err)
+				}
+			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good: %s\n", file, s)
 			return err
 		},
 	}
 	configFlag(cmd, &file)
+	cmd.Flags().BoolVar(&host, "host", false, "look at this machine, too, for what the uplink needs")
 	return cmd
 }
 

@@ -104,6 +104,9 @@ func openTun(name string) (*tundev.Device, error) {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("%w; `uplink: sockets` needs neither /dev/net/tun nor CAP_NET_ADMIN, only the dedicated addresses on the host", err)
 	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("%w; the name is this network's, and no running gateway's: `ip link delete %s` removes what is there", err, name)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +116,10 @@ func openTun(name string) (*tundev.Device, error) {
 	}
 	return dev, err
 }
+
+// CheckTun says what keeps this process from making TUN interfaces, but for the
+// privilege. It makes none.
+func CheckTun() error { return tundev.CheckTUN() }
 
 // maxPacket is the longest IPv4 packet, in bytes (RFC 791).
 const maxPacket = 65535

@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -26,6 +27,8 @@ type Fake struct {
 	drops      []Drop
 	sysctls    map[string]string
 	announced  []netip.Addr
+	// The changes that are still made before the next ones fail, and how many do.
+	working, failing int
 }
 
 // heldRoute and heldRule carry who put them there.
@@ -91,6 +94,31 @@ func (f *Fake) addLink(name string, l *fakeLink) {
 	f.sysctls["net/ipv6/conf/"+name+"/disable_ipv6"] = f.sysctls["net/ipv6/conf/all/disable_ipv6"]
 }
 
+// Fail has the host make so many changes more, links, addresses and so on counted one by
+// one, and fail at as many that come then: at one as where something is in the way, at
+// all as where the process is dead that asks for them.
+func (f *Fake) Fail(after, failing int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.working, f.failing = after, failing
+}
+
+// errFail is what changes fail with.
+var errFail = errors.New("the test has this fail")
+
+// fails is asked before each change.
+func (f *Fake) fails() error {
+	switch {
+	case f.failing == 0:
+		return nil
+	case f.working > 0:
+		f.working--
+		return nil
+	}
+	f.failing--
+	return errFail
+}
+
 // Apply implements Host.
 func (f *Fake) Apply(p Plan) error {
 	if err := p.validate(); err != nil {
@@ -98,6 +126,19 @@ func (f *Fake) Apply(p Plan) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, step := range p.steps() {
+		if err := f.fails(); err != nil {
+			return failed("apply "+step.String(), err)
+		}
+		if err := f.apply(step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// apply brings about a plan of one thing.
+func (f *Fake) apply(p Plan) error {
 	for _, l := range p.Links {
 		if err := f.applyLink(l); err != nil {
 			return failed("apply link "+l.Name, err)
@@ -156,6 +197,19 @@ func (f *Fake) Undo(p Plan) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	var errs []error
+	for _, step := range slices.Backward(p.steps()) {
+		if err := f.fails(); err != nil {
+			errs = append(errs, failed("remove "+step.String(), err))
+			continue
+		}
+		f.undo(step)
+	}
+	return errors.Join(errs...)
+}
+
+// undo takes a plan of one thing away.
+func (f *Fake) undo(p Plan) {
 	f.drops = slices.DeleteFunc(f.drops, func(o Drop) bool { return slices.Contains(p.Drops, o) })
 	may := func(tag Tag) bool { return p.Tag == 0 || p.Tag == tag }
 	f.neighbours = slices.DeleteFunc(f.neighbours, func(h heldNeighbour) bool {
@@ -173,7 +227,6 @@ func (f *Fake) Undo(p Plan) error {
 			f.remove(l.Name)
 		}
 	}
-	return nil
 }
 
 // Addresses implements Host.
@@ -231,21 +284,58 @@ func (f *Fake) LinkOf(a netip.Addr) (string, error) {
 func (f *Fake) LinkTo(a netip.Addr) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	best, link := -1, ""
+	r, ok := f.look(mainTable, a)
+	if !ok || r.Kind != Unicast {
+		return "", failed(fmt.Sprintf("look up the way to %v", a), unix.ENETUNREACH)
+	}
+	return r.Link, nil
+}
+
+// look finds the way to an address in a table.
+func (f *Fake) look(table int, a netip.Addr) (way Route, ok bool) {
+	better := func(r Route) bool {
+		return r.Prefix.Contains(a) && (!ok || r.Prefix.Bits() > way.Prefix.Bits() || r.Prefix.Bits() == way.Prefix.Bits() && r.Metric < way.Metric)
+	}
 	for _, h := range f.addresses {
-		if h.Prefix.Contains(a) && h.Prefix.Bits() > best {
-			best, link = h.Prefix.Bits(), h.Link
+		if r := (Route{Prefix: h.Prefix.Masked(), Link: h.Link}); table == mainTable && better(r) {
+			way, ok = r, true
 		}
 	}
 	for _, h := range f.routes {
-		if h.table() == mainTable && h.Kind == Unicast && h.Prefix.Contains(a) && h.Prefix.Bits() > best {
-			best, link = h.Prefix.Bits(), h.Link
+		if h.table() == table && better(h.Route) {
+			way, ok = h.Route, true
 		}
 	}
-	if best < 0 {
-		return "", failed(fmt.Sprintf("look up the way to %v", a), unix.ENETUNREACH)
+	return way, ok
+}
+
+// Trace implements Host. Neither sources of nobody nor neighbours are looked at.
+func (f *Fake) Trace(from, to netip.Addr, in string) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	tried := fmt.Sprintf("a packet from %v to %v that comes in by %s", from, to, in)
+	if l := f.links[in]; l == nil || !l.up {
+		return "", failed(tried, unix.ENODEV)
 	}
-	return link, nil
+	if slices.ContainsFunc(f.addresses, func(h heldAddress) bool { return h.Prefix.Addr() == to }) {
+		return "lo", nil
+	}
+	if f.sysctls["net/ipv4/conf/"+in+"/forwarding"] == "0" {
+		return "", failed(tried, unix.EHOSTUNREACH)
+	}
+	rules := append(slices.Clone(f.rules), heldRule{Rule: Rule{Table: mainTable, Priority: 32766}})
+	slices.SortStableFunc(rules, func(a, b heldRule) int { return a.Priority - b.Priority })
+	for _, r := range rules {
+		if r.From.IsValid() && !r.From.Contains(from) || r.To.IsValid() && !r.To.Contains(to) || r.Link != "" && r.Link != in {
+			continue
+		}
+		if way, ok := f.look(r.Table, to); ok && way.Kind == Unicast {
+			return way.Link, nil
+		} else if ok {
+			break
+		}
+	}
+	return "", failed(tried, unix.ENETUNREACH)
 }
 
 // Sysctl implements Host.

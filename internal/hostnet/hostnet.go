@@ -42,6 +42,10 @@ type Host interface {
 	LinkOf(netip.Addr) (string, error)
 	// LinkTo returns the name of the link by which packets to an address leave.
 	LinkTo(netip.Addr) (string, error)
+	// Trace asks what becomes of an IPv4 packet that comes in by a link. It returns the
+	// link by which the packet would leave ("lo": it would be this host's own), and an
+	// error that says why it would be dropped.
+	Trace(from, to netip.Addr, in string) (out string, err error)
 	// Sysctl reads a kernel parameter, whose fields are separated by one space.
 	Sysctl(name string) (string, error)
 	// Announce tells everybody on an Ethernet link that an IPv4 address is at it, by an
@@ -80,6 +84,9 @@ type Link struct {
 	// computed and segments cut before packets leave, which readers by AF_PACKET
 	// at the other end need. Links of other types keep theirs in any case.
 	TxOffload bool
+	// NoIPv6 has the kernel make no IPv6 address on the link when it comes up, and
+	// so send nothing of its own there.
+	NoIPv6 bool
 	// MAC is the Ethernet address of a veth that Apply makes; nil for a random one.
 	MAC net.HardwareAddr
 	// Veth, if not nil, says that the link is one end of a veth pair, which Apply

@@ -25,6 +25,8 @@ type Kernel struct {
 	ioctls int // a socket of the namespace, for requests that netlink does not take
 	// own is the namespace's netlink socket for requests that the library does not know.
 	own *nl.SocketHandle
+	// claims are the sockets that hold what was claimed.
+	claims []int
 }
 
 var _ Host = (*Kernel)(nil)
@@ -91,7 +93,36 @@ func newKernel(ns *Namespace) (*Kernel, error) {
 func (k *Kernel) Close() error {
 	k.handle.Close()
 	k.own.Close()
-	return errors.Join(unix.Close(k.ioctls), k.ns.Close())
+	var errs []error
+	for _, fd := range k.claims {
+		errs = append(errs, unix.Close(fd))
+	}
+	return errors.Join(append(errs, unix.Close(k.ioctls), k.ns.Close())...)
+}
+
+// Claim makes this process the only one in the namespace that changes what carries the
+// tag, until Close or its end. It is called before the Kernel is shared. The error
+// satisfies errors.Is(err, [os.ErrExist]) where another one has the claim.
+//
+// The claim is the name of an abstract unix socket (unix(7)): such names belong to a
+// network namespace, whatever container looks at it, and no crash leaves one behind.
+func (k *Kernel) Claim(tag Tag) error {
+	return k.ns.Do(func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("hostnet: open socket for a claim: %w", err)
+		}
+		name := fmt.Sprintf("@sallyport-hostnet-%d", tag)
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+			_ = unix.Close(fd)
+			if errors.Is(err, unix.EADDRINUSE) {
+				err = fmt.Errorf("another process has (`ss -xap | grep %s` names it): %w", name[1:], os.ErrExist)
+			}
+			return fmt.Errorf("hostnet: claim what carries tag %d in this network namespace: %w", tag, err)
+		}
+		k.claims = append(k.claims, fd)
+		return nil
+	})
 }
 
 // Apply implements Host. It needs CAP_NET_ADMIN in the namespace, except for
@@ -273,10 +304,30 @@ func (k *Kernel) applyLink(l Link) error {
 			return fmt.Errorf("switch ARP off: %w", err)
 		}
 	}
+	if l.NoIPv6 {
+		if err := k.makeNoIPv6Address(attrs.Index); err != nil && !noIPv6(err) {
+			return fmt.Errorf("have the kernel make no IPv6 address: %w", err)
+		}
+	}
 	if attrs.RawFlags&unix.IFF_UP == 0 {
 		return k.handle.LinkSetUp(link)
 	}
 	return nil
+}
+
+// makeNoIPv6Address sets addrgenmode none (ip-link(8)). Unlike a sysctl it can be set
+// where /proc/sys is read-only.
+func (k *Kernel) makeNoIPv6Address(index int) error {
+	const addrGenMode, none = 8, 1 // IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
+	req := k.request(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, nil)
+	spec.AddRtAttr(unix.AF_INET6|unix.NLA_F_NESTED, nil).AddRtAttr(addrGenMode, []byte{none})
+	req.AddData(spec)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
 }
 
 func (k *Kernel) addVeth(l Link) error {

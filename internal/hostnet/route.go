@@ -239,6 +239,33 @@ func (p Plan) Join(o Plan) Plan {
 	}
 }
 
+// steps are plans of one thing each, in the order in which Apply brings them about.
+func (p Plan) steps() []Plan {
+	var steps []Plan
+	for i := range p.Links {
+		steps = append(steps, Plan{Tag: p.Tag, Links: p.Links[i : i+1]})
+	}
+	for i := range p.Addresses {
+		steps = append(steps, Plan{Tag: p.Tag, Addresses: p.Addresses[i : i+1]})
+	}
+	for i := range p.Routes {
+		steps = append(steps, Plan{Tag: p.Tag, Routes: p.Routes[i : i+1]})
+	}
+	for i := range p.Rules {
+		steps = append(steps, Plan{Tag: p.Tag, Rules: p.Rules[i : i+1]})
+	}
+	for i := range p.Neighbours {
+		steps = append(steps, Plan{Tag: p.Tag, Neighbours: p.Neighbours[i : i+1]})
+	}
+	for i := range p.Drops {
+		steps = append(steps, Plan{Tag: p.Tag, Drops: p.Drops[i : i+1]})
+	}
+	for i := range p.Sysctls {
+		steps = append(steps, Plan{Tag: p.Tag, Sysctls: p.Sysctls[i : i+1]})
+	}
+	return steps
+}
+
 // String lists what the plan adds or removes, for a message.
 func (p Plan) String() string {
 	var parts []string

@@ -29,9 +29,7 @@ func (k *Kernel) Link(name string) (LinkState, error) {
 	return LinkState{MTU: a.MTU, Up: a.RawFlags&unix.IFF_UP != 0 && a.OperState != netlink.OperDown}, nil
 }
 
-// Trace asks the kernel what it would do with an IPv4 packet that comes in by a link, and
-// returns the link by which it would leave ("lo": it would be this machine's own). The
-// error says why the kernel would drop it.
+// Trace implements Host.
 func (k *Kernel) Trace(from, to netip.Addr, in string) (out string, err error) {
 	routes, err := k.handle.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{Iif: in, SrcAddr: from.AsSlice()})
 	if err == nil && len(routes) == 0 {

@@ -20,7 +20,8 @@ const tunPath = "/dev/net/tun"
 // The error satisfies errors.Is(err, fs.ErrNotExist) where the machine has no
 // /dev/net/tun, and errors.Is(err, fs.ErrPermission) where it may not be opened
 // or the caller lacks CAP_NET_ADMIN in the namespace. In both cases a veth pair
-// with [OpenPacket] may still be possible.
+// with [OpenPacket] may still be possible. Where an interface of the name is there
+// already, also a TUN that nobody has, it satisfies errors.Is(err, fs.ErrExist).
 func CreateTUN(name string, offload bool) (*os.File, error) {
 	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -35,12 +36,23 @@ func CreateTUN(name string, offload bool) (*os.File, error) {
 	return os.NewFile(uintptr(fd), tunPath), nil
 }
 
+// CheckTUN says why [CreateTUN] cannot make any interface, but for the privilege, which
+// the kernel does not ask for before.
+func CheckTUN() error {
+	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return tunError("open "+tunPath, err)
+	}
+	return unix.Close(fd)
+}
+
 func attachTUN(fd int, name string, offload bool) error {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return fmt.Errorf("tundev: interface name %q is longer than %d bytes: %w", name, unix.IFNAMSIZ-1, err)
 	}
-	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	// A persistent TUN that somebody has left there would outlive us.
+	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_TUN_EXCL)
 	if offload {
 		flags |= unix.IFF_VNET_HDR
 	}
@@ -62,7 +74,8 @@ func tunError(tried string, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		remedy = ": allow the user to open " + tunPath + " and give CAP_NET_ADMIN in the network namespace"
 	case err == unix.EBUSY:
-		remedy = ": another process holds an interface of this name; choose another name or end that process"
+		remedy = ": an interface of this name is there already; remove it, end the process that holds it, or choose another name"
+		err = exists{err}
 	case err == unix.EINVAL:
 		remedy = ": the name is taken by an interface that is no TUN, or is not a valid name"
 	}
@@ -74,6 +87,12 @@ type notExist struct{ error }
 
 func (e notExist) Is(target error) bool { return target == fs.ErrNotExist }
 func (e notExist) Unwrap() error        { return e.error }
+
+// exists is an error that also answers to fs.ErrExist.
+type exists struct{ error }
+
+func (e exists) Is(target error) bool { return target == fs.ErrExist }
+func (e exists) Unwrap() error        { return e.error }
 
 // FromTUN makes a Device on a descriptor that CreateTUN returned, here or in
 // another process. The device owns f from now on, if the error is nil.

@@ -557,7 +557,7 @@ func TestCreateTUNTellsRefusalsApart(t *testing.T) {
 		{unix.ENODEV, fs.ErrNotExist, "load the module tun"},
 		{unix.EACCES, fs.ErrPermission, "allow the user to open"},
 		{unix.EPERM, fs.ErrPermission, "CAP_NET_ADMIN"},
-		{unix.EBUSY, unix.EBUSY, "another process holds"},
+		{unix.EBUSY, fs.ErrExist, "there already"},
 		{unix.EINVAL, unix.EINVAL, "no TUN"},
 	} {
 		err := tunError("open "+tunPath, c.err)
@@ -566,15 +566,31 @@ func TestCreateTUNTellsRefusalsApart(t *testing.T) {
 		}
 	}
 	b := newTUNBench(t)
+	again := func(name string) error {
+		return b.ns.Do(func() error {
+			f, err := CreateTUN(name, false)
+			if err == nil {
+				_ = f.Close()
+			}
+			return err
+		})
+	}
+	// One that nobody has, as `ip tuntap add` makes, would stay when we go.
+	const stays = "stays"
 	err := b.ns.Do(func() error {
-		f, err := CreateTUN(b.link, false)
+		f, err := CreateTUN(stays, false)
 		if err == nil {
-			_ = f.Close()
+			err = errors.Join(unix.IoctlSetInt(int(f.Fd()), unix.TUNSETPERSIST, 1), f.Close())
 		}
-		return err
+		return errors.Join(err, CheckTUN())
 	})
-	if !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "another process holds") {
-		t.Errorf("a name in use: %v", err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{b.link, stays, "lo"} {
+		if err := again(name); !errors.Is(err, fs.ErrExist) || !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "there already") {
+			t.Errorf("%s, a name in use: %v", name, err)
+		}
 	}
 }
 
