@@ -73,8 +73,11 @@ func (c *chain) transfer(ctx context.Context, patience time.Duration, args ...st
 
 const (
 	iperfPort = 5200 // before that of the first run
-	attempts  = 3    // at a transfer, before a variant has failed
+	attempts  = 3    // at a transfer before a variant has failed, and at a measurement without noise
 	grace     = 8 * time.Second
+	// maxResent is from how many segments sent again per GB on, about one of 7,000, a
+	// transfer counts as one that went wrong.
+	maxResent = 100
 )
 
 // bulk moves bytes by TCP, from the server if in is set, else to it.

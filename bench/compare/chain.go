@@ -109,6 +109,9 @@ func (b *bench) newChain(ctx context.Context, variant string) (c *chain, err err
 		return c, err
 	}
 	if c.tunnel != nil {
+		if c.tunnel.mtu != innerMTU {
+			return c, fmt.Errorf("its tunnel has an MTU of %d and not of %d as others: that is not the same work", c.tunnel.mtu, innerMTU)
+		}
 		if err := c.connect(ctx, b.cfg, peers); err != nil {
 			return c, err
 		}

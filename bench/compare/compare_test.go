@@ -163,6 +163,18 @@ func TestRows(t *testing.T) {
 	}
 }
 
+// Whoever sends much again has figures, and the run fails.
+func TestResent(t *testing.T) {
+	r := &result{}
+	lossy := sample{Variant: variantTun, Scenario: "tcp-in", Round: 3, Figures: figures{figureResent: maxResent + 1}}
+	if !r.add(sample{Figures: figures{figureResent: maxResent}}) || len(r.Problems) != 0 {
+		t.Errorf("few: %v", r.Problems)
+	}
+	if r.add(lossy) || len(r.Samples) != 2 || len(r.Problems) != 1 || !strings.Contains(r.Problems[0].String(), "tun: tcp-in: round 3: 101 segments") {
+		t.Errorf("many: %d measurements, %v", len(r.Samples), r.Problems)
+	}
+}
+
 func TestReplacePart(t *testing.T) {
 	got, err := replacePart("before\n"+beginMark+"old"+endMark+"\nafter", "new\n")
 	if want := "before\n" + beginMark + "\n\nnew\n\n" + endMark + "\nafter"; err != nil || got != want {
@@ -208,7 +220,7 @@ func TestCompare(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := Run(t.Context(), cfg)
-	if err == nil || !strings.Contains(err.Error(), "1 parts could not") || !strings.Contains(out.String(), "a reason") {
+	if err == nil || !strings.Contains(err.Error(), "parts could not") || !strings.Contains(out.String(), "a reason") {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
 	b, err := os.ReadFile(cfg.JSON)
@@ -219,7 +231,8 @@ func TestCompare(t *testing.T) {
 	if err := json.Unmarshal(b, &r); err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Samples) != 2 || len(r.Problems) != 1 || r.Problems[0].Variant != variantSockets {
+	// On a busy machine the other may lose packets, which is said beside its figures.
+	if len(r.Samples) != 2 || len(r.Problems) == 0 || r.Problems[0].Variant != variantSockets {
 		t.Errorf("%d measurements, problems %v\n%s", len(r.Samples), r.Problems, out.String())
 	}
 	for _, s := range r.Samples {

@@ -128,6 +128,17 @@ func (r *result) problem(variant, scenario string, round int, err error) {
 	r.Problems = append(r.Problems, problem{variant, scenario, round, strings.ReplaceAll(err.Error(), "\n", "; ")})
 }
 
+// add takes a measurement in. It reports whether that is one of a way that loses next to
+// nothing; else it is a problem, too.
+func (r *result) add(s sample) bool {
+	r.Samples = append(r.Samples, s)
+	n := s.Figures[figureResent]
+	if n > maxResent {
+		r.problem(s.Variant, s.Scenario, s.Round, fmt.Errorf("%.0f segments per GB were sent again, more than %d: its figures stand, but something loses packets", n, maxResent))
+	}
+	return n <= maxResent
+}
+
 // sumUp fills in the rows.
 func (r *result) sumUp() {
 	r.Took, r.Rows = time.Since(r.began).Round(time.Second), nil

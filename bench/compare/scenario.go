@@ -97,6 +97,11 @@ type sample struct {
 	Noisy bool `json:"noisy"`
 }
 
+// noise says why a sample is noisy, or would be.
+func (s sample) noise() string {
+	return fmt.Sprintf("%.1f %% of the time stolen, %.0f %% of the core in use before", 100*s.Stolen, 100*s.Disturbed)
+}
+
 func (s sample) String() string {
 	var parts []string
 	for _, sc := range scenarios() {
@@ -116,7 +121,7 @@ func (s sample) String() string {
 		parts = append(parts, fmt.Sprintf("iperf3 hung %.0f times before", n))
 	}
 	if s.Noisy {
-		parts = append(parts, fmt.Sprintf("NOISY: %.1f %% stolen, %.0f %% of the core in use before", 100*s.Stolen, 100*s.Disturbed))
+		parts = append(parts, "NOISY: "+s.noise())
 	}
 	return strings.Join(parts, "  ")
 }

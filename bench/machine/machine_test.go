@@ -23,8 +23,8 @@ func TestCPU(t *testing.T) {
 	if busy, stolen := after.Shares(after); busy != 0 || stolen != 0 {
 		t.Errorf("of no time: %v, %v", busy, stolen)
 	}
-	if d := after.Since(before); d.Busy() != 800*time.Millisecond {
-		t.Errorf("busy for %v, want 0.8 s", d.Busy())
+	if d := after.Since(before); d.Busy() != 900*time.Millisecond {
+		t.Errorf("busy for %v, want 0.9 s", d.Busy())
 	}
 	if c, err := parseCPU(statBefore, 0); err != nil || c.Busy() != 100*time.Millisecond {
 		t.Errorf("core 0: %+v, %v", c, err)

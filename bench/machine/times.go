@@ -14,8 +14,8 @@ const tick = 10 * time.Millisecond
 // CPU is how long a core, or all of them, did what, since the machine started.
 type CPU struct{ Total, Idle, Stolen time.Duration }
 
-// Busy is the time of neither idling nor being stolen.
-func (c CPU) Busy() time.Duration { return c.Total - c.Idle - c.Stolen }
+// Busy is the time of not idling. What was stolen counts, as there was work for it.
+func (c CPU) Busy() time.Duration { return c.Total - c.Idle }
 
 // Since is what was added since an earlier reading.
 func (c CPU) Since(from CPU) CPU {

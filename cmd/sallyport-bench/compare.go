@@ -25,13 +25,14 @@ nftables and beside the kernel without a tunnel. As root.
 Each gateway has a chain of network namespaces of its own, sandbox - gateway -
 server, and one core of the machine, from which everything else is kept away.
 Variants take turns; medians, spreads and ratios of the same rounds are printed.
-Rounds in which the hypervisor gave more than 1 % of the time to others, or the
-gateway's core was in use before, are marked as noisy and left out of medians
-while enough others are left. What fails is said; what was measured is reported
-all the same, and the exit code is not 0.
+Measurements in which the hypervisor gave more than 1 % of the time to others, or
+before which the gateway's core was in use, are made again, at most twice. If that
+does not help they are marked as noisy and left out of medians while enough others
+are left. What fails is said: nothing arrived, or much was sent again. What was
+measured is reported all the same, and the exit code is not 0.
 
-All figures of CPU are seconds of the gateway's process (/proc/PID/stat) and of
-its core (/proc/stat: user, system, interrupts), which has the kernel's work too.`,
+All figures of CPU are seconds of the gateway's process (/proc/PID/stat) and of its
+core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work too.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if cfg.Bin, err = binFolder(cfg.Bin); err != nil {
