@@ -257,7 +257,21 @@ func (h *Host) reconcile() (fresh map[string]bool, err error) {
 		}
 	}
 	h.poke()
+	h.sweepWires()
 	return fresh, errors.Join(failed...)
+}
+
+// sweepWires removes, the first time, what a former life of the gateway left behind for
+// peerings by interface that are there no more. Those that are have been opened before,
+// so that inner addresses lead nowhere else in between.
+func (h *Host) sweepWires() {
+	if h.swept {
+		return
+	}
+	if err := h.cfg.Wires.Sweep(); err != nil {
+		h.cfg.Log.Warn("routes that a former process left for peerings by interface may still be there; they drop packets", "error", err)
+	}
+	h.swept = true
 }
 
 // serves reports whether an open network is what the desired state asks for;
@@ -352,12 +366,8 @@ func (h *Host) compile(n spec.Network) (*policy.Snapshot, error) {
 		return nil, err
 	}
 	region, _ := h.state.Region(n.Region)
-	wired, err := h.wiredAddresses(n)
-	if err != nil {
-		return nil, err
-	}
 	return policy.Compile(policy.Config{
-		Network: n.CIDR, Gateway: n.Gateway(), Own: slices.Concat(h.ownAddresses(region, n.ID), h.astray(region, n), wired), Pair: n.Pair[:],
+		Network: n.CIDR, Gateway: n.Gateway(), Own: slices.Concat(h.ownAddresses(region, n.ID), h.astray(region, n)), Pair: n.Pair[:],
 		Peered:   h.peeredRanges(n.ID),
 		Loopback: region.Loopback(), Mode: mode, Rules: rules,
 	})

@@ -68,6 +68,7 @@ type Host struct {
 	retried time.Time // when failed networks were last opened again; the follower's
 	trouble string    // what the log was told last; the follower's
 	away    bool      // the control plane is lost; the follower's
+	swept   bool      // what a former life left for peerings by interface is gone; the follower's
 
 	keeper   *keeper
 	checks   *checks
@@ -103,9 +104,6 @@ func OpenHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	side, err := newHostSide(cfg.Daemon, cfg.Log)
 	if err != nil {
 		return nil, err
-	}
-	if err := cfg.Wires.Sweep(); err != nil {
-		cfg.Log.Warn("routes that a former process left for peerings by interface may still be there; they drop packets", "error", err)
 	}
 	h := &Host{
 		cfg: cfg, hostSide: side, networks: map[string]*network{}, ports: map[string]uint16{}, roster: newRoster(), junctions: map[string]*junction{},

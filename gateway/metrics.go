@@ -23,12 +23,12 @@ func (n *network) report(endpoint netip.AddrPort) spec.NetworkReport {
 		Drops:      map[string]uint64{},
 		UplinkLost: n.health.uplinkLost(),
 	}
-	up := n.up.Stats()
+	up, wires := n.up.Stats(), n.linkDrops()
 	for o := range packet.Outcomes() {
 		if o == packet.Pass {
 			continue
 		}
-		if d := c.Drops(Egress, o) + c.Drops(Ingress, o) + up.Drops[o]; d > 0 {
+		if d := c.Drops(Egress, o) + c.Drops(Ingress, o) + up.Drops[o] + wires[o]; d > 0 {
 			r.Drops[o.String()] = d
 		}
 	}
@@ -97,7 +97,7 @@ func descs() metricDescs {
 func metrics() []*prometheus.Desc {
 	d := descs()
 	return append(d.table.all(), []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.remote, d.lost, d.fragments, d.peers, d.sockets, d.pending,
-		d.uplink, d.full, d.ready, d.draining, d.stateWrites, d.stateErrors, d.site.packets, d.site.bytes, d.site.foreign, d.site.sessions}...)
+		d.uplink, d.full, d.ready, d.draining, d.stateWrites, d.stateErrors, d.site.packets, d.site.bytes, d.site.foreign, d.site.sessions, d.site.up}...)
 }
 
 // Collect implements prometheus.Collector.
@@ -114,14 +114,14 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 	counter(d.stateWrites, h.keeper.writes.Load())
 	counter(d.stateErrors, h.keeper.errors.Load())
 	for _, n := range h.list() {
-		id, c, up := n.id, &n.fwd.counters, n.up.Stats()
+		id, c, up, wires := n.id, &n.fwd.counters, n.up.Stats(), n.linkDrops()
 		for _, dir := range []Direction{Egress, Ingress} {
 			counter(d.packets, c.Packets(dir), id, dir.String())
 			counter(d.bytes, c.Bytes(dir), id, dir.String())
 			for o := range packet.Outcomes() {
 				drops := c.Drops(dir, o)
 				if dir == Egress {
-					drops += up.Drops[o]
+					drops += up.Drops[o] + wires[o]
 				}
 				if o == packet.WrongSource || (o != packet.Pass && drops > 0) {
 					counter(d.drops, drops, id, dir.String(), o.String())

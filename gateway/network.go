@@ -69,6 +69,8 @@ type network struct {
 	site     *site                    // nil while there is none
 	peerings map[string]*peeringState // of active peering connections, by ID
 	wires    Wires
+	// wireDrops are the packets that wires did not carry which are closed, by reason.
+	wireDrops [packet.NumOutcomes]uint64
 
 	siteFailure string // what the log was told of the site last; the follower's
 

@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -75,8 +76,22 @@ type lane struct {
 	mtu int
 	// accepts says that the other side begins, and sandboxes answer.
 	accepts bool
-	// meets says that the other side is a network here.
-	meets bool
+	// junction and side are where the other side is a network here; nil: it is not.
+	junction *junction
+	side     int
+	// own are addresses among the other side's that this machine takes for itself.
+	own []netip.Addr
+}
+
+// state says whether packets to an address of the other side can go there now.
+func (l *lane) state(to netip.Addr) packet.Outcome {
+	switch {
+	case l == nil || l.device == nil, l.junction != nil && l.junction.far(l.side) == nil:
+		return packet.SiteDown
+	case len(l.own) > 0 && slices.Contains(l.own, to):
+		return packet.OwnAddress
+	}
+	return packet.Pass
 }
 
 // peeringCounters count what passed of one peering connection, by [Direction], and what

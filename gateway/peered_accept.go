@@ -41,9 +41,9 @@ func (f *Forwarder) beginAnswer(b *egressBatch, p *packet.Packet, now packet.Ins
 func (f *Forwarder) answer(b *egressBatch, way *peered, now packet.Instant) {
 	for i, p := range b.answers {
 		l := way.accepted(p.Dst)
-		switch {
-		case l == nil || l.device == nil:
-			f.refuseAcross(b, way, p, packet.SiteDown, now)
+		switch o := l.state(p.Dst); {
+		case o != packet.Pass:
+			f.refuseAcross(b, way, p, o, now)
 		case len(p.B) > l.mtu && p.DF:
 			f.refuseSize(b, way, p, l.mtu, now)
 		default:

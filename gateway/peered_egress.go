@@ -58,19 +58,15 @@ func (f *Forwarder) refuseSize(b *egressBatch, way *peered, p *packet.Packet, mt
 func (f *Forwarder) check(b *egressBatch, way *peered, now packet.Instant) {
 	keep := b.across[:0]
 	for _, p := range b.across {
-		o, l := packet.Pass, way.find(p.Dst)
-		switch {
-		case l == nil || l.device == nil:
-			o = packet.SiteDown
+		l := way.find(p.Dst)
+		switch o := l.state(p.Dst); {
+		case o != packet.Pass:
+			f.refuseAcross(b, way, p, o, now)
 		case len(p.B) > l.mtu && p.DF:
 			f.refuseSize(b, way, p, l.mtu, now)
-			continue
+		default:
+			keep = append(keep, p)
 		}
-		if o != packet.Pass {
-			f.refuseAcross(b, way, p, o, now)
-			continue
-		}
-		keep = append(keep, p)
 	}
 	b.across = keep
 }

@@ -53,7 +53,7 @@ func (f *Forwarder) admitSite(b *egressBatch, way *peered, frame []byte, now pac
 		f.admitRelayed(b, way, p)
 		return
 	}
-	if b.lane != nil && !b.lane.owns(way, p.Src) { // nobody else has looked at it
+	if b.lane != nil && !b.lane.owns(way, p.Src) && !f.isRouter(b.lane, way, p) { // nobody else has looked at it
 		b.lane.foreign.Add(1)
 		f.counters.drop(Ingress, packet.SpoofedSource)
 		return
@@ -103,6 +103,13 @@ func (l *lane) owns(way *peered, a netip.Addr) bool {
 		return way.accepted(a) == l
 	}
 	return way.find(a) == l
+}
+
+// isRouter reports whether a packet of an interface is an error by a router on the way to
+// the other side, whose address may be in none of the ranges: without such errors path
+// MTU discovery would fail (RFC 1191). The table knows what they may be about.
+func (f *Forwarder) isRouter(l *lane, way *peered, p *packet.Packet) bool {
+	return p.Kind == packet.KindICMPError && l.junction == nil && !f.network.Contains(p.Src) && l.owns(way, p.Inner.Dst)
 }
 
 // sortSite asks the policy about a packet that the other host relays, as though that
@@ -207,7 +214,7 @@ func (f *Forwarder) refuseBack(b *egressBatch, way *peered, p *packet.Packet, o 
 	case packet.NoMapping:
 		// Sandboxes of another network here get what a sandbox gets that goes on with
 		// a connection that is over.
-		told = b.lane != nil && b.lane.meets && p.Kind == packet.KindTCP && d.queue.pushRST(p, now)
+		told = b.lane != nil && b.lane.junction != nil && p.Kind == packet.KindTCP && d.queue.pushRST(p, now)
 	case packet.TTLExpired:
 		told = d.queue.pushError(icmpError{typ: 11}, f.gateway, p, now)
 	case packet.TooBig:
@@ -244,9 +251,9 @@ func (f *Forwarder) enqueue(q *frameQueue, packets []*packet.Packet, of *lane, w
 }
 
 // admitRelayed takes what the host with the site sends, on the other host. It has been
-// tracked there, or is an error that the host made itself.
+// tracked there, or is an error that the host made itself or a router behind it.
 func (f *Forwarder) admitRelayed(b *egressBatch, way *peered, p *packet.Packet) {
-	mine := p.Src == f.gateway && p.Kind == packet.KindICMPError
+	mine := p.Kind == packet.KindICMPError && (p.Src == f.gateway || !f.network.Contains(p.Src) && way.find(p.Inner.Dst) != nil)
 	switch {
 	case !mine && way.find(p.Src) == nil && way.accepted(p.Src) == nil, !b.rules.policy.Attached(p.Dst):
 		f.counters.drop(Ingress, packet.NoMapping)

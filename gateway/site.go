@@ -51,6 +51,10 @@ type site struct {
 	tun    *tunnel.Tunnel
 	table  *peeredTable // nil where it relays
 	links  map[string]*link
+	// troubles are what the log was told of links that could not be opened; tried is
+	// when that was tried last.
+	troubles map[string]string
+	tried    time.Time
 	// reached says that a relay has shaken hands with the host that has the site.
 	reached bool
 	left    contacts // where peers were that were taken out
@@ -135,7 +139,7 @@ func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
 			return err
 		}
 	}
-	s := &site{device: newSiteDevice("sallyport-site-"+n.id, n.fwd, siteSlots), table: table, links: map[string]*link{}}
+	s := &site{device: newSiteDevice("sallyport-site-"+n.id, n.fwd, siteSlots), table: table, links: map[string]*link{}, troubles: map[string]string{}}
 	s.role, s.port, s.key = plan.role, plan.port, plan.key
 	s.tun, err = tunnel.New(tunnel.Config{PrivateKey: plan.key, ListenPort: plan.port, Device: s.device, Log: n.log})
 	if err != nil {
@@ -147,22 +151,20 @@ func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
 }
 
 // changeSite gives the Forwarder the connections of a plan, and the open tunnel its
-// peers. The error is about those peers that the tunnel did not take, and about links
-// that could not be opened.
+// peers. The error is about those peers that the tunnel did not take.
 func (n *network) changeSite(plan sitePlan) error {
 	s := n.site
 	gone := s.keepLinks(plan)
 	s.ranges, s.accepts, s.sitePlan.links = plan.ranges, plan.accepts, plan.links
 	n.publish()
-	var failed []error
-	for _, l := range gone {
-		failed = append(failed, l.close())
+	for id, l := range gone {
+		n.closeLink(id, l)
 	}
 	if len(s.links) < len(plan.links) {
-		failed = append(failed, n.openLinks(plan)...)
+		n.openLinks()
 		n.publish()
 	}
-	return errors.Join(append(failed, n.changePeers(plan)...)...)
+	return errors.Join(n.changePeers(plan)...)
 }
 
 // changePeers brings the open tunnel's peers to a plan, and returns what failed.
@@ -231,9 +233,7 @@ func (n *network) closeSite() {
 	n.site = nil
 	s.tun.Close()
 	for id, l := range s.links {
-		if err := l.close(); err != nil {
-			n.log.Error("peering not taken away in full", "peering", id, "error", err)
-		}
+		n.closeLink(id, l)
 	}
 	n.log.Info("site tunnel closed", "relay", s.role == relaysToSite)
 }
@@ -311,7 +311,7 @@ func (n *network) siteReport(address netip.Addr) *spec.SiteReport {
 		state, peer := n.peerings[id], stats[s.peers[id].PublicKey]
 		r.Peerings = append(r.Peerings, spec.PeeringReport{
 			ID: id, Handshake: handshake(peer), Foreign: state.foreign + state.counters.foreign.Load() + peer.Disallowed,
-			Egress: state.counters.traffic(Egress), Ingress: state.counters.traffic(Ingress),
+			Egress: state.counters.traffic(Egress), Ingress: state.counters.traffic(Ingress), Trouble: s.trouble(id),
 		})
 	}
 	return r

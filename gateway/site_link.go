@@ -1,23 +1,30 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gaissmai/bart"
 
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/gateway/uplink"
-	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
-// linkSlots is how many packets wait for a link at most.
-const linkSlots = 256
+const (
+	// linkSlots is how many packets wait for a link at most.
+	linkSlots = 256
+	// wireBatch is how many packets of an interface are read at once at most: each has
+	// room for the longest, of which only what is used takes memory.
+	wireBatch = 32
+)
 
 // linkPlan is what one connection needs that has a device for itself.
 type linkPlan struct {
@@ -36,9 +43,10 @@ func (p linkPlan) equal(o linkPlan) bool {
 type link struct {
 	plan   linkPlan
 	device *siteDevice
-	wire   Wire  // nil where another network is the other side
-	down   error // why nothing passes by the wire now
-	mtu    int   // of the way, in bytes
+	wire   Wire         // nil where another network is the other side
+	down   error        // why nothing passes by the wire now
+	mtu    int          // of the way, in bytes
+	own    []netip.Addr // in the ranges, but this machine's
 	pumps  sync.WaitGroup
 }
 
@@ -49,6 +57,10 @@ type Wire interface {
 	Write(bufs [][]byte, offset int) (int, error)
 	// MTU is the interface's, in bytes.
 	MTU() int
+	// Own are addresses in the ranges that this machine takes for itself, in order.
+	Own() []netip.Addr
+	// Drops are the packets that were not carried, by reason.
+	Drops() [packet.NumOutcomes]uint64
 	// Check sees to it that packets take the way that was asked for, and says why they
 	// do not.
 	Check() error
@@ -59,10 +71,9 @@ type Wire interface {
 // Wires opens wires.
 type Wires interface {
 	OpenWire(c uplink.WireConfig) (Wire, error)
-	// Sweep takes away what wires of processes that died have left.
+	// Sweep takes away what wires of processes that died have left. Until then that
+	// drops packets, or is taken over by the connection's next wire.
 	Sweep() error
-	// Addresses are the machine's own.
-	Addresses() ([]netip.Addr, error)
 }
 
 // machine is the Wires of this machine.
@@ -77,22 +88,6 @@ func (machine) OpenWire(c uplink.WireConfig) (Wire, error) {
 }
 
 func (machine) Sweep() error { return uplink.SweepWires() }
-
-func (machine) Addresses() ([]netip.Addr, error) {
-	k, err := hostnet.Here()
-	if err != nil {
-		return nil, err
-	}
-	defer k.Close()
-	held, err := k.Addresses()
-	var list []netip.Addr
-	for _, p := range held {
-		if p.Addr().Is4() {
-			list = append(list, p.Addr())
-		}
-	}
-	return list, err
-}
 
 // junction is where the two networks of a peering connection meet: side 0 begins, side 1
 // accepts. Either end may be missing; then what is sent there is dropped.
@@ -119,7 +114,7 @@ func (n *network) openLink(id string, plan linkPlan) (l *link, err error) {
 	if l.wire, err = n.wires.OpenWire(plan.wire); err != nil {
 		return nil, fmt.Errorf("peering %s by interface %s: %w", id, plan.wire.Interface, err)
 	}
-	l.mtu = min(l.mtu, l.wire.MTU())
+	l.mtu, l.own = min(l.mtu, l.wire.MTU()), l.wire.Own()
 	l.pumps.Go(l.sendWire)
 	l.pumps.Go(l.readWire)
 	n.log.Info("peering is up by an interface", "peering", id, "interface", plan.wire.Interface, "next_hop", plan.wire.NextHop, "mtu", l.mtu)
@@ -139,13 +134,13 @@ func (l *link) close() (err error) {
 	return err
 }
 
-// buffers are those of a pump.
-func buffers(size int) ([][]byte, []int) {
-	bufs := make([][]byte, batchSize)
+// buffers are those of a pump, n of them.
+func buffers(n, size int) ([][]byte, []int) {
+	bufs := make([][]byte, n)
 	for i := range bufs {
 		bufs[i] = make([]byte, wholeHeadroom+size)
 	}
-	return bufs, make([]int, batchSize)
+	return bufs, make([]int, n)
 }
 
 // filled returns the packets of a batch, offset included. It uses the memory of list.
@@ -162,7 +157,7 @@ func filled(list, bufs [][]byte, sizes []int) [][]byte {
 // cross gives the other network's Forwarder what this one's queued. It holds no lock
 // meanwhile, and the other side only queues.
 func (l *link) cross() {
-	bufs, sizes := buffers(frameSize)
+	bufs, sizes := buffers(batchSize, frameSize)
 	var list [][]byte
 	for {
 		n, err := l.device.Read(bufs, sizes, wholeHeadroom)
@@ -181,7 +176,7 @@ func (l *link) cross() {
 
 // sendWire carries what the Forwarder queued to the interface.
 func (l *link) sendWire() {
-	bufs, sizes := buffers(frameSize)
+	bufs, sizes := buffers(batchSize, frameSize)
 	var list [][]byte
 	for {
 		n, err := l.device.Read(bufs, sizes, wholeHeadroom)
@@ -189,15 +184,16 @@ func (l *link) sendWire() {
 			return
 		}
 		list = filled(list, bufs, sizes[:n])
-		if k, err := l.wire.Write(list, wholeHeadroom); err != nil {
-			l.device.fwd.counters.dropMany(Egress, packet.SiteDown, len(list)-k)
+		k, err := l.wire.Write(list, wholeHeadroom)
+		if errors.Is(err, os.ErrClosed) { // else the wire counts what it does not carry
+			l.device.fwd.counters.dropMany(Egress, packet.Closed, len(list)-k)
 		}
 	}
 }
 
 // readWire carries what the interface brought to the Forwarder, until the wire is closed.
 func (l *link) readWire() {
-	bufs, sizes := buffers(maxDatagram)
+	bufs, sizes := buffers(wireBatch, maxDatagram)
 	var list [][]byte
 	for {
 		n, err := l.wire.Read(bufs, sizes, wholeHeadroom)
@@ -232,31 +228,96 @@ func (n *network) leaveJunctions(gone []spec.Attachment) {
 }
 
 // keepLinks takes from the site the links that a plan has not, or has otherwise, and
-// returns them.
-func (s *site) keepLinks(plan sitePlan) (gone []*link) {
+// returns them. Troubles with links that are not wanted any more are forgotten.
+func (s *site) keepLinks(plan sitePlan) (gone map[string]*link) {
+	gone = map[string]*link{}
 	for id, l := range s.links {
 		if p, stays := plan.links[id]; !stays || !p.equal(l.plan) {
-			gone = append(gone, l)
+			gone[id] = l
 			delete(s.links, id)
+		}
+	}
+	for id := range s.troubles {
+		if p, stays := plan.links[id]; !stays || !p.equal(s.sitePlan.links[id]) {
+			delete(s.troubles, id)
 		}
 	}
 	return gone
 }
 
-// openLinks opens those links of a plan that are not open, and returns what failed.
-func (n *network) openLinks(plan sitePlan) (failed []error) {
-	for _, id := range slices.Sorted(maps.Keys(plan.links)) {
-		if n.site.links[id] != nil {
+// linkRetry is the pause between attempts to open links that could not be opened.
+const linkRetry = 2 * time.Second
+
+// openLinks opens those links of the plan that are not open. What fails takes down its own
+// connection alone: the log is told once, and tendLinks tries again.
+func (n *network) openLinks() {
+	s := n.site
+	s.tried = time.Now()
+	for _, id := range slices.Sorted(maps.Keys(s.sitePlan.links)) {
+		if s.links[id] != nil {
 			continue
 		}
-		l, err := n.openLink(id, plan.links[id])
-		if err != nil {
-			failed = append(failed, err)
+		l, err := n.openLink(id, s.sitePlan.links[id])
+		if err == nil {
+			s.links[id] = l
+			delete(s.troubles, id)
 			continue
 		}
-		n.site.links[id] = l
+		if text := err.Error(); s.troubles[id] != text { // the same every two seconds helps nobody
+			s.troubles[id] = text
+			n.log.Error("peering is down; its destinations are unreachable; trying again", "peering", id, "error", err)
+		}
 	}
-	return failed
+}
+
+// closeLink closes a link and keeps what it counted.
+func (n *network) closeLink(id string, l *link) {
+	if l.wire != nil {
+		defer func() {
+			for o, lost := range l.wire.Drops() {
+				n.wireDrops[o] += lost
+			}
+		}()
+	}
+	if err := l.close(); err != nil {
+		n.log.Error("peering not taken away in full", "peering", id, "error", err)
+	}
+}
+
+// linkDrops are the packets that wires of the network did not carry, by reason.
+func (n *network) linkDrops() (drops [packet.NumOutcomes]uint64) {
+	n.siteMu.Lock()
+	defer n.siteMu.Unlock()
+	drops = n.wireDrops
+	if n.site == nil {
+		return drops
+	}
+	for _, l := range n.site.links {
+		if l.wire != nil {
+			for o, lost := range l.wire.Drops() {
+				drops[o] += lost
+			}
+		}
+	}
+	return drops
+}
+
+// trouble says why nothing passes by a connection that has a link; "": something does,
+// or it has none. siteMu is held.
+func (s *site) trouble(id string) string {
+	plan, own := s.sitePlan.links[id]
+	l := s.links[id]
+	switch {
+	case !own:
+		return ""
+	case l == nil:
+		return s.troubles[id]
+	case l.down != nil:
+		return l.down.Error()
+	case plan.junction != nil && plan.junction.far(plan.side) == nil:
+		return "the other network, or its site, is not up on this host"
+	}
+	return ""
 }
 
 // publish gives the Forwarder the connections of the site as they are.
@@ -291,38 +352,49 @@ func (n *network) lane(w *peered, id string) *lane {
 	}
 	l.device = nil
 	if open := s.links[id]; open != nil && open.down == nil {
-		l.device, l.mtu, l.meets = open.device, open.mtu, open.wire == nil
+		l.device, l.mtu, l.own = open.device, open.mtu, open.own
+		l.junction, l.side = open.plan.junction, open.plan.side
 		w.links[open.device] = l
 	}
 	return l
 }
 
 // tendLinks looks whether the wires lead where they should, and tells the Forwarder and
-// the log, once, where they do not.
+// the log, once, where they do not. What could not be opened is tried again.
 func (n *network) tendLinks() {
 	n.siteMu.Lock()
 	defer n.siteMu.Unlock()
-	if n.site == nil {
+	s := n.site
+	if s == nil {
 		return
 	}
 	changed := false
-	for id, l := range n.site.links {
-		if l.wire == nil {
-			continue
+	for id, l := range s.links {
+		if l.wire != nil && n.tendLink(id, l) {
+			changed = true
 		}
-		err, mtu := l.wire.Check(), min(n.fwd.mtu, l.wire.MTU())
-		if (err == nil) == (l.down == nil) && mtu == l.mtu {
-			continue
-		}
-		switch {
-		case err != nil && l.down == nil:
-			n.log.Error("peering is down; its destinations are unreachable until it is mended", "peering", id, "error", err)
-		case err == nil && l.down != nil:
-			n.log.Info("peering is up again", "peering", id, "interface", l.plan.wire.Interface, "mtu", mtu)
-		}
-		l.down, l.mtu, changed = err, mtu, true
+	}
+	if len(s.links) < len(s.sitePlan.links) && time.Since(s.tried) >= linkRetry {
+		before := len(s.links)
+		n.openLinks()
+		changed = changed || len(s.links) > before
 	}
 	if changed {
 		n.publish()
 	}
+}
+
+// tendLink is tendLinks for one wire. It reports whether something is otherwise.
+func (n *network) tendLink(id string, l *link) (changed bool) {
+	err := l.wire.Check()
+	mtu, own := min(n.fwd.mtu, l.wire.MTU()), l.wire.Own()
+	switch {
+	case err != nil && (l.down == nil || l.down.Error() != err.Error()):
+		n.log.Error("peering is down; its destinations are unreachable until it is mended", "peering", id, "error", err)
+	case err == nil && l.down != nil:
+		n.log.Info("peering is up again", "peering", id, "interface", l.plan.wire.Interface, "mtu", mtu)
+	}
+	changed = (err == nil) != (l.down == nil) || mtu != l.mtu || !slices.Equal(own, l.own)
+	l.down, l.mtu, l.own = err, mtu, own
+	return changed
 }

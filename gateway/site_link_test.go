@@ -42,6 +42,7 @@ type fakeWire struct {
 	ended   chan struct{}
 	mu      sync.Mutex
 	mtu     int
+	own     []netip.Addr
 	err     error
 }
 
@@ -72,6 +73,17 @@ func (w *fakeWire) MTU() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.mtu
+}
+
+func (w *fakeWire) Own() []netip.Addr {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.own
+}
+
+func (w *fakeWire) Drops() (drops [packet.NumOutcomes]uint64) {
+	drops[packet.QueueFull] = 3
+	return drops
 }
 
 func (w *fakeWire) Check() error {
@@ -205,9 +217,14 @@ func TestWiredTroubles(t *testing.T) {
 	r.wire("missing", "eth7", other)
 	plan := r.plan
 	plan.ranges, plan.links = maps.Clone(plan.ranges), maps.Clone(plan.links)
-	err := r.n.setSite(plan)
-	if err == nil || !strings.Contains(err.Error(), "missing") || !strings.Contains(err.Error(), "eth7") {
-		t.Errorf("the error is %v", err)
+	if err := r.n.setSite(plan); err != nil {
+		t.Errorf("one connection's trouble is all the site's: %v", err)
+	}
+	report := r.n.siteReport(netip.Addr{})
+	for _, p := range report.Peerings {
+		if p.ID == "missing" != strings.Contains(p.Trouble, "eth7") || p.ID == "wired" && p.Trouble != "" {
+			t.Errorf("the report is %+v", p)
+		}
 	}
 	r.peered(peeredRange, other)
 	r.write(udp(t, at(alice, 5000), database, nil))
@@ -235,6 +252,18 @@ func TestWiredTroubles(t *testing.T) {
 		t.Errorf("%d flows, want 1: they outlive the interface", r.flows())
 	}
 
+	// What comes later is found, and not asked for all the time.
+	r.n.wires.(*fakeWires).links["eth7"] = &fakeWire{mtu: 1500}
+	r.n.tendLinks()
+	if r.n.site.links["missing"] != nil {
+		t.Error("it is tried again at once")
+	}
+	r.n.site.tried = time.Time{}
+	r.n.tendLinks()
+	if r.n.site.links["missing"] == nil || r.n.site.trouble("missing") != "" {
+		t.Errorf("the interface that came is not found: %q", r.n.site.trouble("missing"))
+	}
+
 	// The connection's end.
 	ended := w.ended
 	r.drop("wired")
@@ -246,4 +275,52 @@ func TestWiredTroubles(t *testing.T) {
 	if r.flows() != 0 {
 		t.Errorf("%d flows are left", r.flows())
 	}
+	if drops := r.n.linkDrops(); drops[packet.QueueFull] != 6 {
+		t.Errorf("%d drops are left of two interfaces with 3 each", drops[packet.QueueFull])
+	}
+}
+
+// TestWiredMachine: addresses of this machine among the ranges are none of the other side's,
+// also when they come later; and routers on the way may say that something is too big.
+func TestWiredMachine(t *testing.T) {
+	r, w := newWiredRig(t)
+	r.write(udp(t, at(alice, 5000), database, []byte("query")))
+	asked := w.sent(t)
+	router := netip.MustParseAddr("10.9.0.1")
+	b := make([]byte, 600)
+	tell := func(from netip.Addr, about *packet.Packet) {
+		n := packet.BuildICMPError(b, 3, 4, 1000, from, about)
+		w.in <- bytes.Clone(b[:n])
+	}
+	tell(router, &asked)
+	if p := r.back(t); p.Src != router || p.Dst != alice || p.Kind != packet.KindICMPError || int(p.B[26])<<8|int(p.B[27]) != 1000 {
+		t.Errorf("the sandbox is told %+v", p)
+	}
+	unasked := parsed(t, udp(t, at(bob, 5000), database, nil))
+	elsewhere := parsed(t, udp(t, at(alice, 5000), origin, nil))
+	tell(router, &unasked) // nobody has asked
+	r.awaitCount("ingress no_mapping", 1)
+	tell(router, &elsewhere) // not its business
+	tell(alice, &asked)
+	tell(gw, &asked)
+	r.awaitCount("ingress spoofed_source", 3)
+
+	w.mu.Lock()
+	w.own = []netip.Addr{database.Addr()}
+	w.mu.Unlock()
+	r.n.tendLinks()
+	r.write(udp(t, at(alice, 5000), database, []byte("query")))
+	if p := one(t, r.read()); p.ICMPType != 3 || p.B[21] != 13 {
+		t.Errorf("the sandbox is told %+v", p)
+	}
+	r.awaitCount("egress own_address", 1)
+	if len(w.out) != 0 {
+		t.Error("a packet went to this machine itself")
+	}
+	w.mu.Lock()
+	w.own = nil
+	w.mu.Unlock()
+	r.n.tendLinks()
+	r.write(udp(t, at(alice, 5000), database, []byte("query")))
+	w.sent(t)
 }

@@ -10,7 +10,7 @@ import (
 
 // siteDescs are the names of what is counted where a site tunnel is.
 type siteDescs struct {
-	packets, bytes, foreign, sessions *prometheus.Desc
+	packets, bytes, foreign, sessions, up *prometheus.Desc
 }
 
 func newSiteDescs(d func(name, help string, labels ...string) *prometheus.Desc) siteDescs {
@@ -19,6 +19,7 @@ func newSiteDescs(d func(name, help string, labels ...string) *prometheus.Desc) 
 		bytes:    d("peering_bytes_total", "Bytes of IP packets of one peering connection.", "network", "peering", "direction"),
 		foreign:  d("peering_foreign_packets_total", "Packets of the other side that were dropped because their source is in none of its ranges.", "network", "peering"),
 		sessions: d("peered_sessions", "Live sessions to peered networks, on the host of the site tunnel.", "network"),
+		up:       d("peering_up", "0 while nothing can pass by a peering connection because its interface, or the other network, is not there; of kind wireguard always 1.", "network", "peering"),
 	}
 }
 
@@ -37,5 +38,6 @@ func (d siteDescs) collect(n *network, counter func(*prometheus.Desc, uint64, ..
 		counter(d.packets, p.Ingress.Packets, n.id, p.ID, Ingress.String())
 		counter(d.bytes, p.Ingress.Bytes, n.id, p.ID, Ingress.String())
 		counter(d.foreign, p.Foreign, n.id, p.ID)
+		gauge(d.up, truth(p.Trouble == ""), n.id, p.ID)
 	}
 }

@@ -33,18 +33,6 @@ func (h *Host) peeredRanges(network string) (ranges []netip.Prefix) {
 	return ranges
 }
 
-// wiredAddresses are this machine's own addresses, where a peering of a network leaves by
-// an interface of it: the other side's ranges may hold some of them, and sandboxes must
-// not reach the machine.
-func (h *Host) wiredAddresses(n spec.Network) ([]netip.Addr, error) {
-	for _, p := range h.state.Peerings {
-		if p.Network == n.ID && p.State == spec.PeeringActive && p.By() == spec.ByInterface {
-			return h.cfg.Wires.Addresses()
-		}
-	}
-	return nil, nil
-}
-
 // settleSite brings an open network's site tunnel to the desired state. What fails is
 // tried again like a network that failed; the network goes on without.
 func (h *Host) settleSite(n *network, w spec.Network) {

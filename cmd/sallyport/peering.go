@@ -154,6 +154,9 @@ func peeringTable(p api.PeeringStatus) *console.Table {
 		t.Row("PACKETS OUT", r.Egress.Packets)
 		t.Row("PACKETS IN", r.Ingress.Packets)
 		t.Row("FOREIGN SOURCE", r.Foreign)
+		if r.Trouble != "" {
+			t.Row("DOWN", r.Trouble)
+		}
 	}
 	return t
 }

@@ -91,6 +91,13 @@ func newWired(t *testing.T) *wired {
 	return w
 }
 
+// blackhole does what the manual asks for: what private networks still send when their
+// peering has ended leads nowhere.
+func (w *wired) blackhole(t *testing.T) {
+	t.Helper()
+	w.onA(t, "route", "add", "blackhole", "10.20.0.0/16", "metric", "4000")
+}
+
 // onA runs ip(8) on gw-a.
 func (w *wired) onA(t *testing.T, args ...string) string {
 	t.Helper()
@@ -142,6 +149,7 @@ func TestPeeringKinds(t *testing.T) {
 			}
 		}
 	}
+	w.blackhole(t)
 	w.a.daemon.end(t, syscall.SIGTERM)
 	if rules, routes := w.left(t); len(rules)+len(routes) != 0 {
 		t.Errorf("left behind: %q, %q", rules, routes)
@@ -269,6 +277,8 @@ func (w *wired) linkDown(t *testing.T) {
 
 // cutVault takes one peering out under load, and puts it back.
 func (w *wired) cutVault(t *testing.T) {
+	w.blackhole(t)
+	defer w.onA(t, "route", "del", "blackhole", "10.20.0.0/16", "metric", "4000")
 	state := w.state(t)
 	lines := strings.SplitAfter(wiredPeerings, "\n")
 	w.reload(t, wiredState(strings.Join(slices.Delete(lines, 1, 2), "")), "desired state read anew")

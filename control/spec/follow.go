@@ -140,6 +140,9 @@ type PeeringReport struct {
 	// Foreign counts packets of the other side that were dropped because their
 	// source is in none of the connection's CIDRs.
 	Foreign uint64 `json:"foreign"`
+	// Trouble is why nothing can pass now: the interface or the other network is not
+	// there. Of kind wireguard nothing is known.
+	Trouble string `json:"trouble,omitempty"`
 }
 
 // Traffic is a pair of counters.

@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/sallyport-net/sallyport/internal/hostnet"
+	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/internal/tundev"
 )
 
@@ -24,6 +26,9 @@ const (
 	wireSlots              = 400
 	wirePrefix             = "sallyp"
 )
+
+// maxTraced bounds how many addresses of one range are followed.
+const maxTraced = 16
 
 // wireMetric is that of the routes that stay when an interface goes, and drop.
 const wireMetric = 1 << 20
@@ -56,7 +61,8 @@ func (c WireConfig) Equal(o WireConfig) bool {
 // The table is the wire's own, so that networks with the same inner addresses do not
 // meet. What this machine sends to inner addresses itself is dropped: it would be the
 // answer to a mistake. When the process dies the TUN goes, and what is left of the table
-// drops what is for inner addresses.
+// drops what is for inner addresses, until the next wire of the connection takes it over:
+// at no moment in between such packets go elsewhere.
 //
 // Read belongs to one goroutine; all else may be called by any.
 type Wire struct {
@@ -69,6 +75,7 @@ type Wire struct {
 
 	mu  sync.Mutex
 	mtu int
+	own []netip.Addr
 }
 
 // OpenWire sets a wire up. After an error nothing of it is left; the error says what is
@@ -96,22 +103,21 @@ func wireName(id string) string {
 const instead = "or reach the other side by kind wireguard, which needs no interface and no privilege"
 
 func (w *Wire) open() error {
-	link, err := w.kernel.Link(w.cfg.Interface)
-	if err != nil {
-		return w.missing(err)
-	}
-	w.mtu = link.MTU
-	if err := w.conflict(); err != nil {
+	if _, err := w.look(); err != nil {
 		return err
 	}
 	f, err := tundev.CreateTUN(w.name, true)
 	if err != nil {
 		return fmt.Errorf("%w; %s", err, instead)
 	}
-	if w.dev, err = tundev.FromTUN(f, tundev.Config{MTU: maxPacket}); err != nil {
+	if w.dev, err = tundev.FromTUN(f, tundev.Config{MTU: maxPacket, Offload: true}); err != nil {
 		return errors.Join(err, f.Close())
 	}
-	slot, err := sweep(w.kernel, w.name)
+	found, err := findWires(w.kernel)
+	if err != nil {
+		return err
+	}
+	slot, err := found.place(w.name)
 	if err != nil {
 		return err
 	}
@@ -119,7 +125,68 @@ func (w *Wire) open() error {
 	if err := w.kernel.Apply(w.plan); err != nil {
 		return fmt.Errorf("%w; %s", err, instead)
 	}
+	former := found.of(func(n int) bool { return n == slot }).Without(w.plan)
+	if err := w.kernel.Undo(former); err != nil {
+		return fmt.Errorf("take away what a former process left: %w", err)
+	}
 	return w.trace()
+}
+
+// look takes note of what the interface and the machine's addresses are now, and says
+// what of it is in the way.
+func (w *Wire) look() (hostnet.LinkState, error) {
+	link, err := w.kernel.Link(w.cfg.Interface)
+	if err != nil {
+		return link, w.missing(err)
+	}
+	held, err := w.kernel.Addresses()
+	if err != nil {
+		return link, err
+	}
+	w.mu.Lock()
+	w.mtu, w.own = link.MTU, ownIn(w.cfg.Ranges, held)
+	w.mu.Unlock()
+	if err := w.conflict(held); err != nil {
+		return link, err
+	}
+	return link, w.reachHop()
+}
+
+// reachHop says why the next hop cannot be one.
+func (w *Wire) reachHop() error {
+	c := w.cfg
+	if !c.NextHop.IsValid() {
+		return nil
+	}
+	if on, err := w.kernel.OnLink(c.Interface, c.NextHop); on || err != nil {
+		return err
+	}
+	return fmt.Errorf("next hop %v is not on the link of interface %s (`ip address show %s`, `ip route get %v`): correct the peering's nextHop, or give the interface an address of the next hop's subnet, %s",
+		c.NextHop, c.Interface, c.Interface, c.NextHop, instead)
+}
+
+// ownIn are the addresses in the ranges that a machine takes for itself: those that are
+// on its links, and the broadcast addresses of their subnets, the old form among them
+// (RFC 1122 section 3.3.6).
+func ownIn(ranges, held []netip.Prefix) (own []netip.Addr) {
+	for _, p := range held {
+		if !p.Addr().Is4() {
+			continue
+		}
+		list := []netip.Addr{p.Addr()}
+		if p.Bits() < 31 {
+			b := p.Masked().Addr().As4()
+			last := binary.BigEndian.Uint32(b[:]) | 1<<(32-p.Bits()) - 1
+			list = append(list, p.Masked().Addr(), netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, last))))
+		}
+		for _, a := range list {
+			if slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) }) && !slices.Contains(own, a) {
+				own = append(own, a)
+			}
+		}
+	}
+	slices.SortFunc(own, netip.Addr.Compare)
+	return own
 }
 
 // missing says that the interface is not there.
@@ -132,11 +199,7 @@ func (w *Wire) missing(err error) error {
 
 // conflict says which address of this machine is one of the network's: packets to it
 // would never reach the sandbox.
-func (w *Wire) conflict() error {
-	held, err := w.kernel.Addresses()
-	if err != nil {
-		return err
-	}
+func (w *Wire) conflict(held []netip.Prefix) error {
 	for _, p := range held {
 		if w.cfg.Network.Contains(p.Addr()) {
 			on, _ := w.kernel.LinkOf(p.Addr())
@@ -188,21 +251,31 @@ func (w *Wire) MTU() int {
 	return w.mtu
 }
 
+// Own are the addresses in the ranges that this machine takes for itself, in order, as of
+// when the wire was looked at last. What is written to them would come to its own services.
+func (w *Wire) Own() []netip.Addr {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.own
+}
+
+// Drops are the packets that were not carried, in both directions, by reason.
+func (w *Wire) Drops() (drops [packet.NumOutcomes]uint64) {
+	d := w.dev.Stats()
+	drops[packet.NotIPv4], drops[packet.TooBig], drops[packet.QueueFull] = d.NotIPv4, d.TooBig, d.QueueFull
+	drops[packet.SiteDown], drops[packet.Malformed] = d.WriteErrors, d.Malformed
+	return drops
+}
+
 // Check asks the kernel whether packets take the way that they should, and brings it
 // back where it was lost, as it is when the interface goes down for a moment.
 func (w *Wire) Check() error {
-	link, err := w.kernel.Link(w.cfg.Interface)
+	link, err := w.look()
 	if err != nil {
-		return w.missing(err)
+		return err
 	}
-	w.mu.Lock()
-	w.mtu = link.MTU
-	w.mu.Unlock()
 	if !link.Up {
 		return fmt.Errorf("interface %s is down: bring it up, %s", w.cfg.Interface, instead)
-	}
-	if err := w.conflict(); err != nil {
-		return err
 	}
 	if w.trace() == nil {
 		return nil
@@ -219,8 +292,8 @@ func (w *Wire) trace() error {
 	for _, r := range w.cfg.Ranges {
 		far := r.Addr()
 		out, err := w.kernel.Trace(inner, far, w.name)
-		for err == nil && out == "lo" && r.Contains(far.Next()) { // this machine's own address in the range
-			far = far.Next()
+		for tries := 1; err == nil && out == "lo" && tries < maxTraced && r.Contains(far.Next()); tries++ {
+			far = far.Next() // the one before is this machine's own
 			out, err = w.kernel.Trace(inner, far, w.name)
 		}
 		if err == nil && out != w.cfg.Interface {
@@ -239,6 +312,9 @@ func (w *Wire) trace() error {
 }
 
 func (w *Wire) astray(to netip.Addr, out string) error {
+	if out == "lo" {
+		return fmt.Errorf("this machine takes %v for its own (`ip route show table local`), so that the peering's ranges are not beyond interface %s", to, w.cfg.Interface)
+	}
 	return fmt.Errorf("the kernel sends packets to %v out by %s, against the routes of the peering: is there a rule of lower priority than %d (`ip rule`)", to, out, wireBase)
 }
 
@@ -256,53 +332,80 @@ func (w *Wire) end() error {
 	return errors.Join(append(errs, w.kernel.Close())...)
 }
 
-// SweepWires takes away what wires of processes that have died left behind.
+// SweepWires takes away what wires of processes that have died left behind. Before that,
+// those that go on are opened.
 func SweepWires() error {
 	k, err := hostnet.Here()
 	if err != nil {
 		return err
 	}
-	_, err = sweep(k, "")
+	found, err := findWires(k)
+	if err == nil {
+		err = k.Undo(found.of(func(n int) bool { return !found.live[n] }))
+	}
 	return errors.Join(err, k.Close())
 }
 
-// sweep takes away what belongs to wires whose TUN is gone, and what a former one of the
-// name mine left, and returns the number of a wire that nobody has.
-func sweep(k *hostnet.Kernel, mine string) (slot int, err error) {
-	all, err := k.Tagged(wireTag)
-	if err != nil {
-		return 0, err
-	}
-	live := map[int]bool{}
-	for _, r := range all.Rules {
-		if name := r.Link; strings.HasPrefix(name, wirePrefix) && name != mine {
-			_, err := k.Link(name)
-			live[number(r.Table)] = live[number(r.Table)] || !errors.Is(err, fs.ErrNotExist)
+// foundWires is what there is in the kernel of all wires.
+type foundWires struct {
+	held hostnet.Plan
+	// names are those of the wires' TUNs by number, live says which of them exist.
+	names map[int]string
+	live  map[int]bool
+}
+
+func findWires(k *hostnet.Kernel) (foundWires, error) {
+	held, err := k.Tagged(wireTag)
+	f := foundWires{held: held, names: map[int]string{}, live: map[int]bool{}}
+	for _, r := range held.Rules {
+		if strings.HasPrefix(r.Link, wirePrefix) {
+			_, err := k.Link(r.Link)
+			f.names[numberOf(r.Table)], f.live[numberOf(r.Table)] = r.Link, !errors.Is(err, fs.ErrNotExist)
 		}
 	}
-	stale := hostnet.Plan{Tag: wireTag}
-	for _, r := range all.Routes {
-		if !live[number(r.Table)] {
-			stale.Routes = append(stale.Routes, r)
+	return f, err
+}
+
+// place returns the number of the wire of a name: the one that a former process left, or
+// one that nobody has, which is the same at each start where names do not collide.
+func (f foundWires) place(name string) (int, error) {
+	used := make(map[int]bool, len(f.held.Rules))
+	for _, r := range f.held.Rules {
+		used[numberOf(r.Priority)] = true
+	}
+	for _, r := range f.held.Routes {
+		used[numberOf(r.Table)] = true
+	}
+	for n, mine := range f.names {
+		if mine == name {
+			return n, nil
 		}
 	}
-	for _, r := range all.Rules {
-		if !live[number(r.Priority)] {
-			stale.Rules = append(stale.Rules, r)
-		}
-	}
-	if !stale.Empty() {
-		if err := k.Undo(stale); err != nil {
-			return 0, fmt.Errorf("take away what a former process left: %w", err)
-		}
-	}
-	for slot = range wireSlots {
-		if !live[slot] {
-			return slot, nil
+	sum := sha256.Sum256([]byte(name))
+	first := int(binary.BigEndian.Uint32(sum[:]) % wireSlots)
+	for i := range wireSlots {
+		if n := (first + i) % wireSlots; !used[n] {
+			return n, nil
 		}
 	}
 	return 0, fmt.Errorf("all %d routing tables for peerings by interface are in use on this machine", wireSlots)
 }
 
-// number is a wire's number, by a table or priority of its.
-func number(table int) int { return (table - wireBase) / 2 }
+// of is what there is of the wires with some numbers.
+func (f foundWires) of(wanted func(int) bool) hostnet.Plan {
+	p := hostnet.Plan{Tag: wireTag}
+	for _, r := range f.held.Routes {
+		if wanted(numberOf(r.Table)) {
+			p.Routes = append(p.Routes, r)
+		}
+	}
+	for _, r := range f.held.Rules {
+		if wanted(numberOf(r.Priority)) {
+			p.Rules = append(p.Rules, r)
+		}
+	}
+	return p
+}
+
+// numberOf is a wire's number, by a table or priority of its.
+func numberOf(table int) int { return (table - wireBase) / 2 }

@@ -50,3 +50,34 @@ func (k *Kernel) Trace(from, to netip.Addr, in string) (out string, err error) {
 	}
 	return link.Attrs().Name, nil
 }
+
+// OnLink reports whether an IPv4 address is one of somebody else on the link itself, so
+// that it can be a next hop there: by an address of the link, or by a route that names no
+// router. A link that does not exist is an error.
+func (k *Kernel) OnLink(name string, a netip.Addr) (bool, error) {
+	tried := fmt.Sprintf("look whether %v is on link %s", a, name)
+	link, err := k.handle.LinkByName(name)
+	if err != nil {
+		return false, failed(tried, err)
+	}
+	list, err := redump(func() ([]netlink.Addr, error) { return k.handle.AddrList(link, netlink.FAMILY_V4) })
+	if err != nil {
+		return false, failed(tried, err)
+	}
+	near := false
+	for _, have := range list {
+		p, ok := fromIPNet(have.IPNet)
+		if p.Addr() == a {
+			return false, nil
+		}
+		near = near || ok && p.Contains(a)
+	}
+	if near {
+		return true, nil
+	}
+	routes, err := k.handle.RouteGet(a.AsSlice())
+	if err != nil { // there is no way at all
+		return false, nil
+	}
+	return len(routes) > 0 && routes[0].LinkIndex == link.Attrs().Index && routes[0].Gw == nil, nil
+}
