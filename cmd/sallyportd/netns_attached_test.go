@@ -2,13 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/sidecar"
@@ -71,4 +75,36 @@ func (a *attached) get(ctx context.Context, url string) (string, error) {
 		err = fmt.Errorf("%s: %s", resp.Status, b)
 	}
 	return string(b), err
+}
+
+// whence sends a datagram to the origin and returns who the origin says sent it.
+func (a *attached) whence(ctx context.Context) (from []netip.AddrPort, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err = a.ns.Do(func() error {
+		from, err = datagram(ctx, at(originAddr, portUDP))
+		return err
+	})
+	return from, err
+}
+
+// openTAP opens a TAP in a namespace by its name, as the monitor of a virtual machine does.
+func openTAP(ns *hostnet.Namespace, name string) (f *os.File, err error) {
+	err = ns.Do(func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		req, err := unix.NewIfreq(name)
+		if err == nil {
+			req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+		}
+		if err != nil {
+			return errors.Join(err, unix.Close(fd))
+		}
+		f = os.NewFile(uintptr(fd), name)
+		return nil
+	})
+	return f, err
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -124,18 +123,6 @@ func (w *world) detachMany(t *testing.T, boxes []*attached) {
 		t.Fatal(err)
 	}
 	t.Logf("%d sandboxes were detached in %v", len(boxes), time.Since(began).Round(time.Millisecond))
-}
-
-// whence sends a datagram to the origin and returns who the origin says sent it.
-func (a *attached) whence(ctx context.Context) (text string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	err = a.ns.Do(func() error {
-		from, err := datagram(ctx, at(originAddr, portUDP))
-		text = fmt.Sprint(from)
-		return err
-	})
-	return text, err
 }
 
 // resident is the sidecar's resident memory in KB.

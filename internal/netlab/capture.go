@@ -37,6 +37,8 @@ type Packet struct {
 	TCPFlags uint8 // FIN 1, SYN 2, RST 4, PSH 8, ACK 16
 	// ICMPType and ICMPCode of ICMP and ICMPv6.
 	ICMPType, ICMPCode uint8
+	// QuotedSrc and QuotedDst are of the packet that an ICMP error is about.
+	QuotedSrc, QuotedDst netip.Addr
 }
 
 func (p Packet) String() string {

@@ -35,6 +35,21 @@ func TestParseHeaders(t *testing.T) {
 	}
 }
 
+func TestParseQuoted(t *testing.T) {
+	b := append([]byte{0x45, 0, 0, 56, 0, 0, 0, 0, 64, 1, 0, 0, 192, 0, 2, 1, 203, 0, 113, 2, 3, 1, 0, 0, 0, 0, 0, 0},
+		0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 192, 0, 2, 80)
+	for _, c := range []struct {
+		b    []byte
+		want string
+	}{{b, "10.0.0.1 192.0.2.80"}, {b[:len(b)-1], "invalid IP invalid IP"}, {append(append(b[:20:20], 8), b[21:]...), "invalid IP invalid IP"}} {
+		p := Packet{EtherType: 0x0800}
+		p.parse(c.b)
+		if got := p.QuotedSrc.String() + " " + p.QuotedDst.String(); got != c.want {
+			t.Errorf("%x quotes %s, want %s", c.b, got, c.want)
+		}
+	}
+}
+
 func FuzzParseHeaders(f *testing.F) {
 	f.Add(true, []byte{0x4f, 19: 0})
 	f.Add(false, []byte{0x60, 39: 0})

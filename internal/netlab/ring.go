@@ -144,7 +144,21 @@ func (p *Packet) transport(src, dst netip.Addr, b []byte, present bool) {
 				from = binary.BigEndian.Uint16(b[4:])
 				to = from
 			}
+			if p.Proto == unix.IPPROTO_ICMP {
+				p.quoted(b)
+			}
 		}
 	}
 	p.Src, p.Dst = netip.AddrPortFrom(src, from), netip.AddrPortFrom(dst, to)
+}
+
+// quoted fills in what an ICMP message quotes, if it is an error (RFC 792).
+func (p *Packet) quoted(b []byte) {
+	const unreachable, quench, redirect, exceeded, parameter = 3, 4, 5, 11, 12
+	switch b[0] {
+	case unreachable, quench, redirect, exceeded, parameter:
+		if len(b) >= 8+20 {
+			p.QuotedSrc, p.QuotedDst = netip.AddrFrom4([4]byte(b[8+12:])), netip.AddrFrom4([4]byte(b[8+16:]))
+		}
+	}
 }
