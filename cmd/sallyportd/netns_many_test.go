@@ -189,9 +189,6 @@ func TestManySandboxes(t *testing.T) { byEach(t, manySandboxesBy) }
 func manySandboxesBy(t *testing.T, by uplinkKind) {
 	requireTun(t)
 	c := newCrowd(t, by)
-	x := time.Now()
-	defer func() { t.Logf("X end %v", time.Since(x)) }()
-	t.Cleanup(func() { t.Logf("X clean %v", time.Since(x)) })
 	boxes := make([]*attached, manySandboxes)
 	for i := range boxes {
 		boxes[i] = &attached{ns: newNamespace(t)}
@@ -201,7 +198,6 @@ func manySandboxesBy(t *testing.T, by uplinkKind) {
 		boxes[i], err = c.attach(t.Context(), c.networks[i%manyNetworks].who, boxes[i].ns, []string{"", "veth"}[i/manyNetworks%2])
 		return err
 	})
-	t.Logf("X %v", time.Since(began))
 	t.Logf("%d sandboxes in %d networks were attached in %v", manySandboxes, manyNetworks, time.Since(began).Round(time.Millisecond))
 	inner := make(map[netip.Addr]int)
 	for _, b := range boxes {
@@ -211,14 +207,12 @@ func manySandboxesBy(t *testing.T, by uplinkKind) {
 		t.Errorf("the sandboxes have %d addresses, want the same %d in each network", len(inner), manySandboxes/manyNetworks)
 	}
 	c.eachOf(t, boxes, func(i int) error { return c.reach(t, boxes[i], i%manyNetworks) })
-	t.Logf("X %v", time.Since(began))
 	for _, n := range c.networks {
 		if got := n.answered.Load(); got != manySandboxes/manyNetworks {
 			t.Errorf("the machine of %s answered %d requests, want %d", n.who.project, got, manySandboxes/manyNetworks)
 		}
 	}
 	c.eachOf(t, boxes, func(i int) error { return sidecar.Detach(t.Context(), c.socket, boxes[i].ID) })
-	t.Logf("X %v", time.Since(began))
 	if text, err := askAdmin(c.iad1, "/metrics"); err != nil || !strings.Contains(text, "sallyport_wireguard_peers{network=\"net-0\"} 0\n") {
 		t.Errorf("after all were detached, the gateway has peers (%v): %s", err, grep(text, "sallyport_wireguard_peers"))
 	}

@@ -113,28 +113,32 @@ func (c Config) validate() error {
 type Maker struct {
 	mu   sync.Mutex // guards what follows
 	back *hostnet.Namespace
-	host *hostnet.Kernel
 	last uint64
 }
 
-// behind returns the namespace of the far ends, and a name that is free there.
+// behind returns the namespace of the far ends, a handle of the caller's own there, and
+// a name that is free. A handle does one thing after the other, and the kernel lets
+// whoever makes or ends an interface wait for milliseconds.
 func (m *Maker) behind() (*hostnet.Namespace, *hostnet.Kernel, string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.back == nil {
+	fresh := m.back == nil
+	if fresh {
 		ns, err := hostnet.NewNamespace()
 		if err != nil {
 			return nil, nil, "", fmt.Errorf("make the namespace of the sidecar's ends: %w", err)
 		}
-		k, err := ns.Host()
-		if err != nil {
-			return nil, nil, "", errors.Join(fmt.Errorf("make the namespace of the sidecar's ends: %w", err), ns.Close())
-		}
+		m.back = ns
+	}
+	k, err := m.back.Host()
+	if err != nil {
+		return nil, nil, "", fmt.Errorf("enter the namespace of the sidecar's ends: %w", err)
+	}
+	if fresh {
 		_ = k.Apply(hostnet.Plan{Sysctls: noIPv6()}) // else its packets are dropped one by one
-		m.back, m.host = ns, k
 	}
 	m.last++
-	return m.back, m.host, "sp" + strconv.FormatUint(m.last, 36), nil
+	return m.back, k, "sp" + strconv.FormatUint(m.last, 36), nil
 }
 
 // Close gives the namespace back. Interfaces of Ethernet kinds end with it once their
@@ -145,8 +149,8 @@ func (m *Maker) Close() error {
 	if m.back == nil {
 		return nil
 	}
-	err := errors.Join(m.host.Close(), m.back.Close())
-	m.back, m.host = nil, nil
+	err := m.back.Close()
+	m.back = nil
 	return err
 }
 
@@ -155,8 +159,8 @@ func (m *Maker) Close() error {
 type Inlet struct {
 	*tundev.Device
 	Link Link
-	far  string // the link in the maker's namespace; empty for a TUN
-	host *hostnet.Kernel
+	far  string // the link in the maker's namespace, back; empty for a TUN
+	back *hostnet.Namespace
 }
 
 // Link is what a guest needs to know of its interface, beyond its address.
@@ -172,10 +176,15 @@ type Link struct {
 // Close implements tun.Device.
 func (i *Inlet) Close() error {
 	err := i.Device.Close()
-	if i.far != "" {
-		_ = i.host.Delete(i.far) // fails where the maker was closed, and it has ended then
+	if i.far == "" {
+		return err
 	}
-	return err
+	host, hostErr := i.back.Host()
+	if hostErr != nil {
+		return err // the maker was closed, and the link has ended then
+	}
+	_ = host.Delete(i.far)
+	return errors.Join(err, host.Close())
 }
 
 // Open makes the interface in a namespace, and refuses everything that would leave
@@ -220,6 +229,7 @@ func (m *Maker) openTUN(p *Place, c Config) (*Inlet, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = host.Close() }()
 	var f *os.File
 	err = back.Do(func() (err error) {
 		f, err = tundev.CreateTUN(name, c.Device.Offload)
@@ -254,7 +264,8 @@ func (m *Maker) openEthernet(p *Place, c Config) (*Inlet, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Inlet{far: name, host: host, Link: Link{
+	defer func() { _ = host.Close() }()
+	i := &Inlet{far: name, back: back, Link: Link{
 		Name: c.Link, MAC: sandboxMAC(c.Inner), Gateway: c.Gateway, GatewayMAC: gatewayMAC(),
 	}}
 	near := hostnet.VethEnd{Namespace: p.namespace, Name: c.Link, MAC: i.Link.MAC}
