@@ -63,8 +63,9 @@ func (h *Host) Describe(ch chan<- *prometheus.Desc) {
 type metricDescs struct {
 	packets, bytes, drops, local, replies, remote, lost, fragments, peers, sockets, pending, uplink, full, ready, draining, stateWrites, stateErrors *prometheus.Desc
 
-	table tableDescs
-	site  siteDescs
+	table  tableDescs
+	tunnel tunnelDescs
+	site   siteDescs
 }
 
 func descs() metricDescs {
@@ -90,13 +91,14 @@ func descs() metricDescs {
 		stateWrites: d("state_file_writes_total", "State files written."),
 		stateErrors: d("state_file_errors_total", "State files that could not be written, or were refused at the start."),
 		table:       newTableDescs(d),
+		tunnel:      newTunnelDescs(d),
 		site:        newSiteDescs(d),
 	}
 }
 
 func metrics() []*prometheus.Desc {
 	d := descs()
-	return append(d.table.all(), []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.remote, d.lost, d.fragments, d.peers, d.sockets, d.pending,
+	return append(append(d.table.all(), d.tunnel.all()...), []*prometheus.Desc{d.packets, d.bytes, d.drops, d.local, d.replies, d.remote, d.lost, d.fragments, d.peers, d.sockets, d.pending,
 		d.uplink, d.full, d.ready, d.draining, d.stateWrites, d.stateErrors, d.site.packets, d.site.bytes, d.site.foreign, d.site.sessions, d.site.up}...)
 }
 
@@ -148,6 +150,7 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 		gauge(d.pending, float64(up.Pending), id)
 		gauge(d.uplink, truth(n.health.uplinkLost()), id)
 		gauge(d.full, truth(n.health.full.Load()), id)
+		d.tunnel.collect(id, n.tun.SocketStats(), counter)
 		d.site.collect(n, counter, gauge)
 	}
 }

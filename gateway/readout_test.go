@@ -13,6 +13,7 @@ import (
 	"github.com/sallyport-net/sallyport/gateway/uplink"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/nat"
+	"github.com/sallyport-net/sallyport/tunnel"
 )
 
 // statsUplink has nothing to tell.
@@ -32,7 +33,12 @@ func readoutHost(t *testing.T) (*Host, *rig) {
 		}
 		r.write(udp(t, at(sandbox, 53), resolver, nil))
 	}
-	n := &network{id: "net_a", pair: pair, held: [2]bool{true, true}, fwd: r.f, up: statsUplink{r.up}, clock: r.clock,
+	tun, err := tunnel.New(tunnel.Config{PrivateKey: tunnel.NewKey(), Device: newMemTUN()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tun.Close)
+	n := &network{id: "net_a", pair: pair, held: [2]bool{true, true}, fwd: r.f, tun: tun, up: statsUplink{r.up}, clock: r.clock,
 		health: health{draining: new(atomic.Bool)}}
 	return &Host{networks: map[string]*network{"net_a": n}, keeper: newKeeper()}, r
 }

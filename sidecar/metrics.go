@@ -61,8 +61,8 @@ func (a *adminServer) run(ctx context.Context) error {
 // sidecarDescs are the names of what a sidecar counts. Labels carry ids of
 // networks, names of hosts and reasons of closed sets, never addresses.
 type sidecarDescs struct {
-	drops, sandboxes, bypassed, bypassedTotal, packets, bytes, rtt, alive, probes, answers, falseAnswers *prometheus.Desc
-	passive, control                                                                                     *prometheus.Desc
+	drops, sandboxes, bypassed, bypassedTotal, packets, bytes, rtt, alive, probes, answers, falseAnswers, lost *prometheus.Desc
+	passive, control                                                                                           *prometheus.Desc
 }
 
 func descs() sidecarDescs {
@@ -81,6 +81,7 @@ func descs() sidecarDescs {
 		probes:        d("path_probes_total", "Probes sent.", "network", "gateway"),
 		answers:       d("path_answers_total", "Probes answered.", "network", "gateway"),
 		falseAnswers:  d("path_false_answers_total", "What looked like an answer to a probe and was none: forged, repeated, or far too late.", "network", "gateway"),
+		lost:          d("path_lost_total", "Datagrams of a tunnel that this machine did not send, or could not take, by reason.", "network", "gateway", "reason"),
 		passive:       d("passive_attachments", "Sandboxes by the state of their attachment to their passive network.", "state"),
 		control:       d("control_reachable", "1 while the control plane answers.", "region"),
 	}
@@ -90,7 +91,7 @@ func descs() sidecarDescs {
 func (s *Sidecar) Describe(ch chan<- *prometheus.Desc) {
 	d := descs()
 	for _, one := range []*prometheus.Desc{
-		d.drops, d.sandboxes, d.bypassed, d.bypassedTotal, d.packets, d.bytes, d.rtt, d.alive, d.probes, d.answers, d.falseAnswers,
+		d.drops, d.sandboxes, d.bypassed, d.bypassedTotal, d.packets, d.bytes, d.rtt, d.alive, d.probes, d.answers, d.falseAnswers, d.lost,
 		d.passive, d.control,
 	} {
 		ch <- one
@@ -168,6 +169,9 @@ func (s *Sidecar) collectPaths(
 			counter(d.probes, p.Probes, network, host)
 			counter(d.answers, p.Answers, network, host)
 			counter(d.falseAnswers, p.FalseAnswers, network, host)
+			for reason, n := range p.Lost {
+				counter(d.lost, n, network, host, reason)
+			}
 		}
 	}
 }

@@ -45,7 +45,10 @@ type PathStatus struct {
 	FalseAnswers uint64       `json:"falseAnswers"`
 	Egress       spec.Traffic `json:"egress"`
 	Ingress      spec.Traffic `json:"ingress"`
-	Handshake    time.Time    `json:"handshake,omitzero"`
+	// Lost are the tunnel's datagrams that this machine did not send, or could not take,
+	// by reason; those that there are.
+	Lost      map[string]uint64 `json:"lost,omitempty"`
+	Handshake time.Time         `json:"handshake,omitzero"`
 }
 
 // GroupStatus are sandboxes that prefer the same gateways in the same order.
@@ -111,6 +114,15 @@ func (t *track) status(now packet.Instant) PathStatus {
 	}
 	if p.Answers > 0 {
 		v.SilenceMillis = time.Duration(now - packet.Instant(p.Answered)).Milliseconds()
+	}
+	for reason, n := range l.tunnel.SocketStats().Lost {
+		if n == 0 {
+			continue
+		}
+		if v.Lost == nil {
+			v.Lost = make(map[string]uint64)
+		}
+		v.Lost[reason] = n
 	}
 	if peers, err := l.tunnel.Peers(); err == nil && len(peers) == 1 {
 		v.Handshake = peers[0].LastHandshake

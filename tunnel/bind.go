@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strconv"
 	"sync"
@@ -29,6 +30,7 @@ type bind struct {
 
 	calls  calls
 	counts socketCounts
+	log    *slog.Logger // nil is silence
 }
 
 const (
@@ -60,6 +62,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	var receive []conn.ReceiveFunc
 	for _, s := range []*udpSocket{b.v4, b.v6} {
 		if s != nil {
+			s.log = b.log
 			receive = append(receive, (&sieve{calls: &b.calls, socket: s, inner: newIncoming(s).receive}).receive)
 			port = s.port
 		}
@@ -157,7 +160,15 @@ type udpSocket struct {
 	port   uint16
 	counts *socketCounts
 	gso    atomic.Bool // the kernel cuts what is sent; off once a link refused
-	out    sync.Pool   // *outgoing
+	log    *slog.Logger
+	out    sync.Pool // *outgoing
+}
+
+// cutsNoMore has datagrams be sent one by one from now on, and says so, once.
+func (s *udpSocket) cutsNoMore() {
+	if s.gso.Swap(false) && s.log != nil {
+		s.log.Warn("a link of this machine cannot have the kernel cut datagrams (UDP segmentation offload): a WireGuard socket sends them one by one from now on, which takes more CPU", "port", s.port)
+	}
 }
 
 func openSocket(network string, port uint16, counts *socketCounts) (*udpSocket, error) {

@@ -35,7 +35,7 @@ type SocketStats struct {
 	// Full is how often a sender waited for room in the socket.
 	Full uint64
 	// RefusedRuns is how often the kernel took several datagrams only one by one. It is
-	// asked no more then, for that peer or at all.
+	// asked no more then, for that peer for a while or at all.
 	RefusedRuns uint64
 }
 

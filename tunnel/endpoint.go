@@ -72,8 +72,8 @@ type endpoint struct {
 	to      netip.AddrPort
 	name    sockaddr // the same, as it is sent to
 	from    source
-	cleared atomic.Bool // from is not to be used any more
-	uncut   atomic.Bool // the way there takes no datagrams that the kernel is to cut
+	cleared atomic.Bool  // from is not to be used any more
+	uncut   atomic.Int32 // calls of send in which the kernel is not to cut: the way there refused it
 }
 
 var _ conn.Endpoint = (*endpoint)(nil)

@@ -17,6 +17,9 @@ const (
 	maxSegments = 64
 	// maxJoined is the largest payload of a UDP datagram over IPv4 (RFC 768), in bytes.
 	maxJoined = 65535 - 20 - 8
+	// uncutCalls is how many calls of send a way that refused to have datagrams cut is
+	// not asked again: some seconds of bulk.
+	uncutCalls = 1 << 16
 	// outBatch is how many datagrams one system call sends at most.
 	outBatch = conn.IdealBatchSize
 )
@@ -72,7 +75,15 @@ func (s *udpSocket) send(bufs [][]byte, e *endpoint) error {
 	return err
 }
 
-func (o *outgoing) mayCut() bool { return o.socket.gso.Load() && !o.to.uncut.Load() }
+// mayCut says whether runs may be messages. A way that refused them once is tried
+// again later: it may be another by then.
+func (o *outgoing) mayCut() bool {
+	if o.to.uncut.Load() > 0 {
+		o.to.uncut.Add(-1)
+		return false
+	}
+	return o.socket.gso.Load()
+}
 
 // flush sends what is left. False means that the kernel has no room for it.
 func (o *outgoing) flush(fd uintptr) bool {
@@ -144,9 +155,9 @@ func (o *outgoing) learn() {
 	case 0:
 		return
 	case unix.EIO:
-		o.socket.gso.Store(false) // a link without checksum offload cannot cut (udp(7))
+		o.socket.cutsNoMore() // a link without checksum offload cannot cut (udp(7))
 	default:
-		o.to.uncut.Store(true) // a datagram is larger than the way there takes at once
+		o.to.uncut.Store(uncutCalls) // a datagram is larger than the way there takes at once
 	}
 	o.socket.counts.refusedRuns.Add(1)
 	o.refusal = 0

@@ -30,7 +30,8 @@ type Config struct {
 	// from the call of New on, also when New fails: it is closed with the tunnel.
 	// Its Up and Down events are ignored; a tunnel is up until it is closed.
 	Device tun.Device
-	// Log takes WireGuard's own messages, all at debug level. Nil is silence.
+	// Log takes WireGuard's own messages, all at debug level, and what an operator has
+	// to know. Nil is silence.
 	Log *slog.Logger
 }
 
@@ -65,7 +66,7 @@ func New(cfg Config) (*Tunnel, error) {
 		return nil, errors.New("make a WireGuard tunnel: no private key was given")
 	}
 	t := &Tunnel{
-		bind:      new(bind),
+		bind:      &bind{log: cfg.Log},
 		public:    cfg.PrivateKey.Public(),
 		peers:     make(map[Key]map[netip.Prefix]struct{}),
 		owner:     make(map[netip.Prefix]Key),

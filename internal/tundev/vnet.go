@@ -32,6 +32,11 @@ const (
 	gsoECN  = 0x80 // beside gsoTCP4: the first segment, and no other, has CWR
 )
 
+// maxSegments is the most that a train is believed to have. The smallest segments of TCP
+// are of 36 bytes (Linux's least MSS of 48, less options): more are made up, to have us
+// work on tens of thousands of packets for one system call.
+const maxSegments = 1 << 11
+
 // Places of the checksum fields in the transport headers.
 const (
 	tcpField = 16
@@ -75,7 +80,11 @@ func (h *vnetHeader) train(b []byte, t *packet.Train, c *packet.Cutter) bool {
 	if c.Start(t, maxMTU) != packet.Pass {
 		return false
 	}
-	if n, _ := t.Segments(); n == 1 {
+	n, _ := t.Segments()
+	if n > maxSegments {
+		return false
+	}
+	if n == 1 {
 		t.Checksum()
 		t.Size, t.Partial = 0, false
 		return packet.CompleteChecksum(b, start, field)
