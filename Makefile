@@ -141,8 +141,8 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 # The units name programs at their installed places: systemd looks at a tree in
-# which they are there. It warns of unknown keys and succeeds all the same, so
-# that every word of it counts as a failure.
+# which they are there, without our drop-ins and with them. It warns of unknown keys
+# and succeeds all the same, so that every word of it counts as a failure.
 .PHONY: units
 units: build ## check the systemd units with systemd-analyze
 	@if ! command -v systemd-analyze >/dev/null; then \
@@ -154,11 +154,15 @@ units: build ## check the systemd units with systemd-analyze
 	cp bin/sallyportd bin/sallyport-sidecar "$$root/usr/local/bin/"; \
 	cp deploy/systemd/*.service "$$root/etc/systemd/system/"; \
 	cp -r /lib/systemd/system "$$root/usr/lib/systemd/"; \
-	for unit in deploy/systemd/*.service; do \
+	for unit in deploy/systemd/*.service; do for dropin in "" "$$unit".d/*.conf; do \
+		if [ -n "$$dropin" ]; then \
+			if [ ! -e "$$dropin" ]; then continue; fi; \
+			install -D -m 644 -t "$$root/etc/systemd/system/$${unit##*/}.d" "$$dropin"; \
+		fi; \
 		said=$$(systemd-analyze verify --man=no --root="$$root" "$${unit##*/}" 2>&1) || said="$$said (systemd-analyze failed)"; \
-		if [ -n "$$said" ]; then echo "$$unit: $$said" >&2; exit 1; fi; \
-		echo "$$unit: good"; \
-	done
+		if [ -n "$$said" ]; then echo "$$unit $$dropin: $$said" >&2; exit 1; fi; \
+		echo "$$unit$${dropin:+ with $${dropin##*/}}: good"; \
+	done; done
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME (10s)

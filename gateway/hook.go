@@ -49,7 +49,7 @@ func (h hook) each(action, network string, addresses []netip.Addr) error {
 func (h hook) run(action, network string, a netip.Addr) error {
 	ctx, cancel := context.WithTimeout(context.Background(), h.timeout)
 	defer cancel()
-	var said bytes.Buffer
+	var said tail
 	cmd := exec.CommandContext(ctx, h.program)
 	cmd.Env = append(os.Environ(), "SALLYPORT_ACTION="+action, "SALLYPORT_ADDRESS="+a.String(), "SALLYPORT_NETWORK="+network)
 	cmd.Stdout, cmd.Stderr = &said, &said
@@ -57,12 +57,24 @@ func (h hook) run(action, network string, a netip.Addr) error {
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil // it ended well, and left somebody behind who could say more
+	}
 	if ctx.Err() != nil {
 		err = fmt.Errorf("it took longer than tun.hook_timeout, %v, and was killed", h.timeout)
 	}
 	if err == nil {
 		return nil
 	}
-	text := bytes.TrimSpace(said.Bytes())
-	return fmt.Errorf("run tun.hook %s with SALLYPORT_ACTION=%s for %v: %w; it said: %q", h.program, action, a, err, text[max(0, len(text)-hookOutput):])
+	return fmt.Errorf("run tun.hook %s with SALLYPORT_ACTION=%s for %v: %w; it said: %q", h.program, action, a, err, bytes.TrimSpace(said))
+}
+
+// tail keeps the end of what is written: a hook may say more than there is memory for.
+type tail []byte
+
+// Write implements io.Writer.
+func (t *tail) Write(b []byte) (int, error) {
+	*t = append(*t, b[max(0, len(b)-hookOutput):]...)
+	*t = append((*t)[:0], (*t)[max(0, len(*t)-hookOutput):]...)
+	return len(b), nil
 }

@@ -345,11 +345,15 @@ func TestHook(t *testing.T) {
 	if got := hookLog(t, good.program); len(got) != 2 || got[0] != fmt.Sprintf("add %v net_a", pair[0]) {
 		t.Errorf("the hook was told %q", got)
 	}
+	if err := (hook{script(t, "sleep 3 & exit 0"), 5 * time.Second}).each(hookAdd, "net_a", pair[:1]); err != nil {
+		t.Errorf("a hook that leaves a program behind: %v", err)
+	}
 	for _, c := range []struct {
 		text string
 		want []string
 	}{
 		{"echo no session with the router >&2; exit 3", []string{"exit status 3", "no session with the router", "SALLYPORT_ACTION=del", pair[0].String()}},
+		{"while :; do echo it goes on and on; done", []string{"longer than tun.hook_timeout", "it goes on and on\\n"}},
 		{"sleep 60 & wait", []string{"longer than tun.hook_timeout"}},
 	} {
 		began := time.Now()
@@ -358,6 +362,9 @@ func TestHook(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), w) {
 				t.Errorf("%q: got %v; want %q in it", c.text, err, w)
 			}
+		}
+		if err != nil && len(err.Error()) > 2*(hookOutput+400) {
+			t.Errorf("%q: the error has %d bytes", c.text, len(err.Error()))
 		}
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("%q: it took %v", c.text, took)

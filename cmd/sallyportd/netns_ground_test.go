@@ -35,6 +35,10 @@ var programs = sync.OnceValues(func() (string, error) {
 	for _, name := range []string{"sallyportd", "sallyport-sidecar", "sallyport"} {
 		args = append(args, "github.com/sallyport-net/sallyport/cmd/"+name)
 	}
+	// One of the tests runs them as a user who is not root.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return dir, err
+	}
 	out, err := exec.Command("go", args...).CombinedOutput()
 	if err != nil {
 		return dir, fmt.Errorf("build the programs: %w\n%s", err, out)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -34,13 +35,20 @@ func stack(t *testing.T, n *netlab.Namespace) string {
 // toolOn runs a program on a machine and returns what it says.
 func toolOn(t *testing.T, n *netlab.Namespace, name string, args ...string) string {
 	t.Helper()
-	var out strings.Builder
-	cmd := exec.CommandContext(t.Context(), name, args...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := n.Run(cmd); err != nil {
-		t.Fatalf("%v: %s", err, out.String())
+	out, err := saidBy(n, append([]string{name}, args...)...)
+	if err != nil {
+		t.Fatalf("%s %v: %v: %s", name, args, err, out)
 	}
-	return out.String()
+	return out
+}
+
+// saidBy runs a program on a machine to its end.
+func saidBy(n *netlab.Namespace, argv ...string) (string, error) {
+	var out strings.Builder
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := n.Run(cmd)
+	return out.String(), err
 }
 
 // sameStack fails the test unless a machine's network stack is as it was.
@@ -102,6 +110,7 @@ func TestTunLeavesNothing(t *testing.T) {
 		t.Errorf("for three pairs there are %v", p)
 	}
 	w.awaitMemory()
+	t.Run("second gateway", func(t *testing.T) { secondGateway(t, w) })
 	t.Run("interface gone", func(t *testing.T) { interfaceGone(t, w, b) })
 	t.Run("crash", func(t *testing.T) {
 		w.gateway.end(t, syscall.SIGKILL)
@@ -205,6 +214,14 @@ func interfaceGone(t *testing.T, w *world, b *sandbox) {
 		}
 	}
 	said := len(w.said("sallyportd"))
+	toolOn(t, w.iad1, "ip", "link", "set", link, "down")
+	w.awaitLog("sallyportd", said, "is mended")
+	b.must(t, task{Do: "http", Target: at(originAddr, portHTTP), Within: 5 * time.Second})
+	if text := toolOn(t, w.iad1, "ip", "-6", "address", "show", "dev", link); text != "" {
+		t.Errorf("the kernel has IPv6 of its own on it: %s", text)
+	}
+
+	said = len(w.said("sallyportd"))
 	toolOn(t, w.iad1, "ip", "link", "delete", link)
 	w.awaitLog("sallyportd", said, "network up")
 	eventually(t, 10*time.Second, "the sandbox is served again", func() error {
@@ -216,65 +233,6 @@ func interfaceGone(t *testing.T, w *world, b *sandbox) {
 	})
 	if text := w.said("sallyportd")[said:]; !strings.Contains(text, link) || !strings.Contains(text, "gone") {
 		t.Errorf("of an interface that was removed the log says %q", text)
-	}
-}
-
-// tunRefusals starts a gateway where it cannot work.
-func tunRefusals(t *testing.T, w *world, before string) {
-	program, good := filepath.Join(w.bin, "sallyportd"), netnsDaemon+byTun.settings()
-	plain := []string{program}
-	for _, c := range []struct {
-		name, config string
-		run          []string // the program, and what runs it
-		before       []string // a command before, and one after
-		after        []string
-		want         []string
-	}{
-		{"no /dev/net/tun", good, []string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none /dev/net && exec "$0" "$@"`, program}, nil, nil,
-			[]string{"/dev/net/tun", "`uplink: sockets`"}},
-		{"no privilege", good, []string{"setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", program}, nil, nil,
-			[]string{"CAP_NET_ADMIN", "`uplink: sockets`"}},
-		{"address on the host", good, plain,
-			[]string{"ip", "address", "add", "203.0.113.5/32", "dev", "lo"}, []string{"ip", "address", "del", "203.0.113.5/32", "dev", "lo"},
-			[]string{"203.0.113.5", "interface lo", "`uplink: sockets`"}},
-		{"no forwarding", good, plain,
-			[]string{"sysctl", "-qw", "net.ipv4.ip_forward=0"}, []string{"sysctl", "-qw", "net.ipv4.ip_forward=1"},
-			[]string{"sysctl -w net.ipv4.ip_forward=1", "eth0", "`uplink: sockets`"}},
-		{"interface missing", good + "tun: {interface: eth7, next_hop: 198.51.100.17}\n", plain, nil, nil, []string{"eth7", "no such link", "`uplink: sockets`"}},
-		{"another's route", good, plain,
-			[]string{"ip", "route", "add", "203.0.113.5/32", "dev", "eth0"}, []string{"ip", "route", "del", "203.0.113.5/32", "dev", "eth0"},
-			[]string{"203.0.113.5", "not ours"}},
-		{"hook fails", good + "tun: {hook: /bin/false}\n", plain, nil, nil, []string{"tun.hook", "/bin/false", "exit status 1"}},
-		{"no right to add addresses", netnsDaemon + "sockets: {add_addresses_to: lo}\n", []string{"setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", program}, nil, nil,
-			[]string{"CAP_NET_ADMIN", "add_addresses_to"}},
-		{"interface for addresses missing", netnsDaemon + "sockets: {add_addresses_to: eth7}\n", plain, nil, nil, []string{"eth7", "no such link"}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			if len(c.before) > 0 {
-				toolOn(t, w.iad1, c.before[0], c.before[1:]...)
-			}
-			start := len(w.said("refused"))
-			d := w.run(w.iad1, "refused", c.run[0], append(c.run[1:], "run", "--config", w.write("refused.yaml", c.config))...)
-			select {
-			case <-d.ended:
-			case <-time.After(10 * time.Second):
-				d.end(t, syscall.SIGKILL)
-				t.Fatalf("it goes on: %s", w.said("refused"))
-			}
-			_, said, ok := strings.Cut(w.said("refused")[start:], "\nsallyportd: ")
-			if code := d.cmd.ProcessState.ExitCode(); code != 1 || !ok {
-				t.Errorf("it ends with %d and %q", code, w.said("refused")[start:])
-			}
-			for _, want := range c.want {
-				if !strings.Contains(said, want) {
-					t.Errorf("it says %q; want %q in it", said, want)
-				}
-			}
-			if len(c.after) > 0 {
-				toolOn(t, w.iad1, c.after[0], c.after[1:]...)
-			}
-			sameStack(t, w.iad1, before)
-		})
 	}
 }
 
@@ -312,12 +270,17 @@ func TestFlatLAN(t *testing.T) {
 		}
 		return nil
 	}
-	w.up()
+	arp := w.watchARP("iad1")
+	w.startGatewayAsUnit()
+	w.awaitGateway()
+	w.startSidecar()
+	w.awaitSidecar()
 	eventually(t, 2*time.Second, "the router learns where the address is", knows)
 	boxes := []*sandbox{w.sandbox(t, acmeFunction), w.sandbox(t, acmeFunction), w.sandbox(t, globexFunction)}
 	for _, b := range boxes {
 		b.must(t, task{Do: "http", Target: at(originAddr, portHTTP), Within: 5 * time.Second})
 	}
+	arp(acmePair[0], mac)
 
 	said := len(w.said("sallyportd"))
 	if strings.Contains(w.said("sallyportd"), "uplink lost") {
@@ -349,13 +312,16 @@ func TestSecondUplink(t *testing.T) {
 	requireTun(t)
 	w := newWorld(t, byTun, "uplink: tun", "uplink: tun\ntun: {interface: eth1, next_hop: 198.51.100.129}")
 	second := netip.MustParsePrefix("198.51.100.130/28")
-	w.lab.Connect(
-		netlab.End{Namespace: w.iad1, Link: "eth1", Address: second},
-		netlab.End{Namespace: w.hub, Link: "second", Address: netip.MustParsePrefix("198.51.100.129/28")})
-	w.hub.Route(pairsPool, second.Addr())
-	for _, link := range []string{"all", "eth0", "eth1"} {
-		w.iad1.Sysctl("net.ipv4.conf."+link+".rp_filter", "1")
+	connect := func() {
+		w.lab.Connect(
+			netlab.End{Namespace: w.iad1, Link: "eth1", Address: second},
+			netlab.End{Namespace: w.hub, Link: "second", Address: netip.MustParsePrefix("198.51.100.129/28")})
+		w.hub.Route(pairsPool, second.Addr())
+		for _, link := range []string{"all", "eth0", "eth1"} {
+			w.iad1.Sysctl("net.ipv4.conf."+link+".rp_filter", "1")
+		}
 	}
+	connect()
 	before := stack(t, w.iad1)
 	atSecond := w.capture("second")
 	w.up()
@@ -367,6 +333,13 @@ func TestSecondUplink(t *testing.T) {
 	w.awaitLog("sallyportd", 0, "lost what the gateway gave it")
 	w.iad1.Host().SetUp("eth1", true)
 	w.awaitLog("sallyportd", 0, "is mended")
+	b.must(t, task{Do: "http", Target: at(originAddr, portHTTP), Within: 5 * time.Second})
+	said := len(w.said("sallyportd"))
+	toolOn(t, w.iad1, "ip", "link", "delete", "eth1")
+	b.fails(t, task{Do: "connect", Target: at(originAddr, portHTTP), Within: time.Second})
+	w.awaitLog("sallyportd", said, "interface eth1: is it gone?")
+	connect()
+	w.awaitLog("sallyportd", said, "is mended")
 	b.must(t, task{Do: "http", Target: at(originAddr, portHTTP), Within: 5 * time.Second})
 
 	carried := uint64(0)
@@ -384,25 +357,43 @@ func TestSecondUplink(t *testing.T) {
 		t.Error("nothing left by the second uplink")
 	}
 	w.gateway.end(t, syscall.SIGTERM)
-	sameStack(t, w.iad1, before)
+	if after := stack(t, w.iad1); withoutMACs(after) != withoutMACs(before) {
+		t.Errorf("the network stack was\n%s\nand is\n%s", before, after)
+	}
+}
+
+// withoutMACs is indexless, and has no Ethernet addresses: those of a new link are others.
+func withoutMACs(text string) string {
+	return indexless(regexp.MustCompile(`([0-9a-f]{2}:){5}[0-9a-f]{2}|@if[0-9]+|fe80::[0-9a-f:]+`).ReplaceAllString(text, "-"))
 }
 
 // TestSocketsAddAddresses: the gateway puts the addresses on an interface, finds them
-// again after a crash, and takes them off at its end.
+// again after a crash under load, and takes them off at its end.
 func TestSocketsAddAddresses(t *testing.T) {
 	w := newWorld(t, byTun, "uplink: tun", "sockets: {add_addresses_to: lo}")
 	before := stack(t, w.iad1)
 	w.up()
 	b := w.sandbox(t, acmeFunction)
 	allFrom(t, b.must(t, task{Do: "http", Target: at(originAddr, portHTTP)}).Sources, 1, acmePair)
+	w.startLoad(t, b, originAddr)
 	w.awaitMemory()
 	for range 2 {
 		if p := ofGateway(t, w.iad1); len(p.Addresses) != 6 || len(p.Routes) != 0 {
 			t.Errorf("for three pairs there are %v", p)
 		}
+		before := b.load(t)
 		w.gateway.end(t, syscall.SIGKILL)
 		w.startGateway()
 		w.awaitGateway()
+		eventually(t, 15*time.Second, "the load is answered again", func() error {
+			if r := b.load(t); r.Answered < before.Answered+20 || r.AnsweredUDP < before.AnsweredUDP+20 {
+				return fmt.Errorf("it was %+v, and is %+v", before, r)
+			}
+			return nil
+		})
+	}
+	if r := b.load(t); len(r.Sources) != 1 {
+		t.Errorf("the load left from %v", r.Sources)
 	}
 	allFrom(t, b.must(t, task{Do: "http", Target: at(originAddr, portHTTP), Within: 5 * time.Second}).Sources, 1, acmePair)
 	w.gateway.end(t, syscall.SIGTERM)

@@ -22,7 +22,8 @@ var optional = regexp.MustCompile(`(?m)^( *)#([a-zA-Z_]+:)`)
 var index = regexp.MustCompile(`\[[^]]*\]`)
 
 // Every key of a reference file is known, every known key is in it, and each has a
-// comment above it where it comes first. Keys for one role only stand in its file.
+// comment above it where it comes first. Keys for one role only stand in its file, and
+// files for one purpose (sallyportd-*.yaml) say what differs.
 func TestReferenceFilesAreComplete(t *testing.T) {
 	for _, tc := range []struct {
 		file      string
@@ -33,6 +34,7 @@ func TestReferenceFilesAreComplete(t *testing.T) {
 		{"sallyport-sidecar.yaml", &rawSidecar{}, nil},
 		{"desired-state.yaml", &spec.State{}, nil},
 		{"sallyportd-gateway.yaml", &rawDaemon{}, nil},
+		{"sallyportd-tun.yaml", &rawDaemon{}, nil},
 	} {
 		file, raw := tc.file, tc.raw
 		text, err := os.ReadFile(filepath.Join(deploy, file))
@@ -58,7 +60,7 @@ func TestReferenceFilesAreComplete(t *testing.T) {
 		lines := strings.Split(string(text), "\n")
 		for _, key := range knownKeys(reflect.TypeOf(raw).Elem(), "") {
 			line, ok := first[key]
-			if !ok && (slices.Contains(tc.elsewhere, key) || file == "sallyportd-gateway.yaml") {
+			if !ok && (slices.Contains(tc.elsewhere, key) || strings.HasPrefix(file, "sallyportd-")) {
 				continue
 			}
 			if !ok {
@@ -161,6 +163,11 @@ func TestReferenceFilesAreValid(t *testing.T) {
 	if follower.Roles != (Roles{Gateway: true}) || follower.Control.API != sidecar.API || follower.Region != d.Region ||
 		s.Regions[0].Hosts[1].Name != follower.Host || follower.Limits != d.Limits {
 		t.Errorf("got %+v", follower)
+	}
+	kernel := read(t, filepath.Join(deploy, "sallyportd-tun.yaml"), ReadDaemon)
+	if kernel.Uplink != UplinkTun || !kernel.Tun.AnnounceARP || kernel.Tun.Table != defaultTable || kernel.Tun.SetSysctls || len(kernel.Health.Targets) != 2 ||
+		kernel.Host != d.Host || kernel.Region != d.Region || kernel.DesiredState != d.DesiredState || kernel.Limits != d.Limits {
+		t.Errorf("got %+v", kernel)
 	}
 	region, ok := s.Region(d.Region)
 	if !ok || region.Hosts[0].Name != d.Host || region.Hosts[0].Endpoint != d.WireGuard.Address {
