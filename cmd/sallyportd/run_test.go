@@ -227,3 +227,12 @@ func TestCommandLine(t *testing.T) {
 		t.Errorf("check says %v about a secret that is too short", err)
 	}
 }
+
+// The reference files go together.
+func TestReferenceFits(t *testing.T) {
+	for _, name := range []string{"sallyportd.yaml", "sallyportd-tun.yaml", "sallyportd-gateway.yaml"} {
+		if _, err := load(filepath.Join("../../deploy", name)); err != nil {
+			t.Error(err)
+		}
+	}
+}
