@@ -109,7 +109,7 @@ NETNS_PACKAGES = $(shell grep -rl --include='*_test.go' --exclude-dir=.cache '"$
 # goes without a question.
 define as-root
 	exec=(); if [ "$$(id -u)" != 0 ]; then \
-		if sudo -n true 2>/dev/null; then exec=(-exec "sudo -n --preserve-env=SALLYPORT_NOTRUN,SALLYPORT_SOAK"); \
+		if sudo -n true 2>/dev/null; then exec=(-exec "sudo -n --preserve-env=SALLYPORT_NOTRUN,SALLYPORT_SOAK,SALLYPORT_SEED"); \
 		else echo "Not root, and no sudo without a password: in user namespaces, where some tests cannot run."; fi; \
 	fi
 endef

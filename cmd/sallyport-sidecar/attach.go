@@ -29,11 +29,13 @@ an interface there, with address and routes, and refuses what would leave anothe
 When the command returns, packets have been through the tunnel and back, so that the
 workload can be started; until then nothing gets out. The sandbox lives on without
 this command, until "sallyport-sidecar detach ID", or until the namespace, its
-interface or the process of --pid ends. When the sidecar ends, the interface goes,
-and everything is refused again.
+interface or the process of --pid ends. When the sidecar ends, in whatever way, the
+interface goes, and everything is refused again; a sidecar that starts anew does not
+know the sandbox: attach it again.
 
-The interface is a TUN. --ethernet veth makes a veth pair, with a gateway and its
-permanent neighbour entry, for runtimes that take an Ethernet over (gVisor).
+The interface is a TUN, of which kernels make some 50 a second. --ethernet veth makes a veth pair, with a gateway and its
+permanent neighbour entry, for runtimes that take an Ethernet over (gVisor), and
+for who attaches many at a time.
 --ethernet tap makes a TAP that a virtual machine's monitor opens by its name
 (Firecracker); its guest must be given what the answer says: address, gateway, MTU,
 and the MAC, without which nothing of it passes.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -47,6 +48,21 @@ func newNamespace(t *testing.T) *hostnet.Namespace {
 	}
 	t.Cleanup(func() { _ = n.Close() })
 	return n
+}
+
+// linksIn lists a namespace's links but loopback.
+func linksIn(t *testing.T, n *hostnet.Namespace) []string {
+	t.Helper()
+	k, err := n.Host()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = k.Close() }()
+	all, err := k.Links()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(all, func(name string) bool { return name == "lo" })
 }
 
 // get makes an HTTP request inside, on a connection of its own, and returns the answer.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,7 +19,8 @@ import (
 
 // TestSoakThousand attaches as many sandboxes as a worker has, first all that 16 callers
 // can, then more at 100 a second, and says what that takes. Each has its first byte from
-// the origin; then all are detached. `make check` does it with fewer.
+// the origin; then all are detached, or the sidecar ends, which detaches them. `make
+// check` does it with fewer.
 func TestSoakThousand(t *testing.T) {
 	many, paced := 100, 25
 	if netlab.Soak(t, 0) > 0 {
@@ -41,7 +43,11 @@ func TestSoakThousand(t *testing.T) {
 			if list, err := w.api.Attachments(t.Context()); err != nil || len(list) != many+paced {
 				t.Errorf("%d attachments, %v; want %d", len(list), err, many+paced)
 			}
-			w.detachMany(t, boxes)
+			if kind == "tun" {
+				w.detachMany(t, boxes)
+			} else {
+				w.endSidecar(t, spaces)
+			}
 			if list, err := w.api.Attachments(t.Context()); err != nil || len(list) != 0 {
 				t.Errorf("after all were detached, %d attachments, %v", len(list), err)
 			}
@@ -123,6 +129,25 @@ func (w *world) detachMany(t *testing.T, boxes []*attached) {
 		t.Fatal(err)
 	}
 	t.Logf("%d sandboxes were detached in %v", len(boxes), time.Since(began).Round(time.Millisecond))
+}
+
+// endSidecar ends the sidecar as systemd does, within the time that the unit gives it,
+// and looks whether any of the interfaces is left.
+func (w *world) endSidecar(t *testing.T, spaces []*hostnet.Namespace) {
+	t.Helper()
+	began := time.Now()
+	_ = w.sidecar.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-w.sidecar.ended:
+	case <-time.After(15 * time.Second):
+		t.Fatal("the sidecar did not end within 15 s")
+	}
+	t.Logf("the sidecar of %d sandboxes ended in %v", len(spaces), time.Since(began).Round(time.Millisecond))
+	for _, n := range spaces {
+		if links := linksIn(t, n); len(links) != 0 {
+			t.Fatalf("the links %v outlive the sidecar", links)
+		}
+	}
 }
 
 // resident is the sidecar's resident memory in KB.
