@@ -157,8 +157,8 @@ type Forwarder struct {
 	drains      [2]atomic.Uint32 // drainState of each IP of the pair
 	remoteError remoteBudget
 
-	// revokes counts calls of Revoke, so that Read knows of one between two calls.
-	revokes atomic.Uint32
+	// revoked tells Read whose state ended between two calls.
+	revoked revocations
 
 	counters Counters
 	events   chan tun.Event
@@ -258,7 +258,7 @@ func (f *Forwarder) Revoke(inner netip.Addr) int {
 		more = false // where there is no such table
 		f.withPeered(step)
 	}
-	f.revokes.Add(1)
+	f.revoked.add(inner)
 	forgotten := f.replies.forget(inner)
 	for _, q := range [...]*frameQueue{f.returned.Load(), f.hairpins.Load()} {
 		if q != nil {

@@ -17,7 +17,7 @@ type arrivals struct {
 	cutter  packet.Cutter
 	cutting bool   // the cutter is in the train at next
 	cut     int    // packets that it has cut from it
-	revokes uint32 // how many there had been when the batch was read
+	revoked uint32 // how many had been when the batch was read, or looked at last
 	whole   []byte // a datagram that is cut into fragments
 	one     [1][]byte
 }
@@ -30,14 +30,14 @@ func (f *Forwarder) readTrains(bufs [][]byte, sizes []int, offset int, hurry boo
 		if hurry {
 			f.uplink.Wake()
 		}
-		a.next, a.n, a.revokes = 0, 0, f.revokes.Load()
+		a.next, a.n, a.revoked = 0, 0, f.revoked.count.Load()
 		n, err := f.trains.ReadTrains(a.trains[:])
 		if err != nil {
 			return 0, err
 		}
 		f.restoreTrains(n)
 		a.n = n
-	} else if a.revokes != f.revokes.Load() {
+	} else if a.revoked != f.revoked.count.Load() {
 		f.forgetTrains()
 	}
 	return f.cutTrains(bufs, sizes, offset), nil
@@ -189,19 +189,22 @@ func (f *Forwarder) deliverTrain(t *packet.Train, scratch []byte, offset int) {
 	}
 }
 
-// forgetTrains drops what is left of a batch that was translated before somebody's
-// sandbox was revoked: a piece of it could be that one's.
+// forgetTrains drops what is left of a batch for sandboxes that were revoked after it was
+// translated.
 func (f *Forwarder) forgetTrains() {
 	rx := &f.rx
-	for ; rx.next < rx.n; rx.next++ {
-		p := &rx.packets[rx.next]
-		if p.Kind == packet.KindUnknown {
+	gone := f.revoked.since(rx.revoked)
+	rx.revoked = gone.until
+	for i := rx.next; i < rx.n; i++ {
+		p := &rx.packets[i]
+		if p.Kind == packet.KindUnknown || !gone.has(p.Dst) {
 			continue
 		}
 		left := p.Segments
-		if rx.cutting {
+		if i == rx.next && rx.cutting {
 			left, rx.cutting = max(left-rx.cut, 1), false
 		}
+		p.Kind = packet.KindUnknown
 		f.counters.dropMany(Ingress, packet.Unattached, left)
 	}
 }

@@ -131,7 +131,7 @@ func TestNetworksMeet(t *testing.T) {
 	for _, c := range conns {
 		began := time.Now()
 		wantReset(t, c)
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > 10*time.Second { // TCP itself would try for minutes
 			t.Errorf("the reset came after %v", took)
 		}
 		c.Close()

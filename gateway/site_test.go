@@ -325,7 +325,7 @@ func TestSiteTunnels(t *testing.T) {
 		c := conns["net_a"+host]
 		began := time.Now()
 		wantReset(t, c)
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > 10*time.Second { // TCP itself would try for minutes
 			t.Errorf("%s: the reset came after %v", host, took)
 		}
 		echo(t, conns["net_b"+host], 1<<16)

@@ -291,3 +291,35 @@ func TestRefusedTrainsCountTheirSegments(t *testing.T) {
 		t.Errorf("%d and %d dropped, want 5 and 3", n, m)
 	}
 }
+
+// TestOthersTrainsOutlastARevocation: what waits for other sandboxes than the revoked one
+// arrives, unless there were more revocations than are remembered.
+func TestOthersTrainsOutlastARevocation(t *testing.T) {
+	for _, c := range []struct{ revocations, come int }{{1, 2 + 3}, {32, 2 + 3}, {33, 0}} {
+		r, up := newTrainsRig(t)
+		m := newTraffic(t, 1)
+		m.flows = []*stream{m.flows[0], m.flows[1]} // alice's and bob's
+		m.open(r)
+		a, b := m.flows[0], m.flows[1]
+		up.ready = []packet.Train{
+			trainOf(t, segmentFrom(b, stuff(3000)), 1000), trainOf(t, segmentFrom(a, stuff(4000)), 1000),
+			trainOf(t, segmentFrom(b, stuff(3000)), 1000),
+		}
+		bufs, sizes := readBuffers()[:1], make([]int, 1)
+		if n, err := r.f.Read(bufs, sizes, headroom); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+		for range c.revocations {
+			r.f.Revoke(alice)
+		}
+		list := r.readAll(4)
+		if n := r.f.counters.Drops(Ingress, packet.Unattached); len(list) != c.come || n != uint64(9-c.come) {
+			t.Errorf("after %d revocations %d packets come, %d are dropped; want %d", c.revocations, len(list), n, c.come)
+		}
+		for _, pkt := range list {
+			if p := parsed(t, pkt); p.Dst != bob {
+				t.Errorf("a packet for %v comes", p.Dst)
+			}
+		}
+	}
+}
