@@ -152,8 +152,9 @@ func TestLinkLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if took := transfer(t, one, two, size); took > 150*time.Millisecond {
-		t.Errorf("without a limit %d bytes took %v", size, took)
+	// 134 Mbit would take more than 3 s with it, however idle the machine is.
+	if took := transfer(t, one, two, 16*size); took > 3*time.Second {
+		t.Errorf("without a limit %d bytes took %v", 16*size, took)
 	}
 	if err := link.Limit(one, hostnet.Rate{Bits: 1}); err == nil {
 		t.Error("a link is limited to an eighth of a byte per second")
@@ -180,8 +181,8 @@ func TestLine(t *testing.T) {
 	if err := ask(t, one, atTwo, 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(began); took < 30*time.Millisecond || took > time.Second {
-		t.Errorf("there and back took %v, want 30 ms", took)
+	if took := time.Since(began); took < 30*time.Millisecond {
+		t.Errorf("there and back took %v, want at least 30 ms", took)
 	}
 	set(two, netlab.Quality{Delay: 5 * time.Millisecond, Loss: 0.02})
 	transfer(t, one, two, 1<<19)

@@ -95,12 +95,21 @@ func (n *Namespace) Do(f func() error) error {
 
 // startThread starts the thread on which the namespace's processes are started.
 // It lives as long as the lab, because Linux sends a child its parent-death
-// signal when the thread ends that made it, not the process.
+// signal when the thread ends that made it, not the process. It returns when the thread
+// is there, so that nobody takes it later for a goroutine of what is tested.
 func (n *Namespace) startThread() {
 	n.jobs, n.quit, n.done = make(chan func()), make(chan struct{}), make(chan struct{})
+	ready := make(chan struct{})
+	defer func() {
+		select {
+		case <-ready:
+		case <-n.done:
+		}
+	}()
 	go func() {
 		defer close(n.done)
 		_ = n.net.Do(func() error {
+			close(ready)
 			for {
 				select {
 				case job := <-n.jobs:

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -506,6 +507,25 @@ func TestLengthOfSoak(t *testing.T) {
 		t.Setenv("SALLYPORT_SOAK", text)
 		if got := netlab.Soak(t, time.Second); got != want {
 			t.Errorf("with %q: %v, want %v", text, got, want)
+		}
+	}
+}
+
+// TestThreadsAreThereAtOnce: when Namespace returns its thread is there. A check for leaks
+// would blame what comes later on what is tested.
+func TestThreadsAreThereAtOnce(t *testing.T) {
+	lab := netlab.Test(t)
+	stacks := make([]byte, 1<<20)
+	for n := range 20 {
+		lab.Namespace("some")
+		threads := 0
+		for _, g := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			if strings.Contains(g, "startThread") && strings.Contains(g, "locked to thread") {
+				threads++
+			}
+		}
+		if threads != n+1 {
+			t.Fatalf("of %d namespaces %d have their thread", n+1, threads)
 		}
 	}
 }
