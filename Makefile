@@ -22,7 +22,7 @@ PACKAGES := iproute2 iperf3 wireguard-tools wireguard-go curl tcpdump dnsutils i
 
 # Debian packages with the programs that gateway/conformance points at the
 # translator. A machine that cannot have them lists their tests as not run.
-CONFORMANCE_PACKAGES := coturn traceroute mtr-tiny iputils-tracepath python3-scapy nmap hping3 conntrack tcptraceroute
+CONFORMANCE_PACKAGES := wrk coturn traceroute mtr-tiny iputils-tracepath python3-scapy nmap hping3 conntrack tcptraceroute
 
 # A user without a home of their own, like nobody, gets Go's caches in the clone.
 ifeq ($(shell test -n "$${HOME-}" && test -d "$$HOME" && test -w "$$HOME" && echo home),)

@@ -123,7 +123,9 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 			for o := range packet.Outcomes() {
 				drops := c.Drops(dir, o)
 				if dir == Egress {
-					drops += up.Drops[o] + wires[o]
+					drops += up.Drops[o] - up.Inward[o] + wires[o]
+				} else {
+					drops += up.Inward[o]
 				}
 				if o == packet.WrongSource || (o != packet.Pass && drops > 0) {
 					counter(d.drops, drops, id, dir.String(), o.String())

@@ -209,6 +209,9 @@ func prepare(fd int, network string) error {
 	}
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	if network == "udp4" {
+		// A datagram may be cut on its way, as those of the kernel's WireGuard: a narrow
+		// link behind a firewall that drops ICMP would swallow all large ones.
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
 	}
 	return errors.Join(

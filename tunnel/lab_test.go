@@ -120,6 +120,21 @@ func TestKernelRefusesToCut(t *testing.T) {
 	}
 }
 
+// A datagram that is longer than a link beyond the first takes is cut there: nobody need
+// tell, and nobody is asked not to.
+func TestCutOnTheWay(t *testing.T) {
+	w := newWorld(t)
+	if err := w.from.v4.control(func(fd int) error {
+		how, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER)
+		if how != unix.IP_PMTUDISC_DONT {
+			t.Errorf("path MTU discovery is %d, want none", how)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A refusal of the socket's driver turns cutting off for the socket, and nothing is lost.
 func TestDriverRefusesToCut(t *testing.T) {
 	var said bytes.Buffer

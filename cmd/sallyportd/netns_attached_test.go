@@ -98,7 +98,7 @@ func (a *attached) whence(ctx context.Context) (from []netip.AddrPort, err error
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	err = a.ns.Do(func() error {
-		from, err = datagram(ctx, at(originAddr, portUDP))
+		from, err = datagram(ctx, at(originAddr, portUDP), 0)
 		return err
 	})
 	return from, err

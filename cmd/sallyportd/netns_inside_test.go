@@ -86,7 +86,9 @@ func (g *guest) do(ctx context.Context, t task, a *answer) (err error) {
 	case "http": // Count requests at once, each on its own connection
 		a.Sources, err = requests(ctx, t.Target, max(t.Count, 1))
 	case "udp": // a datagram there and back
-		a.Sources, err = datagram(ctx, t.Target)
+		a.Sources, err = datagram(ctx, t.Target, int(t.Size))
+	case "too big": // a datagram of Size that must not be cut; Size is what the path takes
+		a.Size, err = tooBig(ctx, t)
 	case "ping": // once, and wait for the answer
 		err = ping(ctx, t.Target)
 	case "connect": // and no more
@@ -168,18 +170,27 @@ func requests(ctx context.Context, target string, n int) ([]netip.AddrPort, erro
 	return slices.DeleteFunc(seen, func(a netip.AddrPort) bool { return !a.IsValid() }), err
 }
 
-func datagram(ctx context.Context, target string) ([]netip.AddrPort, error) {
+// datagram asks by one of size bytes, or a short one, which must come back unchanged.
+func datagram(ctx context.Context, target string, size int) ([]netip.AddrPort, error) {
 	c, err := (&net.Dialer{}).DialContext(ctx, "udp4", target)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	b := make([]byte, 128)
-	n, err := ask(ctx, c, b)
+	question := []byte("whence?")
+	if size > 0 {
+		question = make([]byte, size)
+		_, _ = io.ReadFull(newNoise(), question)
+	}
+	b := make([]byte, 65535)
+	n, err := ask(ctx, c, question, b)
 	if err != nil {
 		return nil, err
 	}
-	text, _, _ := strings.Cut(string(b[:n]), " ")
+	text, echoed, _ := strings.Cut(string(b[:n]), " ")
+	if size > 0 && echoed != string(question) {
+		return nil, fmt.Errorf("%d bytes came back of %d, or others", len(echoed), len(question))
+	}
 	a, err := netip.ParseAddrPort(text)
 	return []netip.AddrPort{a}, err
 }
@@ -188,11 +199,11 @@ func datagram(ctx context.Context, target string) ([]netip.AddrPort, error) {
 // again: UDP may lose one, and programs that use it live with that.
 const askAgain = time.Second
 
-// ask asks whence until an answer is read into b or ctx ends.
-func ask(ctx context.Context, c net.Conn, b []byte) (int, error) {
+// ask asks until an answer is read into b or ctx ends.
+func ask(ctx context.Context, c net.Conn, question, b []byte) (int, error) {
 	end, _ := ctx.Deadline()
 	for {
-		if _, err := c.Write([]byte("whence?")); err != nil {
+		if _, err := c.Write(question); err != nil {
 			return 0, err
 		}
 		until := time.Now().Add(askAgain)
@@ -343,22 +354,8 @@ func (g *guest) transfer(ctx context.Context, t task, a *answer) error {
 	deadline, _ := ctx.Deadline()
 	_ = c.SetDeadline(deadline)
 	switch t.Do {
-	case "upload": // Size bytes and FIN; then the far side's checksum must come
-		defer c.Close()
-		if _, err := io.CopyN(c, newNoise(), t.Size); err != nil {
-			return err
-		}
-		return finishUpload(c, t.Size)
-	case "download": // Size bytes and FIN; then half as many go the other way
-		defer c.Close()
-		if _, err := fmt.Fprintln(c, t.Size); err != nil {
-			return err
-		}
-		if err := checkNoise(c, t.Size); err != nil {
-			return err
-		}
-		_, err := io.CopyN(c, newNoise(), t.Size/2)
-		return errors.Join(err, c.CloseWrite())
+	case "upload", "download":
+		return stream(c, t)
 	case "reset": // one byte, and RST
 		if _, err := c.Write([]byte{1}); err != nil {
 			return err
@@ -388,6 +385,26 @@ func (g *guest) transfer(ctx context.Context, t task, a *answer) error {
 		return err
 	}
 	return fmt.Errorf("nobody taught this program to %q", t.Do)
+}
+
+// stream does those of them that carry much, and closes the connection.
+func stream(c *net.TCPConn, t task) error {
+	defer c.Close()
+	if t.Do == "upload" { // Size bytes and FIN; then the far side's checksum must come
+		if _, err := io.CopyN(c, newNoise(), t.Size); err != nil {
+			return err
+		}
+		return finishUpload(c, t.Size)
+	}
+	// Size bytes and FIN; then half as many go the other way.
+	if _, err := fmt.Fprintln(c, t.Size); err != nil {
+		return err
+	}
+	if err := checkNoise(c, t.Size); err != nil {
+		return err
+	}
+	_, err := io.CopyN(c, newNoise(), t.Size/2)
+	return errors.Join(err, c.CloseWrite())
 }
 
 // resume goes on with what "begin" began.

@@ -95,10 +95,7 @@ func newFarSide(t *testing.T, on *netlab.Namespace, addr netip.Addr) *origin {
 		t: t, on: on, addr: addr,
 		takes: make(chan taken, 64), stalls: make(chan int64, 64), read: make(chan struct{}), conns: make(map[net.Conn]struct{}),
 	}
-	o.http = &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		o.requests.Add(1)
-		_, _ = io.WriteString(rw, r.RemoteAddr)
-	})}
+	o.http = &http.Server{Handler: http.HandlerFunc(o.respond)}
 	l := o.listen(portHTTP)
 	o.tasks.Go(func() { _ = o.http.Serve(l) })
 	for port, serve := range map[uint16]func(*net.TCPConn){
@@ -114,6 +111,25 @@ func newFarSide(t *testing.T, on *netlab.Namespace, addr netip.Addr) *origin {
 	o.packets = append(o.packets, udp)
 	o.tasks.Go(func() { o.tellSources(udp) })
 	return o
+}
+
+// respond tells the source, but for /give/N, which is N bytes of noise, and /sum, which is
+// the checksum of what was put there.
+func (o *origin) respond(rw http.ResponseWriter, r *http.Request) {
+	o.requests.Add(1)
+	if n, ok := strings.CutPrefix(r.URL.Path, "/give/"); ok {
+		size, _ := strconv.ParseInt(n, 10, 64)
+		_, _ = io.CopyN(rw, newNoise(), size)
+		return
+	}
+	if r.URL.Path != "/sum" {
+		_, _ = io.WriteString(rw, r.RemoteAddr)
+		return
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, r.Body); err == nil {
+		_, _ = io.WriteString(rw, hex.EncodeToString(h.Sum(nil)))
+	}
 }
 
 func (o *origin) listen(port uint16) net.Listener {
@@ -169,7 +185,7 @@ func (o *origin) close() {
 }
 
 func (o *origin) tellSources(c net.PacketConn) {
-	b := make([]byte, 2048)
+	b := make([]byte, 65535)
 	for {
 		n, from, err := c.ReadFrom(b)
 		if err != nil {
@@ -303,8 +319,12 @@ func (o *origin) serveNames() {
 	}
 }
 
-// bigNames is how many addresses big.origin.example has, too many for a datagram.
-const bigNames = 200
+// bigNames is how many addresses big.origin.example has, too many for a datagram but where
+// the question allows one of bigAnswer bytes, which comes in fragments.
+const (
+	bigNames  = 200
+	bigAnswer = 8192
+)
 
 func (o *origin) answer(w dns.ResponseWriter, q *dns.Msg) {
 	name, network := q.Question[0].Name, w.RemoteAddr().Network()
@@ -318,7 +338,7 @@ func (o *origin) answer(w dns.ResponseWriter, q *dns.Msg) {
 	}
 	switch big := strings.EqualFold(name, "big.origin.example."); {
 	case q.Question[0].Qtype != dns.TypeA:
-	case big && network == "udp":
+	case big && network == "udp" && (q.IsEdns0() == nil || q.IsEdns0().UDPSize() < bigAnswer):
 		m.Truncated = true
 	case big:
 		for i := range bigNames {

@@ -81,7 +81,7 @@ func escapes(ctx context.Context, t task) (found []string) {
 			dial, cancel := context.WithTimeout(ctx, 2*time.Second)
 			defer cancel()
 			report(connect(dial, task{Target: target}), "connect to %s", target)
-			_, err := datagram(dial, target)
+			_, err := datagram(dial, target, 0)
 			report(err, "ask %s by UDP", target)
 		})
 	}

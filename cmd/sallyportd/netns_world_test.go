@@ -243,11 +243,11 @@ func (w *world) mayReachOrigin(pairs []netip.Addr) []netip.Addr {
 }
 
 // ofTunnel says whether a packet from iad1's own address belongs to the tunnels:
-// their datagrams, or the kernel's word that nobody is there to take one.
+// their datagrams, fragments of them, which name no port, or the kernel's word that nobody is there to take one.
 func ofTunnel(p netlab.Packet) bool {
 	const icmp, udp, unreachable = 1, 17, 3
 	client := p.Dst.Addr() == workerAddr || p.Dst.Addr() == laptopAddr
-	return client && (p.Proto == udp && p.Src.Port() >= 51820 && p.Src.Port() <= 51899 || p.Proto == icmp && p.ICMPType == unreachable)
+	return client && (p.Proto == udp && (p.Src.Port() >= 51820 && p.Src.Port() <= 51899 || p.Fragment && p.Src.Port() == 0) || p.Proto == icmp && p.ICMPType == unreachable)
 }
 
 // eventually waits until a condition holds.

@@ -49,8 +49,9 @@ type Tun struct {
 	probes     probes
 	batches    sync.Pool // *tunBatch
 	complaints complaints
-	drops      [packet.NumOutcomes]atomic.Uint64
-	events     chan Event // closed by Close, never written
+	drops      [packet.NumOutcomes]atomic.Uint64 // of packets on their way out
+	inward     [packet.NumOutcomes]atomic.Uint64 // of packets from outside
+	events     chan Event                        // closed by Close, never written
 	closing    sync.Once
 }
 
@@ -271,7 +272,7 @@ func isFragment(b []byte) bool { return binary.BigEndian.Uint16(b[6:])&0x3fff !=
 func (t *Tun) complete(b []byte) []byte {
 	now := packet.Instant(time.Since(t.start))
 	if n := t.fragments.Expire(now); n > 0 {
-		t.drops[packet.FragmentLimit].Add(uint64(n))
+		t.inward[packet.FragmentLimit].Add(uint64(n))
 	}
 	o := packet.Parse(&t.fragment, b)
 	var whole []byte
@@ -279,7 +280,7 @@ func (t *Tun) complete(b []byte) []byte {
 		whole, o = t.fragments.Add(&t.fragment, now)
 	}
 	if o != packet.Pass {
-		t.drop(o)
+		t.inward[o].Add(1)
 	}
 	return whole
 }
@@ -302,7 +303,8 @@ func (t *Tun) Release(Flow) {}
 func (t *Tun) Stats() Stats {
 	var s Stats
 	for i := range t.drops {
-		s.Drops[i] = t.drops[i].Load()
+		s.Inward[i] = t.inward[i].Load()
+		s.Drops[i] = t.drops[i].Load() + s.Inward[i]
 	}
 	d := t.dev.Stats()
 	s.Drops[packet.NotIPv4] += d.NotIPv4

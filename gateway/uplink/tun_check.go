@@ -107,7 +107,7 @@ func (t *Tun) answer(b []byte) {
 		o = packet.NoMapping
 	}
 	if o != packet.Pass {
-		t.drop(o)
+		t.inward[o].Add(1)
 	}
 }
 

@@ -122,6 +122,8 @@ type Event struct {
 type Stats struct {
 	// Drops counts packets that were not carried, by reason. A refused SYN is one of them.
 	Drops [packet.NumOutcomes]uint64
+	// Inward are those of Drops of which the uplink knows that they came from outside.
+	Inward [packet.NumOutcomes]uint64
 	// EventsLost counts events that found the channel full.
 	EventsLost uint64
 	// TCP, UDP and ICMP are the kernel sockets open now, pending connects included in TCP.
