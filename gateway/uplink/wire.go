@@ -176,7 +176,7 @@ func ownIn(ranges, held []netip.Prefix) (own []netip.Addr) {
 		list := []netip.Addr{p.Addr()}
 		if p.Bits() < 31 {
 			b := p.Masked().Addr().As4()
-			last := binary.BigEndian.Uint32(b[:]) | 1<<(32-p.Bits()) - 1
+			last := binary.BigEndian.Uint32(b[:]) | (1<<(32-p.Bits()) - 1)
 			list = append(list, p.Masked().Addr(), netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, last))))
 		}
 		for _, a := range list {
