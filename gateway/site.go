@@ -100,15 +100,7 @@ func (n *network) setSite(plan sitePlan) error {
 	if n.site == nil {
 		return nil
 	}
-	err := n.changeSite(plan)
-	for id, ranges := range before {
-		for _, r := range ranges {
-			if !slices.Contains(plan.ranges[id], r) {
-				n.fwd.revokePeered(r)
-			}
-		}
-	}
-	return err
+	return n.changeSite(plan, before)
 }
 
 // countPeerings begins to count what is new, and forgets the counts of what is gone.
@@ -150,13 +142,21 @@ func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
 	return nil
 }
 
-// changeSite gives the Forwarder the connections of a plan, and the open tunnel its
-// peers. The error is about those peers that the tunnel did not take.
-func (n *network) changeSite(plan sitePlan) error {
+// changeSite gives the Forwarder the connections of a plan, ends the flows to ranges that
+// were there before and are no more, and gives the open tunnel its peers. The error is
+// about those peers that the tunnel did not take.
+func (n *network) changeSite(plan sitePlan, before map[string][]netip.Prefix) error {
 	s := n.site
 	gone := s.keepLinks(plan)
 	s.ranges, s.accepts, s.sitePlan.links = plan.ranges, plan.accepts, plan.links
 	n.publish()
+	for id, ranges := range before {
+		for _, r := range ranges {
+			if !slices.Contains(plan.ranges[id], r) {
+				n.fwd.revokePeered(r)
+			}
+		}
+	}
 	for id, l := range gone {
 		n.closeLink(id, l)
 	}

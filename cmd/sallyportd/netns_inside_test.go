@@ -102,7 +102,7 @@ func (g *guest) do(ctx context.Context, t task, a *answer) (err error) {
 		b, err = os.ReadFile(t.Target)
 		a.Texts = []string{string(b)}
 	case "listen": // by TCP and UDP; what comes is told on standard error
-		err = g.listen(t.Target)
+		err = g.listen(t)
 	case "forge": // answers to probes that nobody asked for here
 		err = forge(t)
 	case "escape":
@@ -308,13 +308,14 @@ func (g *guest) flood(t task) {
 	}
 }
 
-// listen takes what comes, which in a sandbox is nothing.
-func (g *guest) listen(address string) error {
-	l, err := net.Listen("tcp4", address)
+// listen takes what comes, which in a sandbox is nothing but by a peering of its network;
+// with Count it keeps the connections.
+func (g *guest) listen(t task) error {
+	l, err := net.Listen("tcp4", t.Target)
 	if err != nil {
 		return err
 	}
-	p, err := net.ListenPacket("udp4", address)
+	p, err := net.ListenPacket("udp4", t.Target)
 	if err != nil {
 		return err
 	}
@@ -325,6 +326,12 @@ func (g *guest) listen(address string) error {
 				return
 			}
 			fmt.Fprintln(os.Stderr, "ARRIVED:", c.RemoteAddr())
+			if t.Count > 0 {
+				g.mu.Lock()
+				g.held = append(g.held, c)
+				g.mu.Unlock()
+				continue
+			}
 			_ = c.Close()
 		}
 	}()
@@ -361,13 +368,19 @@ func (g *guest) transfer(ctx context.Context, t task, a *answer) error {
 			return err
 		}
 		return errors.Join(c.SetLinger(0), c.Close())
-	case "await reset":
+	case "await reset": // with Count, which goes on sending, Count times a second
 		defer c.Close()
-		if _, err := c.Write([]byte{1}); err != nil {
-			return err
+		for {
+			if t.Count > 0 {
+				_ = c.SetReadDeadline(time.Now().Add(time.Second / time.Duration(t.Count)))
+			}
+			if _, err := c.Write([]byte{1}); err != nil {
+				return err
+			}
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(deadline) {
+				return err
+			}
 		}
-		_, err := c.Read(make([]byte, 1))
-		return err
 	case "begin upload": // until the far side takes no more
 		g.mu.Lock()
 		g.slow = &stallWriter{conn: c}

@@ -45,6 +45,7 @@ type wired struct {
 	*peered
 	vault, till     *netlab.Namespace
 	atVault, atTill *netlab.Capture
+	inVault         *origin
 	globex, books   *sandbox
 }
 
@@ -65,24 +66,24 @@ func (w *wired) lan(name, link, near, hop string) (*netlab.Namespace, *netlab.Ca
 	return n, c
 }
 
-func newWired(t *testing.T) *wired {
+func newWired(t *testing.T, by uplinkKind) *wired {
 	t.Helper()
 	netlab.Require(t)
-	e := newEstate(t, bySockets)
+	e := newEstate(t, by)
 	w := &wired{peered: &peered{estate: e}}
 	e.a.Sysctl("net.ipv4.conf.default.rp_filter", "1") // the strictest setting must do
 	w.vault, w.atVault = w.lan("vault", "eth1", "10.9.0.2/24", "10.9.0.1/24")
 	w.till, w.atTill = w.lan("till", "eth2", "10.9.1.2/24", "10.9.1.1/24")
 	for i, h := range []*gatewayHost{e.a, e.b} {
 		a := netip.AddrFrom4([4]byte{203, 0, 113, byte(6 + i)})
-		h.Address("lo", netip.PrefixFrom(a, 32))
+		e.uplink.provide(h.Namespace, a)
 		e.hub.Route(netip.PrefixFrom(a, 32), h.addr)
 		h.dedicated = append(h.dedicated, a)
 	}
-	for _, n := range []*netlab.Namespace{w.vault, w.till} {
-		far := newFarSide(t, n, vaultAddr)
-		t.Cleanup(far.close)
-	}
+	w.inVault = newFarSide(t, w.vault, vaultAddr)
+	t.Cleanup(w.inVault.close)
+	inTill := newFarSide(t, w.till, vaultAddr)
+	t.Cleanup(inTill.close)
 	e.write("state.yaml", wiredState(wiredPeerings))
 	e.startRegion()
 	e.startSidecar()
@@ -130,12 +131,21 @@ func (w *wired) left(t *testing.T) (rules, routes []string) {
 // private network with the same ranges by a link of the site's host, and one of them the
 // sandboxes of another network, all with their own addresses; nothing mixes, nothing
 // leaves elsewhere, and nothing is left behind.
-func TestPeeringKinds(t *testing.T) {
-	w := newWired(t)
+func TestPeeringKinds(t *testing.T) { byEach(t, peeringKinds) }
+
+func peeringKinds(t *testing.T, by uplinkKind) {
+	w := newWired(t, by)
 	t.Run("untranslated", w.reachVault)
 	t.Run("other network", w.reachBooks)
-	t.Run("inward", w.knockFromVault)
-	t.Run("interface down", w.linkDown)
+	if by == bySockets { // these are about links, for which all uplinks are one
+		t.Run("narrow", w.narrow)
+		t.Run("accepted", w.accepted)
+		t.Run("inward", w.knockFromVault)
+		t.Run("interface down", w.linkDown)
+		t.Run("interface missing", w.missing)
+	} else {
+		w.startLoad(t, w.near, vaultAddr)
+	}
 	t.Run("taken out", w.cutVault)
 	t.Run("killed", w.killed)
 	inner := map[*netlab.Capture][]netip.Addr{w.atVault: {w.near.inner, w.far.inner, innerGateway}, w.atTill: {w.globex.inner, innerGateway}}
@@ -153,6 +163,10 @@ func TestPeeringKinds(t *testing.T) {
 	w.a.daemon.end(t, syscall.SIGTERM)
 	if rules, routes := w.left(t); len(rules)+len(routes) != 0 {
 		t.Errorf("left behind: %q, %q", rules, routes)
+	}
+	if by == bySockets {
+		t.Run("unprivileged", w.unprivileged)
+		return
 	}
 	w.startHost(w.a) // the estate judges its metrics
 	w.awaitHosts(w.a)
@@ -301,9 +315,12 @@ func (w *wired) cutVault(t *testing.T) {
 			t.Errorf("%v after the end, the vault got %v", q.At.Sub(ended), q)
 		}
 	}
-	if rules, _ := w.left(t); len(rules) != 3 {
-		t.Errorf("rules for one peering: %q", rules)
-	}
+	eventually(t, 5*time.Second, "there are rules for one peering", func() error {
+		if rules, _ := w.left(t); len(rules) != 3 {
+			return fmt.Errorf("%q", rules)
+		}
+		return nil
+	})
 	w.reload(t, state, "desired state read anew")
 	eventually(t, 5*time.Second, "the vault is reached again", func() error {
 		return reaches(w.near, vaultAddr)
@@ -338,8 +355,12 @@ func (w *wired) killed(t *testing.T) {
 			return reaches(b, vaultAddr)
 		})
 	}
-	nowRules, nowRoutes := w.left(t)
-	if !slices.Equal(rules, nowRules) || !slices.Equal(routes, nowRoutes) {
-		t.Errorf("rules %q and routes %q, before %q and %q", nowRules, nowRoutes, rules, routes)
-	}
+	// The state file that it has begun with may have been older than the last change.
+	eventually(t, 5*time.Second, "rules and routes are as before", func() error {
+		nowRules, nowRoutes := w.left(t)
+		if !slices.Equal(rules, nowRules) || !slices.Equal(routes, nowRoutes) {
+			return fmt.Errorf("rules %q and routes %q, before %q and %q", nowRules, nowRoutes, rules, routes)
+		}
+		return nil
+	})
 }
