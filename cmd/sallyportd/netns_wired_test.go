@@ -210,7 +210,7 @@ func (w *wired) reachBooks(t *testing.T) {
 	for _, b := range []*sandbox{w.near, w.far} {
 		b.must(t, task{Do: "connect", Target: at(w.books.inner, 8097)})
 		b.must(t, task{Do: "ping", Target: w.books.inner.String()})
-		eventually(t, 5*time.Second, "the sandbox sees whom it is reached by", func() error {
+		eventually(t, 20*time.Second, "the sandbox sees whom it is reached by", func() error {
 			if text := w.books.stderr.String(); !strings.Contains(text, "ARRIVED: "+b.inner.String()+":") {
 				return fmt.Errorf("it says %q", text)
 			}
@@ -241,7 +241,7 @@ func (w *wired) knockFromVault(t *testing.T) {
 		w.vault.Address("lo", netip.PrefixFrom(a, 32))
 		w.knock(t, w.vault, a, targets...) // strict rp_filter stops them
 	}
-	eventually(t, 5*time.Second, "the gateway drops what the vault sent", func() error {
+	eventually(t, 20*time.Second, "the gateway drops what the vault sent", func() error {
 		if n := w.droppedInward(t) - dropped; n < sent {
 			return fmt.Errorf("%d of %d", n, sent)
 		}
@@ -250,7 +250,7 @@ func (w *wired) knockFromVault(t *testing.T) {
 	w.a.Sysctl("net.ipv4.conf.eth1.rp_filter", "0")
 	w.a.Sysctl("net.ipv4.conf.all.rp_filter", "0")
 	sent = w.knock(t, w.vault, netip.MustParseAddr("10.99.0.1"), targets...)
-	eventually(t, 5*time.Second, "the report counts what was sent with foreign sources", func() error {
+	eventually(t, 20*time.Second, "the report counts what was sent with foreign sources", func() error {
 		s, err := w.api.Peering(t.Context(), "peer-vault")
 		if err != nil || s.Report == nil || s.Report.Foreign < uint64(sent) {
 			return fmt.Errorf("%+v, %w; want %d", s.Report, err, sent)
@@ -266,7 +266,7 @@ func (w *wired) linkDown(t *testing.T) {
 	w.startLoad(t, w.near, vaultAddr)
 	w.startLoad(t, w.globex, vaultAddr)
 	w.onA(t, "link", "set", "eth1", "down")
-	eventually(t, 5*time.Second, "the log says it", func() error {
+	eventually(t, 20*time.Second, "the log says it", func() error {
 		if text := w.said("gw-a"); !strings.Contains(text, "interface eth1 is down") || !strings.Contains(text, "wireguard") {
 			return fmt.Errorf("it says %q", text[max(0, len(text)-500):])
 		}
@@ -315,14 +315,14 @@ func (w *wired) cutVault(t *testing.T) {
 			t.Errorf("%v after the end, the vault got %v", q.At.Sub(ended), q)
 		}
 	}
-	eventually(t, 5*time.Second, "there are rules for one peering", func() error {
+	eventually(t, 20*time.Second, "there are rules for one peering", func() error {
 		if rules, _ := w.left(t); len(rules) != 3 {
 			return fmt.Errorf("%q", rules)
 		}
 		return nil
 	})
 	w.reload(t, state, "desired state read anew")
-	eventually(t, 5*time.Second, "the vault is reached again", func() error {
+	eventually(t, 20*time.Second, "the vault is reached again", func() error {
 		return reaches(w.near, vaultAddr)
 	})
 }
@@ -350,13 +350,13 @@ func (w *wired) killed(t *testing.T) {
 	}
 	w.startHost(w.a)
 	w.awaitHosts(w.a)
-	for _, b := range []*sandbox{w.near, w.far, w.globex} {
-		eventually(t, 5*time.Second, "the private networks are reached again", func() error {
+	for _, b := range []*sandbox{w.near, w.far, w.globex} { // a worker whom nobody greets calls after 5 s
+		eventually(t, 20*time.Second, "the private networks are reached again", func() error {
 			return reaches(b, vaultAddr)
 		})
 	}
 	// The state file that it has begun with may have been older than the last change.
-	eventually(t, 5*time.Second, "rules and routes are as before", func() error {
+	eventually(t, 20*time.Second, "rules and routes are as before", func() error {
 		nowRules, nowRoutes := w.left(t)
 		if !slices.Equal(rules, nowRules) || !slices.Equal(routes, nowRoutes) {
 			return fmt.Errorf("rules %q and routes %q, before %q and %q", nowRules, nowRoutes, rules, routes)

@@ -71,7 +71,7 @@ func (w *wired) accepted(t *testing.T) {
 			}
 			ended <- a
 		}()
-		eventually(t, 5*time.Second, "the connection is open", func() error {
+		eventually(t, 20*time.Second, "the connection is open", func() error {
 			if n := strings.Count(w.books.stderr.String(), "ARRIVED: "+b.inner.String()+":"); n == before {
 				return fmt.Errorf("%d arrived", n)
 			}
@@ -93,7 +93,7 @@ func (w *wired) accepted(t *testing.T) {
 			t.Errorf("another peering suffers: %v", err)
 		}
 		w.reload(t, state, "desired state read anew")
-		eventually(t, 5*time.Second, "the other network is reached again", func() error {
+		eventually(t, 20*time.Second, "the other network is reached again", func() error {
 			a, err := b.ask(task{Do: "connect", Target: to})
 			if err == nil && a.Failure != "" {
 				err = fmt.Errorf("%s", a.Failure)
@@ -111,7 +111,7 @@ func (w *wired) missing(t *testing.T) {
 	w.reload(t, state+"  - {id: peer-late, network: net-acme, kind: interface, cidrs: [10.60.0.0/24], interface: eth9, nextHop: 10.9.2.1, state: active}\n", "desired state read anew")
 	show := func(want string) {
 		t.Helper()
-		eventually(t, 10*time.Second, "the command says "+want, func() error {
+		eventually(t, 20*time.Second, "the command says "+want, func() error {
 			if text := w.mustCLI("peering", "show", "peer-late"); !strings.Contains(text, want) {
 				return fmt.Errorf("it says %s", text)
 			}
@@ -138,7 +138,7 @@ func (w *wired) missing(t *testing.T) {
 	w.a.Address("eth9", netip.MustParsePrefix("10.9.2.2/24"))
 	show("forwarding")
 	w.a.Sysctl("net.ipv4.conf.eth9.forwarding", "1")
-	eventually(t, 10*time.Second, "the peering is up", func() error {
+	eventually(t, 20*time.Second, "the peering is up", func() error {
 		if text := w.mustCLI("peering", "show", "peer-late"); strings.Contains(text, "DOWN") {
 			return fmt.Errorf("%s", text)
 		}
@@ -158,7 +158,7 @@ func (w *wired) unprivileged(t *testing.T) {
 	w.a.daemon = w.run(w.a.Namespace, "gw-a", "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
 		filepath.Join(w.bin, "sallyportd"), "run", "--config", filepath.Join(w.dir, "gw-a.yaml"))
 	w.awaitHosts(w.a)
-	eventually(t, 10*time.Second, "the command says what is missing", func() error {
+	eventually(t, 20*time.Second, "the command says what is missing", func() error {
 		text := w.mustCLI("peering", "show", "peer-vault")
 		for _, want := range []string{"DOWN", "CAP_NET_ADMIN", "kind wireguard"} {
 			if !strings.Contains(text, want) {
@@ -167,7 +167,7 @@ func (w *wired) unprivileged(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, 10*time.Second, "the other network is reached", func() error {
+	eventually(t, 20*time.Second, "the other network is reached", func() error {
 		a, err := w.near.ask(task{Do: "connect", Target: at(w.books.inner, 8097)})
 		if err == nil && a.Failure != "" {
 			err = fmt.Errorf("%s", a.Failure)
