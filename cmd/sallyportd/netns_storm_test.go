@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -27,7 +26,7 @@ type storm struct {
 	refused atomic.Int64      // those that it refused while the sidecar was dead
 	started atomic.Int64      // sandboxes that ran
 	failed  atomic.Int64      // attempts that failed, with a reason
-	kills   int
+	kills   atomic.Int64
 }
 
 // TestSoakLeaks: only the pairs' addresses leave the gateway, no inner address is quoted
@@ -41,9 +40,11 @@ func leaks(t *testing.T, by uplinkKind) {
 	s := &storm{world: newWorld(t, by), seed: newSeed(t)}
 	s.up()
 	s.victim = s.lab.Namespace("victim")
-	ctx, cancel := context.WithTimeout(t.Context(), netlab.Soak(t, 6*time.Second))
+	length := netlab.Soak(t, 4*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), length+slowest)
 	defer cancel()
 	var all sync.WaitGroup
+	all.Go(func() { s.endAfter(ctx, length, cancel) })
 	for name, f := range map[string]struct {
 		at   *netlab.Capture
 		leak func(netlab.Packet) bool
@@ -53,7 +54,7 @@ func leaks(t *testing.T, by uplinkKind) {
 		all.Go(func() {
 			if p, err := f.at.Wait(ctx, f.leak); err == nil {
 				t.Errorf("a packet %s leaks: %v about %v > %v", name, p, p.QuotedSrc, p.QuotedDst)
-			} else if !errors.Is(err, context.DeadlineExceeded) {
+			} else if ctx.Err() == nil {
 				t.Error(err)
 			}
 		})
@@ -68,15 +69,36 @@ func leaks(t *testing.T, by uplinkKind) {
 	s.killAgain(ctx)
 	all.Wait()
 	t.Logf("%d fuzzed packets, %d refused without a sidecar; %d sandboxes ran, %d attempts failed; %d kills",
-		s.sent.Load(), s.refused.Load(), s.started.Load(), s.failed.Load(), s.kills)
-	if s.kills == 0 || s.sent.Load() < 1000 || s.refused.Load() == 0 || s.started.Load() == 0 {
+		s.sent.Load(), s.refused.Load(), s.started.Load(), s.failed.Load(), s.kills.Load())
+	if !s.enough() {
 		t.Error("that proves nothing")
-	}
-	if n := s.atOrigin.Sources()[netlab.Source{Out: true, Addr: acmePair[0]}]; n < 100 {
-		t.Errorf("%d fuzzed packets went on to the origin by %v: that proves nothing", n, acmePair[0])
 	}
 	b := s.sandbox(t, acmeFunction)
 	allFrom(t, b.must(t, task{Do: "http", Target: at(originAddr, portHTTP)}).Sources, 1, acmePair)
+}
+
+// slowest is how much longer it goes on where a busy machine has not shown enough.
+const slowest = 40 * time.Second
+
+// endAfter ends what has gone on for long enough, and has shown enough.
+func (s *storm) endAfter(ctx context.Context, length time.Duration, end func()) {
+	began := time.Now()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for ctx.Err() == nil && (time.Since(began) < length || !s.enough()) {
+		<-look.C
+	}
+	end()
+}
+
+// enough says whether what happened proves anything: packets of fuzzers that went on to
+// the origin, and others that found no sidecar; sandboxes that ran; sidecars that were killed.
+func (s *storm) enough() bool {
+	var fuzzed uint64
+	for _, a := range acmePair {
+		fuzzed += s.atOrigin.Sources()[netlab.Source{Out: true, Addr: a}]
+	}
+	return s.kills.Load() > 0 && s.sent.Load() > 1000 && s.refused.Load() > 0 && s.started.Load() > 0 && fuzzed > 100
 }
 
 // leaksFromIad1 is the uplink's filter: not (src EXT1 or src EXT2), but for the tunnels.
@@ -131,7 +153,7 @@ func (s *storm) killAgain(ctx context.Context) {
 			return
 		}
 		s.sidecar.end(s.t, syscall.SIGKILL)
-		s.kills++
+		s.kills.Add(1)
 		s.startSidecar()
 		s.awaitSidecar()
 	}

@@ -22,7 +22,7 @@ import (
 // the origin; then all are detached, or the sidecar ends, which detaches them. `make
 // check` does it with fewer.
 func TestSoakThousand(t *testing.T) {
-	many, paced := 100, 25
+	many, paced := 50, 25
 	if netlab.Soak(t, 0) > 0 {
 		many, paced = 1000, 500
 	}
