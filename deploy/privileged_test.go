@@ -26,7 +26,7 @@ func settings(t *testing.T, path string) map[string][]string {
 func TestDropinsGivePrivileges(t *testing.T) {
 	for name, want := range map[string]struct{ capabilities, voided []string }{
 		"sallyportd.service.d/tun.conf":           {[]string{"CAP_NET_ADMIN", "CAP_NET_RAW"}, []string{"PrivateUsers", "PrivateDevices"}},
-		"sallyport-sidecar.service.d/attach.conf": {[]string{"CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_PTRACE"}, []string{"PrivateDevices", "ProtectKernelTunables"}},
+		"sallyport-sidecar.service.d/attach.conf": {[]string{"CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_PTRACE"}, []string{"PrivateDevices"}},
 	} {
 		s := settings(t, filepath.Join("systemd", name))
 		for _, key := range []string{"AmbientCapabilities", "CapabilityBoundingSet"} {

@@ -59,7 +59,7 @@ type hostShare struct {
 func newHostSide(d config.Daemon, log *slog.Logger) (*hostSide, error) {
 	s := &hostSide{daemon: d, hook: hook{d.Tun.Hook, d.Tun.HookTimeout}, log: log, served: map[string]*hostShare{}}
 	if d.Uplink != config.UplinkTun && d.Sockets.AddAddressesTo == "" {
-		return s, nil
+		return s, s.leftovers()
 	}
 	kernel, err := hostnet.Here()
 	if err != nil {
@@ -71,6 +71,31 @@ func newHostSide(d config.Daemon, log *slog.Logger) (*hostSide, error) {
 	}
 	s.host = kernel
 	return s, nil
+}
+
+// leftovers removes what a gateway left behind that had another uplink and was killed: its
+// rules would lead packets astray. Blackholes stay, for addresses that are not on the
+// host yet: what arrives for those would go round a loop. Nothing of a gateway that
+// lives is touched.
+func (s *hostSide) leftovers() error {
+	kernel, err := hostnet.Here()
+	if err != nil {
+		return nil // who may not look has left nothing
+	}
+	defer kernel.Close()
+	found, err := kernel.Tagged(hostTag)
+	if err != nil {
+		return nil
+	}
+	found.Routes = slices.DeleteFunc(found.Routes, func(r hostnet.Route) bool { return r.Kind == hostnet.Blackhole })
+	if found.Empty() || kernel.Claim(hostTag) != nil {
+		return nil
+	}
+	if err := kernel.Undo(found); err != nil {
+		return fmt.Errorf("a gateway with another uplink was killed on this host, and left %v, which would lead packets astray: start it once more with its uplink and end it, or remove them by hand (`ip route flush table all proto 83`, `ip rule del priority %d`): %w", found, rulePriority, err)
+	}
+	s.log.Warn("removed from the host what a gateway with another uplink left behind", "what", found.String())
+	return nil
 }
 
 // otherMode is what an error says that could not be mended here.

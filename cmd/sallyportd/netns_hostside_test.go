@@ -144,6 +144,20 @@ func TestTunLeavesNothing(t *testing.T) {
 			t.Errorf("for two pairs there are %v", p)
 		}
 	})
+	t.Run("other uplink after a crash", func(t *testing.T) {
+		w.gateway.end(t, syscall.SIGKILL)
+		program, config := filepath.Join(w.bin, "sallyportd"), w.write("other.yaml", otherDaemon())
+		toolOn(t, w.iad1, "ip", "rule", "add", "from", "203.0.113.2", "lookup", "8300", "priority", "8300", "protocol", "83")
+		w.refuses(t, append(slices.Clone(withoutAdmin), program, "run", "--config", config), "another uplink was killed", "rule 8300 from 203.0.113.2/32")
+		// With the privilege it takes that away, and keeps what holds off a loop.
+		w.refuses(t, []string{program, "run", "--config", config}, "203.0.113.2 is not on this host")
+		if p := ofGateway(t, w.iad1); len(p.Routes) != 4 || len(p.Rules) != 0 {
+			t.Errorf("there is %v", p)
+		}
+		noLoop(t, w)
+		w.startGateway()
+		w.awaitGateway()
+	})
 	w.gateway.end(t, syscall.SIGTERM)
 	sameStack(t, w.iad1, before)
 }

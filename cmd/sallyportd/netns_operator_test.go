@@ -141,14 +141,19 @@ func (w *world) refuses(t *testing.T, argv []string, want ...string) {
 // is not disturbed, whatever the other would do to the host.
 func secondGateway(t *testing.T, w *world) {
 	before := stack(t, w.iad1)
-	other := strings.NewReplacer("127.0.0.1:9469", "127.0.0.1:9479", "run/api.sock", "run/other.sock", "51820-51899", "51900-51979", "secret_file: secret", "secret_file: other-secret\nstate_file: other-state").Replace(netnsDaemon)
 	program := filepath.Join(w.bin, "sallyportd")
 	for _, settings := range []string{byTun.settings(), "sockets: {add_addresses_to: lo}\n"} {
-		w.refuses(t, []string{program, "run", "--config", w.write("other.yaml", other+settings)}, "another sallyportd on this host", "`uplink: sockets`")
+		w.refuses(t, []string{program, "run", "--config", w.write("other.yaml", otherDaemon()+settings)}, "another sallyportd on this host", "`uplink: sockets`")
 		sameStack(t, w.iad1, before)
 	}
 	toolOn(t, w.iad1, program, "check", "--host", "--config", filepath.Join(w.dir, "sallyportd.yaml"))
 	sameStack(t, w.iad1, before)
+}
+
+// otherDaemon is the configuration of another daemon on the same host, by sockets.
+func otherDaemon() string {
+	return strings.NewReplacer("127.0.0.1:9469", "127.0.0.1:9479", "run/api.sock", "run/other.sock", "51820-51899", "51900-51979",
+		"secret_file: secret", "secret_file: other-secret\nstate_file: other-state").Replace(netnsDaemon)
 }
 
 // watchARP lists the ARP on the hub's end of a cable. What it returns waits until an
@@ -175,29 +180,34 @@ func (g *ground) watchARP(link string) func(a netip.Addr, mac net.HardwareAddr) 
 	}
 }
 
-// startGatewayAsUnit starts the gateway with what deploy/systemd/sallyportd.service.d/tun.conf leaves
-// it: a user who is not root, two capabilities, /proc/sys read-only. In a user
-// namespace there is but one user, and it runs as that.
-func (w *world) startGatewayAsUnit() {
-	w.t.Helper()
+// asUnit is what runs a program with what a drop-in of deploy/systemd leaves it: a user
+// who is not root, some capabilities, and /proc/sys read-only. In a user namespace
+// there is but one user, and it runs as that.
+func (g *ground) asUnit(capabilities string) []string {
+	g.t.Helper()
 	if netlab.Inside() {
-		w.startGateway()
-		return
+		return nil
 	}
 	const nobody = 65534
-	err := filepath.WalkDir(w.dir, func(path string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(g.dir, func(path string, _ fs.DirEntry, err error) error {
 		return errors.Join(err, os.Lchown(path, nobody, nobody))
 	})
-	if err := errors.Join(err, os.Chmod(filepath.Dir(w.dir), 0o755)); err != nil {
-		w.t.Fatal(err)
+	if err := errors.Join(err, os.Chmod(filepath.Dir(g.dir), 0o755)); err != nil {
+		g.t.Fatal(err)
 	}
 	const prepare = `mount -t tmpfs -o mode=755 none /dev/net && mknod -m 666 /dev/net/tun c 10 200 &&
 		mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$0" "$@"`
-	const caps = "-all,+net_admin,+net_raw"
-	w.gateway = w.run(w.iad1, "sallyportd", "unshare", "--mount", "sh", "-c", prepare,
+	caps := "-all," + capabilities
+	return []string{"unshare", "--mount", "sh", "-c", prepare,
 		"setpriv", "--reuid", fmt.Sprint(nobody), "--regid", fmt.Sprint(nobody), "--clear-groups", "--no-new-privs",
-		"--inh-caps="+caps, "--ambient-caps="+caps, "--bounding-set="+caps,
-		filepath.Join(w.bin, "sallyportd"), "run", "--config", filepath.Join(w.dir, "sallyportd.yaml"))
+		"--inh-caps=" + caps, "--ambient-caps=" + caps, "--bounding-set=" + caps}
+}
+
+// startGatewayAsUnit starts the gateway as sallyportd.service does with tun.conf.
+func (w *world) startGatewayAsUnit() {
+	w.t.Helper()
+	argv := append(w.asUnit("+net_admin,+net_raw"), filepath.Join(w.bin, "sallyportd"), "run", "--config", filepath.Join(w.dir, "sallyportd.yaml"))
+	w.gateway = w.run(w.iad1, "sallyportd", argv[0], argv[1:]...)
 }
 
 // TestTunReload: networks that are taken out and put in while the gateway runs take what is
@@ -294,6 +304,30 @@ func judgeHook(t *testing.T, name string) {
 	}
 }
 
+// attachedAsUnit attaches a namespace by the sidecar as sallyport-sidecar.service runs it with
+// attach.conf, each way, and takes it back.
+func attachedAsUnit(t *testing.T, w *world, holder int, attach func(...string) (string, error), same func()) {
+	if netlab.Inside() {
+		netlab.NotRun(t, "a user namespace has but one user")
+	}
+	argv := append(w.asUnit("+sys_admin,+net_admin,+net_raw,+sys_ptrace"), filepath.Join(w.bin, "sallyport-sidecar"), "run", "--config", filepath.Join(w.dir, "sidecar.yaml"))
+	w.sidecar = w.run(w.worker, "sallyport-sidecar", argv[0], argv[1:]...)
+	w.awaitSidecar()
+	for _, how := range [][]string{{"--pid", fmt.Sprint(holder)}, {"--netns", fmt.Sprintf("/proc/%d/ns/net", holder), "--ethernet", "veth"}} {
+		out, err := attach(how...)
+		if err != nil || !strings.Contains(out, "10.20.") {
+			t.Errorf("attach %v says %q, %v", how, out, err)
+			continue
+		}
+		id := strings.Fields(out)[1]
+		if out, err := saidBy(w.worker, filepath.Join(w.bin, "sallyport-sidecar"), "detach", "--socket", w.socket, id); err != nil {
+			t.Errorf("detach says %q, %v", out, err)
+		}
+		same()
+	}
+	w.sidecar.end(t, syscall.SIGTERM)
+}
+
 // TestAttachRefused: a sidecar that cannot make interfaces says what is missing and what does
 // without, and leaves the sandbox's namespace as it was.
 func TestAttachRefused(t *testing.T) {
@@ -306,6 +340,9 @@ func TestAttachRefused(t *testing.T) {
 	holder := w.run(box, "holder", "sleep", "600")
 	defer holder.end(t, syscall.SIGKILL)
 	before := stack(t, box)
+	attach := func(how ...string) (string, error) {
+		return saidBy(w.worker, append([]string{program, "attach", "--socket", w.socket, "--project", "shop", "--environment", "production", "--runtime", "nodejs"}, how...)...)
+	}
 	for _, c := range []struct {
 		name, ethernet string
 		run            []string
@@ -325,11 +362,7 @@ func TestAttachRefused(t *testing.T) {
 			if c.name == "gone" {
 				pid = 1 << 22
 			}
-			attach := []string{program, "attach", "--socket", w.socket, "--pid", fmt.Sprint(pid), "--project", "shop", "--environment", "production", "--runtime", "nodejs"}
-			if c.ethernet != "" {
-				attach = append(attach, "--ethernet", c.ethernet)
-			}
-			out, err := saidBy(w.worker, attach...)
+			out, err := attach("--pid", fmt.Sprint(pid), "--ethernet", c.ethernet)
 			for _, want := range c.want {
 				if err == nil || !strings.Contains(out, want) {
 					t.Errorf("it says %q, %v; want %q in it", out, err, want)
@@ -342,4 +375,13 @@ func TestAttachRefused(t *testing.T) {
 			sameStack(t, box, before)
 		})
 	}
+	t.Run("as the unit", func(t *testing.T) {
+		attachedAsUnit(t, w, holder.cmd.Process.Pid, attach, func() {
+			t.Helper()
+			// Who was attached once is refused everything afterwards.
+			if left := strings.Replace(stack(t, box), "unreachable default metric 1048576 \n", "", 1); left != before {
+				t.Errorf("the detached namespace has\n%s\nand had\n%s", left, before)
+			}
+		})
+	})
 }

@@ -148,7 +148,6 @@ func adopt(fd int, wanted bool) (offloads, error) {
 	if req.Uint16()&unix.IFF_VNET_HDR == 0 {
 		return o, nil
 	}
-	o.vnet = true
 	n, err := unix.IoctlGetInt(fd, unix.TUNGETVNETHDRSZ)
 	if err != nil {
 		return o, err
@@ -156,17 +155,19 @@ func adopt(fd int, wanted bool) (offloads, error) {
 	if n != vnetLen {
 		return o, fmt.Errorf("its vnet headers have %d bytes; make it with %d", n, vnetLen)
 	}
-	set := func(bits int) bool { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, bits) == nil }
+	return ask(wanted, func(bits int) bool { return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, bits) == nil }), nil
+}
+
+// ask asks a kernel for as much as it has; set says whether it takes a set of offloads.
+func ask(wanted bool, set func(bits int) bool) offloads {
 	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO_ECN
 	switch {
 	case !wanted:
 	case set(tcp | unix.TUN_F_USO4 | unix.TUN_F_USO6): // the kernel wants both of the latter or none
-		o.tcp, o.udp = true, true
-		return o, nil
+		return offloads{vnet: true, tcp: true, udp: true}
 	case set(tcp):
-		o.tcp = true
-		return o, nil
+		return offloads{vnet: true, tcp: true}
 	}
 	set(0) // a kernel that refuses this offloads nothing anyhow
-	return o, nil
+	return offloads{vnet: true}
 }

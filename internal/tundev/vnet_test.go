@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/internal/netlab"
@@ -394,5 +397,39 @@ func TestTrainsAllocateNothing(t *testing.T) {
 	}
 	if b.dev.reader.frame != nil || b.dev.writer.scratch != nil {
 		t.Error("an idle device holds memory")
+	}
+}
+
+// An older kernel is asked for less, until it takes it, and the description says what it
+// lacks.
+func TestKernelsWithLess(t *testing.T) {
+	const uso = unix.TUN_F_USO4 | unix.TUN_F_USO6
+	for _, c := range []struct {
+		name   string
+		lacks  int
+		wanted bool
+		want   offloads
+		says   string
+	}{
+		{"all", 0, true, offloads{vnet: true, tcp: true, udp: true}, "UDP segmentation"},
+		{"no USO", uso, true, offloads{vnet: true, tcp: true}, "needs Linux 6.2"},
+		{"no TSO", uso | unix.TUN_F_TSO4, true, offloads{vnet: true}, "none"},
+		{"nothing", ^0, true, offloads{vnet: true}, "none"},
+		{"switched off", 0, false, offloads{vnet: true}, "none"},
+	} {
+		last := -1
+		got := ask(c.wanted, func(bits int) bool {
+			if bits&c.lacks != 0 {
+				return false
+			}
+			last = bits
+			return true
+		})
+		if got != c.want || !strings.Contains(got.String(), c.says) {
+			t.Errorf("%s: %+v, %q; want %+v", c.name, got, got, c.want)
+		}
+		if tcp, udp := last&unix.TUN_F_TSO4 != 0, last&unix.TUN_F_USO4 != 0; tcp != c.want.tcp || udp != c.want.udp {
+			t.Errorf("%s: the kernel was left with %#x", c.name, last)
+		}
 	}
 }
