@@ -265,6 +265,7 @@ func TestTunReload(t *testing.T) {
 		}
 		return nil
 	})
+	w.withdraw()
 	w.gateway.end(t, syscall.SIGTERM)
 	sameStack(t, w.iad1, before)
 	judgeHook(t, hook+".log")
