@@ -121,6 +121,34 @@ func TestRunsOfEverySize(t *testing.T) {
 	}
 }
 
+// Datagrams that the kernel joined are not divided among two calls, while they fit one.
+func TestJoinedStayTogether(t *testing.T) {
+	from, _, receive, peer := loopback(t)
+	if !from.v4.gso.Load() {
+		t.Skip("NOT RUN: this kernel cuts no datagrams (UDP_SEGMENT)")
+	}
+	sizes := make([]int, 40)
+	for i := range sizes {
+		sizes[i] = 1452
+	}
+	want := numbered(sizes...)
+	for range 4 {
+		if err := from.Send(want, peer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := newBatch(conn.IdealBatchSize, 65535)
+	for _, wanted := range []int{120, 40} {
+		n, err := receive(b.bufs, b.sizes, b.eps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n != wanted {
+			t.Errorf("%d datagrams of four times 40, want %d", n, wanted)
+		}
+	}
+}
+
 // The largest datagrams pass, and more of them than a system call takes in.
 func TestLargestDatagrams(t *testing.T) {
 	from, _, receive, peer := loopback(t)

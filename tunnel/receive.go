@@ -136,8 +136,15 @@ func (in *incoming) fails(errno syscall.Errno) bool {
 func (in *incoming) cut() {
 	for ; in.next < in.got && in.n < len(in.bufs); in.next++ {
 		size := int(in.msgs[in.next].size)
-		if in.at == 0 && !in.open(size) {
-			continue
+		if in.at == 0 {
+			if !in.open(size) {
+				continue
+			}
+			if n := (size + in.segment - 1) / in.segment; in.n > 0 && in.n+n > len(in.bufs) {
+				// The next call has it whole: what was sent together is joined again behind
+				// the tunnel, if it stays together.
+				return
+			}
 		}
 		slot := in.memory[in.next*slotSize:][:size]
 		for in.at < size {
