@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"runtime"
+
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
@@ -18,6 +20,7 @@ type arrivals struct {
 	cutting bool   // the cutter is in the train at next
 	cut     int    // packets that it has cut from it
 	revoked uint32 // how many had been when the batch was read, or looked at last
+	many    bool   // there were trains in the batch before
 	whole   []byte // a datagram that is cut into fragments
 	one     [1][]byte
 }
@@ -30,10 +33,19 @@ func (f *Forwarder) readTrains(bufs [][]byte, sizes []int, offset int, hurry boo
 		if hurry {
 			f.uplink.Wake()
 		}
-		a.next, a.n, a.revoked = 0, 0, f.revoked.count.Load()
+		if a.many {
+			// Whoever encrypts and sends those of before runs first, and more arrive
+			// meanwhile: larger batches cost less for each. Single packets, as acknowledgements
+			// are, do not wait.
+			runtime.Gosched()
+		}
+		a.next, a.n, a.many, a.revoked = 0, 0, false, f.revoked.count.Load()
 		n, err := f.trains.ReadTrains(a.trains[:])
 		if err != nil {
 			return 0, err
+		}
+		for i := range n {
+			a.many = a.many || a.trains[i].Size > 0
 		}
 		f.restoreTrains(n)
 		a.n = n
