@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sallyport-net/sallyport/gateway/uplink"
@@ -47,8 +48,8 @@ type fakeUplink struct {
 	uplink.Uplink
 	sent  [][]byte
 	queue [][]byte
-	wakes int
-	woken bool
+	wakes atomic.Int32
+	woken atomic.Bool
 	done  bool
 
 	released []uplink.Flow
@@ -65,10 +66,10 @@ func (u *fakeUplink) Write(bufs [][]byte, offset int) (int, error) {
 }
 
 func (u *fakeUplink) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	if u.done || len(u.queue) == 0 && !u.woken {
+	if u.done || len(u.queue) == 0 && !u.woken.Load() {
 		return 0, os.ErrClosed
 	}
-	u.woken = false
+	u.woken.Store(false)
 	n := 0
 	for n < len(bufs) && n < len(u.queue) {
 		sizes[n] = copy(bufs[n][offset:], u.queue[n])
@@ -80,7 +81,12 @@ func (u *fakeUplink) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 
 func (u *fakeUplink) Release(f uplink.Flow) { u.released = append(u.released, f) }
 
-func (u *fakeUplink) Wake()        { u.wakes, u.woken = u.wakes+1, true }
+// Wake is called by whoever sends, others among them.
+func (u *fakeUplink) Wake() {
+	u.wakes.Add(1)
+	u.woken.Store(true)
+}
+
 func (u *fakeUplink) Close() error { u.done = true; return nil }
 
 // fakeLocal keeps what the local services are given.

@@ -97,7 +97,7 @@ func TestRefusals(t *testing.T) {
 				if len(got) != 1 || got[0].Kind != c.kind || got[0].ICMPType != c.typ || got[0].ICMPCode != c.code || got[0].Dst != alice {
 					t.Errorf("the sandbox is told %+v", got)
 				}
-				if r.up.wakes == 0 {
+				if r.up.wakes.Load() == 0 {
 					t.Error("a blocked Read was not woken")
 				}
 			} else if len(got) != 0 {

@@ -162,7 +162,7 @@ func TestPeeredRoundTrip(t *testing.T) {
 	if p := back[1]; p.Dst != bob || string(p.Data()) != "result" {
 		t.Errorf("the result is %+v", p)
 	}
-	if r.up.wakes == 0 {
+	if r.up.wakes.Load() == 0 {
 		t.Error("a blocked Read was not woken")
 	}
 	r.wantPassed(2, 2)

@@ -130,7 +130,7 @@ func TestRelayHost(t *testing.T) {
 	if p := one(t, r.read()); p.Kind != packet.KindICMPError || p.Dst != bob {
 		t.Errorf("the sandbox is told %+v", p)
 	}
-	r.up.wakes = 0
+	r.up.wakes.Store(0)
 	note := make([]byte, 576)
 	about := parsed(t, udp(t, at(alice, 5000), database, nil))
 	note = note[:packet.BuildICMPError(note, 3, 1, 0, gw, &about)]
@@ -145,7 +145,7 @@ func TestRelayHost(t *testing.T) {
 	if len(back) != 3 || string(back[0].Data()) != "answer" || back[0].TTL != 64 || back[1].Kind != packet.KindICMPError || back[2].Dst != bob {
 		t.Errorf("sandboxes got %+v", back)
 	}
-	if r.up.wakes == 0 {
+	if r.up.wakes.Load() == 0 {
 		t.Error("a blocked Read was not woken")
 	}
 	if got := r.tunneled(); len(got) != 0 {

@@ -53,10 +53,10 @@ func (u *fakeTrains) WriteTrains(trains []packet.Train) (int, error) {
 }
 
 func (u *fakeTrains) ReadTrains(trains []packet.Train) (int, error) {
-	if u.done || len(u.queue)+len(u.ready) == 0 && !u.woken {
+	if u.done || len(u.queue)+len(u.ready) == 0 && !u.woken.Load() {
 		return 0, os.ErrClosed
 	}
-	u.woken = false
+	u.woken.Store(false)
 	if n := copy(trains, u.ready); n > 0 {
 		u.ready = u.ready[n:]
 		return n, nil
