@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,32 +22,40 @@ import (
 //
 // So of two calls that cross one stands: both ends see both of them, and the one with
 // the greater ephemeral key is it. Its sender does not take the other one. This needs
-// nothing of the other end: a stock peer answers the call that it got. An end may have
-// taken the other's call before it sent its own, and not know it yet: then an answer
-// follows a call to which the receiver has yielded. It comes to nothing either way,
-// but waits until the call was worked on. It is not dropped: the call may be forged.
+// nothing of the other end: a stock peer answers the call that it got.
+//
+// That does not settle all: an end may have taken the other's call before it sent its
+// own, and not know it yet, or be called by one who has just answered. So an answer
+// waits while a call of the same peer is worked on, and a call while an answer is.
+// Neither is dropped: what came first may be forged.
 
 const (
 	// crossing is how long after a call one of the other end may still be from before
 	// it arrived there: a round trip, and time to work on it.
 	crossing = 300 * time.Millisecond
-	// unravelling is how long an answer waits that follows a call: a peer has worked on
-	// that by then, however busy the machine is.
-	unravelling = 50 * time.Millisecond
-	// maxHeld is how many answers of a socket wait; more are dropped, as void.
+	// unravelling is how long WireGuard may work on a message. That takes it about a
+	// millisecond, but a busy machine may let it wait.
+	unravelling = 150 * time.Millisecond
+	// maxHeld is how many messages of a socket wait; more are dropped, and sent anew by
+	// their senders.
 	maxHeld = 64
+	// jobsKept is of how many messages it is known that they are worked on: so many
+	// within unravelling are a flood, in which handshakes fail anyway.
+	jobsKept = 64
 	// callsKept is from how many calls on it is looked which are over.
 	callsKept = 64
 	// ephemeralAt is where an initiation has its ephemeral key: after type and sender.
 	ephemeralAt = 8
 )
 
-// calls are the initiations that were sent and not answered yet, by where they went.
-// Its zero value is ready for use.
+// calls are the initiations that were sent and not answered yet, by where they went,
+// and the messages on which WireGuard may be at work. Its zero value is ready for use.
 type calls struct {
 	mu    sync.Mutex
 	open  map[netip.AddrPort]call
 	sweep int // from how many on it is looked which are over
+	jobs  [jobsKept]job
+	next  int // the oldest of jobs
 }
 
 // call is an initiation under way.
@@ -54,6 +63,13 @@ type call struct {
 	ephemeral device.NoisePublicKey
 	at        time.Time
 	yielded   bool // the other end's call was taken
+}
+
+// job is a message that was handed to WireGuard.
+type job struct {
+	from   netip.AddrPort
+	at     time.Time
+	answer bool // else a call
 }
 
 // fate is what becomes of a handshake message that came in.
@@ -85,28 +101,60 @@ func (c *calls) sent(b []byte, to netip.AddrPort, now time.Time) {
 	c.open[to] = k
 }
 
-// judge says what becomes of a handshake message that came in. A call is held against
-// one other only, so that the other end is heard when it tries again.
-func (c *calls) judge(b []byte, from netip.AddrPort, now time.Time) fate {
+// judge says what becomes of a handshake message that came in, and of one that is held,
+// when it shall be taken. A call is held against one other only, so that the other end
+// is heard when it tries again.
+func (c *calls) judge(b []byte, from netip.AddrPort, now time.Time) (fate, time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	answer := isResponse(b)
 	k, ok := c.open[from]
 	fresh := ok && now.Sub(k.at) < crossing
 	switch {
-	case fresh && isResponse(b) && k.yielded:
-		delete(c.open, from)
-		return held
-	case fresh && isInitiation(b) && !k.yielded:
+	case fresh && !answer && !k.yielded:
 		if bytes.Compare(k.ephemeral[:], b[ephemeralAt:ephemeralAt+len(k.ephemeral)]) > 0 {
 			delete(c.open, from)
-			return refused
+			return refused, now
 		}
 		k.yielded = true
 		c.open[from] = k
-	case !fresh || isResponse(b):
+	case !fresh || answer:
 		delete(c.open, from)
 	}
-	return taken
+	if due := c.busy(from, !answer, now); due.After(now) {
+		return held, due
+	}
+	if ok || !answer { // WireGuard has no work with an answer to nothing
+		c.works(from, answer, now)
+	}
+	return taken, now
+}
+
+// works notes that WireGuard gets a message. The caller holds the lock.
+func (c *calls) works(from netip.AddrPort, answer bool, now time.Time) {
+	c.jobs[c.next] = job{from, now, answer}
+	c.next = (c.next + 1) % jobsKept
+}
+
+// busy is until when WireGuard may work on answers, or on calls, of a peer. The caller
+// holds the lock.
+func (c *calls) busy(from netip.AddrPort, answers bool, now time.Time) time.Time {
+	until := now
+	for i := range c.jobs {
+		if j := &c.jobs[i]; j.answer == answers && j.from == from {
+			if end := j.at.Add(unravelling); end.After(until) {
+				until = end
+			}
+		}
+	}
+	return until
+}
+
+// released notes that a message which was held is taken.
+func (c *calls) released(b []byte, from netip.AddrPort, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.works(from, isResponse(b), now)
 }
 
 // sieve is what a socket receives, without calls that are refused. One goroutine
@@ -115,14 +163,15 @@ type sieve struct {
 	calls  *calls
 	socket *udpSocket
 	inner  conn.ReceiveFunc
-	held   []heldAnswer // in the order in which they are due
+	held   []heldMessage // in the order in which they are due
 }
 
-// heldAnswer is an answer that waits.
-type heldAnswer struct {
+// heldMessage is a call or an answer that waits.
+type heldMessage struct {
 	due     time.Time
-	message [device.MessageResponseSize]byte
-	from    conn.Endpoint
+	message [max(device.MessageInitiationSize, device.MessageResponseSize)]byte
+	size    int
+	from    *endpoint
 }
 
 // receive is what WireGuard receives by. What it makes empty, WireGuard drops.
@@ -144,11 +193,11 @@ func (s *sieve) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, e
 			if !ok {
 				continue
 			}
-			switch now := time.Now(); s.calls.judge(b, e.to, now) {
+			switch fate, due := s.calls.judge(b, e.to, time.Now()); fate {
 			case refused:
 				sizes[i] = 0
 			case held:
-				s.hold(b, e, now)
+				s.hold(b, e, due)
 				sizes[i] = 0
 			}
 		}
@@ -156,26 +205,32 @@ func (s *sieve) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, e
 	}
 }
 
-// hold has an answer wait.
-func (s *sieve) hold(b []byte, from conn.Endpoint, now time.Time) {
+// hold has a message wait.
+func (s *sieve) hold(b []byte, from *endpoint, due time.Time) {
 	if len(s.held) == maxHeld {
 		return
 	}
-	h := heldAnswer{due: now.Add(unravelling), from: from}
+	h := heldMessage{due: due, size: len(b), from: from}
 	copy(h.message[:], b)
-	if s.held = append(s.held, h); len(s.held) == 1 {
-		s.wake(h.due)
+	at := len(s.held)
+	for at > 0 && s.held[at-1].due.After(due) {
+		at--
+	}
+	if s.held = slices.Insert(s.held, at, h); at == 0 {
+		s.wake(due)
 	}
 }
 
-// release hands out the answers that are due.
+// release hands out the messages that are due.
 func (s *sieve) release(bufs [][]byte, sizes []int, eps []conn.Endpoint) int {
 	n := 0
 	for now := time.Now(); n < min(len(s.held), len(bufs)) && !s.held[n].due.After(now); n++ {
-		sizes[n], eps[n] = copy(bufs[n], s.held[n].message[:]), s.held[n].from
+		h := &s.held[n]
+		sizes[n], eps[n] = copy(bufs[n], h.message[:h.size]), h.from
+		s.calls.released(bufs[n][:h.size], h.from.to, now)
 	}
 	var next time.Time // none
-	if s.held = append(s.held[:0], s.held[n:]...); len(s.held) > 0 {
+	if s.held = slices.Delete(s.held, 0, n); len(s.held) > 0 {
 		next = s.held[0].due
 	}
 	s.wake(next)

@@ -132,18 +132,35 @@ func TestOneOfTwoCallsStands(t *testing.T) {
 		"at the last":               {{initiation(4), there, crossing - 1, refused}},
 		"too late":                  {{initiation(4), there, crossing, taken}, {initiation(4), there, 0, taken}},
 		"from elsewhere":            {{initiation(4), elsewhere, 0, taken}, {initiation(4), there, 0, refused}},
-		"after an answer":           {{response, there, 0, taken}, {initiation(4), there, 0, taken}},
-		"an answer after theirs":    {{initiation(6), there, 0, taken}, {response, there, 0, held}, {response, there, 0, taken}},
-		"much later":                {{initiation(6), there, 0, taken}, {response, there, crossing, taken}},
+		"after an answer":           {{response, there, 0, taken}, {initiation(4), there, unravelling - 1, held}, {initiation(4), elsewhere, 0, taken}},
+		"long after an answer":      {{response, there, 0, taken}, {initiation(4), there, unravelling, taken}},
+		"an answer after theirs":    {{initiation(6), there, 0, taken}, {response, there, 0, held}, {response, elsewhere, 0, taken}},
+		"much later":                {{initiation(6), there, 0, taken}, {response, there, unravelling, taken}},
 		"an answer after a refusal": {{initiation(4), there, 0, refused}, {response, there, 0, taken}},
 	} {
 		var open calls
 		open.sent(initiation(5), there, now)
 		for i, m := range messages {
-			if got := open.judge(m.in, m.from, now.Add(m.after)); got != m.want {
+			if got, _ := open.judge(m.in, m.from, now.Add(m.after)); got != m.want {
 				t.Errorf("%s, message %d: fate %d, want %d", name, i, got, m.want)
 			}
 		}
+	}
+
+	// A call that was taken before our own was sent is no other case, and neither is one
+	// that has waited.
+	var late calls
+	if got, _ := late.judge(initiation(4), there, now); got != taken {
+		t.Errorf("a call has fate %d, want %d", got, taken)
+	}
+	late.sent(initiation(5), there, now)
+	got, due := late.judge(response, there, now)
+	if want := now.Add(unravelling); got != held || !due.Equal(want) {
+		t.Errorf("an answer beside the call has fate %d at %v, want %d at %v", got, due, held, want)
+	}
+	late.released(response, there, due)
+	if got, _ := late.judge(initiation(4), there, due); got != held {
+		t.Errorf("a call beside the answer that has waited has fate %d, want %d", got, held)
 	}
 
 	// What is over is forgotten, however many it was.
@@ -157,8 +174,8 @@ func TestOneOfTwoCallsStands(t *testing.T) {
 	}
 }
 
-// An answer that follows a call to which we yielded arrives, but later; what else there
-// is does not wait for it.
+// An answer that follows a call arrives, but later; what else there is does not wait for
+// it.
 func TestAnswerWaits(t *testing.T) {
 	there, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
