@@ -36,6 +36,9 @@ const (
 	// unravelling is how long WireGuard may work on a message. That takes it about a
 	// millisecond, but a busy machine may let it wait.
 	unravelling = 150 * time.Millisecond
+	// longestHold is how long a message waits at most. Each that waits has those of the
+	// other kind wait longer, of which one or two are in earnest.
+	longestHold = 4 * unravelling
 	// maxHeld is how many messages of a socket wait; more are dropped, and sent anew by
 	// their senders.
 	maxHeld = 64
@@ -65,11 +68,11 @@ type call struct {
 	yielded   bool // the other end's call was taken
 }
 
-// job is a message that was handed to WireGuard.
+// job is a message that was handed to WireGuard, or will be.
 type job struct {
 	from   netip.AddrPort
-	at     time.Time
-	answer bool // else a call
+	at     time.Time // when that is
+	answer bool      // else a call
 }
 
 // fate is what becomes of a handshake message that came in.
@@ -121,19 +124,19 @@ func (c *calls) judge(b []byte, from netip.AddrPort, now time.Time) (fate, time.
 	case !fresh || answer:
 		delete(c.open, from)
 	}
-	if due := c.busy(from, !answer, now); due.After(now) {
+	if answer && !ok {
+		return taken, now // WireGuard has no work with an answer to nothing
+	}
+	due := c.busy(from, !answer, now)
+	if due.Sub(now) > longestHold {
+		due = now
+	}
+	c.jobs[c.next] = job{from, due, answer}
+	c.next = (c.next + 1) % jobsKept
+	if due.After(now) {
 		return held, due
 	}
-	if ok || !answer { // WireGuard has no work with an answer to nothing
-		c.works(from, answer, now)
-	}
 	return taken, now
-}
-
-// works notes that WireGuard gets a message. The caller holds the lock.
-func (c *calls) works(from netip.AddrPort, answer bool, now time.Time) {
-	c.jobs[c.next] = job{from, now, answer}
-	c.next = (c.next + 1) % jobsKept
 }
 
 // busy is until when WireGuard may work on answers, or on calls, of a peer. The caller
@@ -150,11 +153,12 @@ func (c *calls) busy(from netip.AddrPort, answers bool, now time.Time) time.Time
 	return until
 }
 
-// released notes that a message which was held is taken.
-func (c *calls) released(b []byte, from netip.AddrPort, now time.Time) {
+// answering is until when WireGuard may work on an answer of a peer. A call to it that
+// goes out meanwhile may be mixed up with that.
+func (c *calls) answering(from netip.AddrPort, now time.Time) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.works(from, isResponse(b), now)
+	return c.busy(from, true, now)
 }
 
 // sieve is what a socket receives, without calls that are refused. One goroutine
@@ -227,7 +231,6 @@ func (s *sieve) release(bufs [][]byte, sizes []int, eps []conn.Endpoint) int {
 	for now := time.Now(); n < min(len(s.held), len(bufs)) && !s.held[n].due.After(now); n++ {
 		h := &s.held[n]
 		sizes[n], eps[n] = copy(bufs[n], h.message[:h.size]), h.from
-		s.calls.released(bufs[n][:h.size], h.from.to, now)
 	}
 	var next time.Time // none
 	if s.held = slices.Delete(s.held, 0, n); len(s.held) > 0 {

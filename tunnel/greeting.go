@@ -39,7 +39,7 @@ type greeting struct {
 // way, another call changes nothing. The peer needs an endpoint.
 func (t *Tunnel) Rehandshake(peer Key) error {
 	began := time.Now()
-	last := t.lastHandshake(peer)
+	known := t.stateOf(peer)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed() {
@@ -49,14 +49,14 @@ func (t *Tunnel) Rehandshake(peer Key) error {
 	if p == nil {
 		return fmt.Errorf("shake hands with peer %s of the tunnel %s: there is no such peer", peer, t.public)
 	}
-	if g := t.greetings[peer]; g != nil && !last.After(g.began) {
+	if g := t.greetings[peer]; g != nil && !known.LastHandshake.After(g.began) {
 		return nil // another one now would make it void, which may only be slow
 	}
 	t.endGreeting(peer)
 	g := &greeting{peer: peer, began: began}
 	g.timer = time.AfterFunc(time.Hour, func() { t.greetAgain(g) })
 	t.greetings[peer] = g
-	if err := t.greet(g, p, last); err != nil {
+	if err := t.greet(g, p, known); err != nil {
 		t.endGreeting(peer)
 		return fmt.Errorf("shake hands with peer %s of the tunnel %s: %w", peer, t.public, err)
 	}
@@ -64,16 +64,21 @@ func (t *Tunnel) Rehandshake(peer Key) error {
 }
 
 // greet sends a greeting, or waits while a handshake is under way, and sees to it that
-// somebody looks after it. The last handshake is the last complete one. The caller
-// holds the lock.
-func (t *Tunnel) greet(g *greeting, p *device.Peer, last time.Time) error {
+// somebody looks after it. The caller holds the lock.
+func (t *Tunnel) greet(g *greeting, p *device.Peer, known PeerStats) error {
 	heard, called := t.seen.initiations(p)
 	initiation := called
 	if heard.After(called) {
 		initiation = heard
 	}
-	if early := greetSpacing - time.Since(initiation); early > 0 && !last.After(initiation) {
+	began := time.Now()
+	if early := greetSpacing - began.Sub(initiation); early > 0 && !known.LastHandshake.After(initiation) {
 		g.timer.Reset(early)
+		return nil
+	}
+	answering := t.bind.calls.answering(known.Endpoint, began)
+	if answering.After(began) && !known.LastHandshake.After(answering.Add(-unravelling)) {
+		g.timer.Reset(answering.Sub(began))
 		return nil
 	}
 	wait := (greetWait + rand.N(greetJitter)) << g.sent
@@ -84,7 +89,8 @@ func (t *Tunnel) greet(g *greeting, p *device.Peer, last time.Time) error {
 		return err
 	}
 	now, _ := t.seen.initiations(p)
-	g.spoilt = !now.Equal(heard) // the peer called meanwhile
+	// The peer called, or answered, meanwhile.
+	g.spoilt = !now.Equal(heard) || t.bind.calls.answering(known.Endpoint, began).After(answering)
 	if g.sent == greetTries {
 		t.endGreeting(g.peer)
 	} else {
@@ -95,31 +101,31 @@ func (t *Tunnel) greet(g *greeting, p *device.Peer, last time.Time) error {
 
 // greetAgain goes on with a greeting, unless there was a handshake since it began.
 func (t *Tunnel) greetAgain(g *greeting) {
-	last := t.lastHandshake(g.peer)
+	known := t.stateOf(g.peer)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.greetings[g.peer] != g {
 		return // it has ended, or another one is under way
 	}
 	p := t.dev.LookupPeer(device.NoisePublicKey(g.peer))
-	if p == nil || t.closed() || !g.spoilt && last.After(g.began) || t.greet(g, p, last) != nil {
+	if p == nil || t.closed() || !g.spoilt && known.LastHandshake.After(g.began) || t.greet(g, p, known) != nil {
 		t.endGreeting(g.peer) // where it cannot be sent, WireGuard itself goes on
 	}
 }
 
-// lastHandshake is when a handshake with a peer was complete last; zero where there
-// was none. The caller does not hold the lock.
-func (t *Tunnel) lastHandshake(peer Key) time.Time {
+// stateOf is what is known of a peer; zero where it is not. The caller does not hold
+// the lock.
+func (t *Tunnel) stateOf(peer Key) PeerStats {
 	state, err := t.read()
 	if err != nil {
-		return time.Time{}
+		return PeerStats{}
 	}
 	for _, p := range state.peers {
 		if p.PublicKey == peer {
-			return p.LastHandshake
+			return p
 		}
 	}
-	return time.Time{}
+	return PeerStats{}
 }
 
 // endGreeting gives up the greeting of a peer, if there is one. The caller holds the lock.

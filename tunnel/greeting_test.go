@@ -158,9 +158,12 @@ func TestOneOfTwoCallsStands(t *testing.T) {
 	if want := now.Add(unravelling); got != held || !due.Equal(want) {
 		t.Errorf("an answer beside the call has fate %d at %v, want %d at %v", got, due, held, want)
 	}
-	late.released(response, there, due)
-	if got, _ := late.judge(initiation(4), there, due); got != held {
-		t.Errorf("a call beside the answer that has waited has fate %d, want %d", got, held)
+	got, after := late.judge(initiation(4), there, now)
+	if want := due.Add(unravelling); got != held || !after.Equal(want) {
+		t.Errorf("a call behind the answer that waits has fate %d at %v, want %d at %v", got, after, held, want)
+	}
+	if got := late.answering(there, now); !got.Equal(due.Add(unravelling)) {
+		t.Errorf("WireGuard works on the answer until %v, want %v", got, due.Add(unravelling))
 	}
 
 	// What is over is forgotten, however many it was.
