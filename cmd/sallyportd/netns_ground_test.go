@@ -65,6 +65,7 @@ type ground struct {
 	uplink            uplinkKind
 	origin            *origin
 	daemons           []*daemon // in the order of their starts
+	withdrawn         bool
 }
 
 func newGround(t *testing.T, by uplinkKind) *ground {
@@ -199,10 +200,24 @@ func (d *daemon) running() error {
 // endAll ends what still runs, the last that was started first.
 func (g *ground) endAll() {
 	g.t.Helper()
+	if g.uplink == byTun {
+		g.withdraw()
+	}
 	for i := len(g.daemons) - 1; i >= 0; i-- {
 		if d := g.daemons[i]; d.running() == nil {
 			d.end(g.t, syscall.SIGTERM)
 		}
+	}
+}
+
+// withdraw has the router send nothing more to dedicated addresses, as an operator does
+// before a gateway with a tun uplink ends for good: what the far side still sends to
+// connections that were would go back and forth between the two.
+func (g *ground) withdraw() {
+	g.t.Helper()
+	if !g.withdrawn {
+		g.withdrawn = true
+		toolOn(g.t, g.hub, "ip", "rule", "add", "to", "203.0.113.0/24", "priority", "1", "blackhole")
 	}
 }
 

@@ -163,14 +163,6 @@ func TestTunLeavesNothing(t *testing.T) {
 	sameStack(t, w.iad1, before)
 }
 
-// withdraw has the router send nothing more to the gateway's host for its addresses, as an
-// operator does before the gateway ends for good: what the far side still sends to
-// connections of a killed gateway would go back and forth between the two.
-func (w *world) withdraw() {
-	w.t.Helper()
-	toolOn(w.t, w.hub, "ip", "route", "replace", "blackhole", pairsPool.String())
-}
-
 // indexless takes the numbers and order of links out, which are others each time.
 func indexless(text string) string {
 	lines := strings.Split(text, "\n")

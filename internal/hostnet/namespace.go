@@ -85,11 +85,19 @@ func (n *Namespace) File() *os.File { return n.file }
 
 // Close gives the descriptor back. The kernel ends the namespace when no
 // process, socket or other descriptor keeps it.
+//
+// Do fails afterwards; it may be called at the same time.
 func (n *Namespace) Close() error { return n.file.Close() }
 
 // enter moves the calling thread, which must be locked, into the namespace.
 func (n *Namespace) enter() error {
-	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+	c, err := n.file.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("hostnet: enter network namespace: %w", err)
+	}
+	var refused error
+	err = c.Control(func(fd uintptr) { refused = unix.Setns(int(fd), unix.CLONE_NEWNET) })
+	if err = errors.Join(err, refused); err != nil {
 		return fmt.Errorf("hostnet: enter network namespace%s: %w", remedy(err), err)
 	}
 	return nil
