@@ -115,7 +115,7 @@ define as-root
 endef
 
 .PHONY: netns
-netns: ## run the tests in network namespaces, as root where that goes; `make test` of root runs them too
+netns: ## run the tests in network namespaces, as root where that goes; `make test` of root has them too
 	@$(as-root); $(call run-tests,-count=1 $(TESTFLAGS) "$${exec[@]}" $(NETNS_PACKAGES))
 
 # A test that says by netlab.Soak how long it goes on is called TestSoak. The others
@@ -206,11 +206,12 @@ failover-report: build ## measure failover and write docs/failover.md
 	bin/sallyport-bench failover --runs 20 --load 2m --out docs/failover.md
 
 .PHONY: check
-check: ## what CI runs: lint, the tests, the tests with the race detector, the demo, failover
+check: ## what CI runs: lint, the tests (netns among them), the tests with the race detector, the demo, failover
 	$(call stage,lint)
 	@$(MAKE) lint units
 	$(call stage,test)
 	@$(MAKE) test TESTFLAGS=-count=1
+	@if [ "$$(id -u)" != 0 ]; then printf '\n==== netns ====\n'; $(MAKE) netns; fi # root has run them
 	$(call stage,race)
 	@$(MAKE) race TESTFLAGS=-count=1
 	$(call stage,demo)
