@@ -109,7 +109,7 @@ func peeringsTable(list []api.PeeringStatus) *console.Table {
 				handshake = timeText(r.Handshake)
 			}
 		}
-		t.Row(p.ID, p.Network, p.By(), byText(p), cidrsText(p.Ranges), p.State, p.Host, handshake, r.Egress.Packets, r.Ingress.Packets, r.Foreign)
+		t.Row(p.ID, p.Network, p.By(), byText(p), cidrsText(p.Ranges), stateText(p.State, r.Trouble), p.Host, handshake, r.Egress.Packets, r.Ingress.Packets, r.Foreign)
 	}
 	return t
 }
@@ -159,6 +159,14 @@ func peeringTable(p api.PeeringStatus) *console.Table {
 		}
 	}
 	return t
+}
+
+// stateText is a connection's state, with a word where nothing can pass.
+func stateText(state spec.PeeringState, trouble string) string {
+	if trouble != "" {
+		return string(state) + ", down"
+	}
+	return string(state)
 }
 
 // byText is what a connection passes by, in a word.

@@ -109,11 +109,11 @@ func TestPeeringKinds(t *testing.T) {
 		s.Peerings = append(s.Peerings,
 			spec.Peering{ID: "peer_c", Network: "net_1", Kind: spec.ByInterface, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.50.0.0/16")}, Interface: "eth1", NextHop: netip.MustParseAddr("10.9.0.1"), State: spec.PeeringActive},
 			spec.Peering{ID: "peer_d", Network: "net_1", Kind: spec.ByNetwork, PeerNetwork: "net_2", State: spec.PeeringActive})
-		r.Networks[0].Site.Peerings = append(r.Networks[0].Site.Peerings, spec.PeeringReport{ID: "peer_c", Egress: spec.Traffic{Packets: 7}, Foreign: 2})
+		r.Networks[0].Site.Peerings = append(r.Networks[0].Site.Peerings, spec.PeeringReport{ID: "peer_c", Egress: spec.Traffic{Packets: 7}, Foreign: 2, Trouble: "interface eth1 is down"})
 	})
 	list := words(w.must("peering", "list"))
 	for _, want := range []string{
-		"\npeer_c net_1 interface eth1 via 10.9.0.1 10.50.0.0/16 active gw-a - 7 0 2\n",
+		"\npeer_c net_1 interface eth1 via 10.9.0.1 10.50.0.0/16 active, down gw-a - 7 0 2\n",
 		"\npeer_d net_1 network net_2 10.44.0.0/16 active gw-a - 0 0 0",
 	} {
 		if !strings.Contains(list, want) {
@@ -132,9 +132,13 @@ THEIR RANGES 10.50.0.0/16
 ROUTE THEY NEED 10.20.0.0/16 to the address of host gw-a on eth1, on 10.9.0.1
 PACKETS OUT 7
 PACKETS IN 0
-FOREIGN SOURCE 2`
+FOREIGN SOURCE 2
+DOWN interface eth1 is down`
 	if got := words(w.must("peering", "show", "peer_c")); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if got := words(w.must("status")); !strings.Contains(got, "net_1 (main) 3 active, 1 pending-acceptance, 1 down gw-a ") {
+		t.Errorf("no word of a peering that is down in\n%s", got)
 	}
 	if got := w.must("peering", "show", "peer_d"); cell(t, got, "THEIR NETWORK") != "net_2" || cell(t, got, "THEIR RANGES") != "10.44.0.0/16" || cell(t, got, "ROUTE THEY NEED") != "none" {
 		t.Errorf("got\n%s", got)

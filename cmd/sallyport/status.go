@@ -136,11 +136,17 @@ func sitesTable(s api.Status) *console.Table {
 				continue
 			}
 			reported = true
-			foreign := uint64(0)
+			foreign, down, counts := uint64(0), 0, counts
 			for _, p := range h.Site.Peerings {
 				foreign += p.Foreign
+				if p.Trouble != "" {
+					down++
+				}
 			}
-			t.Row(titled(n.ID, n.Name), peerings, h.Host, endpointText(h.Site.Endpoint), foreign, h.Site.PublicKey)
+			if down > 0 {
+				counts = append(slices.Clone(counts), fmt.Sprintf("%d down", down))
+			}
+			t.Row(titled(n.ID, n.Name), strings.Join(counts, ", "), h.Host, endpointText(h.Site.Endpoint), foreign, h.Site.PublicKey)
 		}
 		if !reported && peerings != "" {
 			t.Row(titled(n.ID, n.Name), peerings, "", "", "", "")
