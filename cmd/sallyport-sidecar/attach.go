@@ -110,7 +110,7 @@ func printAttached(w io.Writer, a sidecar.Attached) error {
 			t.Row("GATEWAY", fmt.Sprintf("%v (%v)", i.Gateway, net.HardwareAddr(i.GatewayMAC)))
 		}
 	}
-	if p := a.Passive; p.State != "" {
+	if p := a.Passive; p.Network != "" {
 		t.Row("PASSIVE", fmt.Sprintf("%s in region %s: %s", p.Network, p.Region, p.State))
 	}
 	return console.PrintAll(w, t)
@@ -122,7 +122,7 @@ func detachCommand() *cobra.Command {
 		Use:     "detach ID...",
 		Short:   "Detach sandboxes",
 		Long:    `Detach sandboxes, and return when their interfaces and attachments are gone.`,
-		Example: "  sallyport-sidecar detach att_0123456789abcdef",
+		Example: "  sallyport-sidecar detach att-ABCDEFGHIJKLMNOPQRSTUVWXYZ",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
