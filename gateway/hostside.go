@@ -273,7 +273,7 @@ func (s *hostSide) mend() {
 		if now, other := s.host.Tagged(hostTag); other == nil {
 			gone = gone.Without(gone.Without(now))
 		}
-		if err != nil || !gone.Empty() {
+		if !gone.Empty() {
 			missing = append(missing, gone.String())
 		}
 		return err == nil

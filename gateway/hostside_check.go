@@ -21,7 +21,7 @@ import (
 func CheckHost(d config.Daemon, state spec.State) error {
 	tun := d.Uplink == config.UplinkTun
 	if !tun && d.Sockets.AddAddressesTo == "" {
-		return nil
+		return socketsFind(d, state)
 	}
 	kernel, err := hostnet.Here()
 	if err != nil {
@@ -39,6 +39,32 @@ func CheckHost(d config.Daemon, state spec.State) error {
 	} else if link, err := kernel.Links(); err != nil || !slices.Contains(link, d.Sockets.AddAddressesTo) {
 		errs = append(errs, errors.Join(err, fmt.Errorf("there is no interface %s (sockets.add_addresses_to)", d.Sockets.AddAddressesTo)))
 	}
+	for _, held := range heldHere(d, state) {
+		errs = append(errs, s.free(held))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("this host: %w; %s", err, s.otherMode())
+	}
+	return nil
+}
+
+// socketsFind says which dedicated addresses are not on this machine, to which whoever
+// may has to add them.
+func socketsFind(d config.Daemon, state spec.State) error {
+	var errs []error
+	for _, held := range heldHere(d, state) {
+		for _, a := range held {
+			errs = append(errs, uplink.CheckAddress(a))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("this host: %w", err)
+	}
+	return nil
+}
+
+// heldHere are the dedicated addresses that this host holds, by network.
+func heldHere(d config.Daemon, state spec.State) (list [][]netip.Addr) {
 	for _, n := range state.Networks {
 		if n.Region != d.Region {
 			continue
@@ -47,12 +73,9 @@ func CheckHost(d config.Daemon, state spec.State) error {
 		for i, name := range state.HostsOf(n) {
 			held[i] = name == d.Host
 		}
-		errs = append(errs, s.free(heldOf(n, held)))
+		list = append(list, heldOf(n, held))
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("this host: %w; %s", err, s.otherMode())
-	}
-	return nil
+	return list
 }
 
 // runnable says why a hook cannot be run.
@@ -132,7 +155,7 @@ func (s *hostSide) needs() ([]hostnet.Sysctl, error) {
 	}
 	needs, err := hostnet.ForwardingNeeds(s.host, link)
 	if err != nil {
-		return nil, fmt.Errorf("interface %s (tun.interface): is it there? %w; %s", link, err, s.otherMode())
+		return nil, fmt.Errorf("interface %s (tun.interface): is it there? %w", link, err)
 	}
 	// With a table of their own, packets from an address and the way back to it agree.
 	if t.Table == 0 && ok {
@@ -158,8 +181,11 @@ func (s *hostSide) unset(needs []hostnet.Sysctl) error {
 // checkSettings sets what is needed where it is allowed to, and names it else.
 func (s *hostSide) checkSettings() error {
 	needs, err := s.needs()
-	if err != nil || len(needs) == 0 {
-		return err
+	if err != nil {
+		return fmt.Errorf("%w; %s", err, s.otherMode())
+	}
+	if len(needs) == 0 {
+		return nil
 	}
 	if !s.daemon.Tun.SetSysctls {
 		return fmt.Errorf("%w; %s", s.unset(needs), s.otherMode())
@@ -182,6 +208,9 @@ func (s *hostSide) ways(id string, held []netip.Addr) error {
 	for _, a := range held {
 		out, err := s.host.Trace(a, remote, linkName(id))
 		if err != nil {
+			if other := s.free([]netip.Addr{a}); other != nil {
+				return other // the kernel says of its own addresses that they are no source
+			}
 			return fmt.Errorf("packets from dedicated addresses find no way by table %d (tun.table): %w; see `ip rule` and `ip route show table %d`", t.Table, err, t.Table)
 		}
 		if t.NextHop.IsValid() && out != t.Interface && out != "lo" {

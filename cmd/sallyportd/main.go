@@ -96,8 +96,8 @@ on any machine that has them.
 
 With --host it says besides whether this machine can give what the uplink asks of it,
 and what is missing: /dev/net/tun, privileges, interfaces, forwarding and rp_filter,
-dedicated addresses that are where they must not be (where the desired state is
-here), the hook. Run it as the daemon's user. It changes nothing, and does not mind a
+the hook; and (where the desired state is here) which dedicated addresses are where
+they must not be, or, with kernel sockets, are not here. Run it as the daemon's user. It changes nothing, and does not mind a
 gateway that runs.`,
 		Example: `  sallyportd check --config /etc/sallyport/sallyportd.yaml
   systemd-run --pipe --wait --uid sallyport -p AmbientCapabilities="CAP_NET_ADMIN CAP_NET_RAW" \

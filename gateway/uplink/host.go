@@ -29,8 +29,8 @@ func descriptors() int {
 	return int(r.Cur)
 }
 
-// probeAddress finds out whether sockets can be bound to a on this host.
-func probeAddress(a netip.Addr) error {
+// CheckAddress says why sockets cannot be bound to a dedicated address on this host.
+func CheckAddress(a netip.Addr) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open a socket to try the dedicated address %v: %w", a, err)

@@ -66,7 +66,7 @@ func NewSockets(cfg SocketsConfig) (*Sockets, error) {
 	}
 	cfg = cfg.withinSessions()
 	for _, a := range cfg.Addresses {
-		if err := probeAddress(a); err != nil {
+		if err := CheckAddress(a); err != nil {
 			return nil, fmt.Errorf("sockets uplink: %w", err)
 		}
 	}
