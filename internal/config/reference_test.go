@@ -173,7 +173,7 @@ func TestReferenceFilesAreValid(t *testing.T) {
 	if !ok || region.Hosts[0].Name != d.Host || region.Hosts[0].Endpoint != d.WireGuard.Address {
 		t.Errorf("the daemon's file and the desired state do not fit: %+v", region)
 	}
-	if _, rules, err := PolicyRules(s.Networks[0].Policy); err != nil || len(rules) != 2 {
+	if _, rules, err := PolicyRules(s.Networks[0].Policy); err != nil || len(rules) != 3 {
 		t.Errorf("policy: %v, %v", rules, err)
 	}
 }
