@@ -122,11 +122,17 @@ func (s *hostSide) sweep(wanted map[string][]netip.Addr) error {
 		s.swept = true
 	}
 	plan := standingPlan(s.daemon)
-	if err := s.host.Apply(plan); err != nil {
-		return fmt.Errorf("prepare the host for dedicated addresses: %w; %s", errors.Join(err, s.host.Undo(plan)), s.otherMode())
+	err := s.host.Apply(plan)
+	if err == nil {
+		s.standing = plan
+		return nil
 	}
-	s.standing = plan
-	return nil
+	// What networks that are open stand on stays, also in part: without it their packets
+	// would take the host's own way out.
+	if s.standing.Empty() {
+		err = errors.Join(err, s.host.Undo(plan))
+	}
+	return fmt.Errorf("prepare the host for dedicated addresses: %w; %s", err, s.otherMode())
 }
 
 func (s *hostSide) sweepOnce(wanted map[string][]netip.Addr) error {

@@ -138,15 +138,23 @@ func (s *hostSide) far() (a netip.Addr, ok bool) {
 	return a, a.IsValid() && !a.IsLoopback()
 }
 
+// anywhere stands for the Internet where no resolver does, because they are on this host:
+// the way to it is looked up, and nothing is sent there (RFC 5737, TEST-NET-1).
+var anywhere = netip.AddrFrom4([4]byte{192, 0, 2, 1})
+
 // needs looks at the settings by which the kernel would refuse to pass packets on, and
 // notes by which interface they come in.
 func (s *hostSide) needs() ([]hostnet.Sysctl, error) {
 	t := s.daemon.Tun
 	link := t.Interface
 	remote, ok := s.far()
-	if link == "" && ok {
+	if link == "" {
+		to := remote
+		if !ok {
+			to = anywhere
+		}
 		var err error
-		if link, err = s.host.LinkTo(remote); err != nil {
+		if link, err = s.host.LinkTo(to); err != nil && ok {
 			return nil, fmt.Errorf("find the interface of this host's uplink: %w; name it as tun.interface", err)
 		}
 	}

@@ -66,8 +66,7 @@ func networkPlan(d config.Daemon, id string, held []netip.Addr) hostnet.Plan {
 		return p
 	}
 	link := linkName(id)
-	p.Links = []hostnet.Link{{Name: link, MTU: kernelMTU, NoIPv6: true}}
-	p.Sysctls = []hostnet.Sysctl{{Name: "net/ipv4/conf/" + link + "/forwarding", Value: "1"}}
+	p.Links = []hostnet.Link{{Name: link, MTU: kernelMTU, NoIPv6: true, Forward: true}}
 	for _, a := range held {
 		p.Routes = append(p.Routes, hostnet.Route{Prefix: single(a), Kind: hostnet.Blackhole, Metric: lastMetric})
 		if d.Tun.Table != 0 {

@@ -201,6 +201,10 @@ func TestHostSideRefuses(t *testing.T) {
 		{"address on the host", nil, on("lo"), []string{pair[1].String(), "interface lo", "ip address del", "`uplink: sockets`"}},
 		{"no forwarding", nil, sysctl("net.ipv4.ip_forward", "0"), []string{"eth0", "sysctl -w net.ipv4.ip_forward=1", "set_sysctls", "`uplink: sockets`"}},
 		{"no forwarding on the interface", nil, sysctl("net/ipv4/conf/eth0/forwarding", "0"), []string{"sysctl -w net/ipv4/conf/eth0/forwarding=1"}},
+		{"no forwarding, resolver on the host", func(d *config.Daemon) {
+			d.Tun = config.Tun{}
+			d.DNS.Upstreams = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.53:53")}
+		}, sysctl("net.ipv4.ip_forward", "0"), []string{"eth0", "sysctl -w net.ipv4.ip_forward=1"}},
 		{"interface missing", func(d *config.Daemon) { d.Tun.Interface = "eth7"; d.Tun.NextHop = netip.Addr{} }, hostnet.Plan{}, []string{"eth7", "tun.interface", "`uplink: sockets`"}},
 		{"interface of the next hop missing", func(d *config.Daemon) { d.Tun.Interface = "eth7" }, hostnet.Plan{}, []string{"eth7", "no such link", "`uplink: sockets`"}},
 		{"way back by another interface", func(d *config.Daemon) { d.Tun = config.Tun{Interface: "lo"} }, sysctl("net/ipv4/conf/all/rp_filter", "1"), []string{"net/ipv4/conf/lo/rp_filter=2"}},
@@ -301,6 +305,26 @@ func TestHostSideMends(t *testing.T) {
 	if !r.cut.Load() || !strings.Contains(r.log.String(), "ip_forward=1") {
 		t.Errorf("without forwarding: cut %t: %q", r.cut.Load(), r.log)
 	}
+}
+
+// Where the next hop's interface is gone while networks change, packets of those that are
+// open are refused as before: they do not take the host's own way out.
+func TestHostSideStandsWhileNetworksChange(t *testing.T) {
+	r := newHostSideRig(t, tunDaemon())
+	r.must(r.sweep(wantedNetworks("net_a")))
+	r.must(r.open("net_a"))
+	r.fake.SetLink("eth0", false)
+	if err := r.sweep(wantedNetworks("net_a", "net_b")); err == nil || !strings.Contains(err.Error(), "eth0") {
+		t.Errorf("without its interface the host is prepared: %v", err)
+	}
+	if p := r.ours(); !slices.ContainsFunc(p.Routes, func(r hostnet.Route) bool { return r.Kind == hostnet.Unreachable && r.Table == 8300 }) {
+		t.Errorf("nothing keeps packets in the table; there is %v", p)
+	}
+	r.fake.SetLink("eth0", true)
+	r.must(r.fake.Apply(testGround()))
+	r.must(r.sweep(wantedNetworks("net_a", "net_b")))
+	r.mend()
+	r.wants(standingPlan(r.daemon).Join(networkPlan(r.daemon, "net_a", pair[:])))
 }
 
 func TestLinkNames(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/netstack"
+	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/nat"
 	"github.com/sallyport-net/sallyport/tunnel"
 )
@@ -168,6 +169,28 @@ func TestMetSandboxLeaves(t *testing.T) {
 	wantReset(t, c)
 	if err := c.Close(); err != nil && !errors.Is(err, syscall.ECONNRESET) {
 		t.Error(err)
+	}
+	r.close()
+}
+
+// TestMetOnOneHost: where a network has no other host, a sandbox that has not shaken hands
+// here for long is nowhere else: what others begin with it is not relayed to nobody.
+func TestMetOnOneHost(t *testing.T) {
+	checkLeaks(t)
+	state := metState(metPeering("peer_ab", "net_a", "net_b"))
+	for i := range state.Networks {
+		state.Networks[i].Hosts = []string{"gw-a", "gw-a"}
+	}
+	r := newRegion(t, state)
+	silent := r.attach("net_b", "gw-a")
+	n := r.hosts["gw-a"].find("net_b")
+	r.hosts["gw-a"].await("the sandbox is a peer, and others may begin with it", func(spec.HostReport, spec.Cursor) bool {
+		peers, err := n.tun.Peers()
+		return err == nil && len(peers) > 0 && n.fwd.peered.Load().accepts != nil
+	})
+	n.locatePeers()
+	if p := (packet.Packet{Dst: silent.addr}); n.fwd.isElsewhere(&p) {
+		t.Errorf("%v is taken to be at another host; there is none", silent.addr)
 	}
 	r.close()
 }

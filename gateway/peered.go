@@ -45,6 +45,8 @@ type peered struct {
 	// device leads to the site tunnel or, on the other host, to the relay tunnel. It is
 	// nil while that is not up.
 	device *siteDevice
+	// relayed says that the network has another host, which relays to this one.
+	relayed bool
 	// links are the connections that have a device for themselves.
 	links map[*siteDevice]*lane
 	// table tracks the flows; nil on a host that has not the site.

@@ -80,10 +80,11 @@ func (f *Forwarder) accept(b *egressBatch, way *peered, now packet.Instant) {
 }
 
 // locatePeers notes which sandboxes have their tunnel to the network's other host alone,
-// as a stock client has. It matters to networks that accept connections only.
+// as a stock client has. It matters to networks that accept connections only, and have
+// another host: where there is none, whoever has been silent is called from here.
 func (n *network) locatePeers() {
 	w := n.fwd.peered.Load()
-	if w.accepts == nil || w.table == nil {
+	if w.accepts == nil || !w.relayed {
 		n.fwd.elsewhere.Store(nil)
 		return
 	}

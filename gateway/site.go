@@ -40,6 +40,8 @@ type sitePlan struct {
 	ranges, accepts map[string][]netip.Prefix
 	// links are the connections that do not pass by the tunnel, where the site is here.
 	links map[string]linkPlan
+	// relayed says that the network has another host, which relays to the site here.
+	relayed bool
 	// table is the table of peered flows but for its seed, where the site is here.
 	table nat.Config
 }
@@ -148,7 +150,7 @@ func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
 func (n *network) changeSite(plan sitePlan, before map[string][]netip.Prefix) error {
 	s := n.site
 	gone := s.keepLinks(plan)
-	s.ranges, s.accepts, s.sitePlan.links = plan.ranges, plan.accepts, plan.links
+	s.ranges, s.accepts, s.sitePlan.links, s.relayed = plan.ranges, plan.accepts, plan.links, plan.relayed
 	n.publish()
 	for id, ranges := range before {
 		for _, r := range ranges {

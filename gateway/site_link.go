@@ -323,7 +323,7 @@ func (s *site) trouble(id string) string {
 // publish gives the Forwarder the connections of the site as they are.
 func (n *network) publish() {
 	s := n.site
-	w := &peered{ranges: new(bart.Fast[*lane]), device: s.device, links: map[*siteDevice]*lane{}, table: s.table}
+	w := &peered{ranges: new(bart.Fast[*lane]), device: s.device, links: map[*siteDevice]*lane{}, table: s.table, relayed: s.relayed}
 	if len(s.accepts) > 0 {
 		w.accepts = new(bart.Fast[*lane])
 	}

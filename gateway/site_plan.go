@@ -93,6 +93,7 @@ func (h *Host) planSite(n spec.Network) (plan sitePlan, err error) {
 		if err != nil {
 			return plan, err
 		}
+		plan.relayed = true
 		plan.peers[relayPeer] = tunnel.Peer{PublicKey: key.Public(), AllowedIPs: []netip.Prefix{n.CIDR}}
 	}
 	h.planLinks(n, &plan)

@@ -44,6 +44,7 @@ type Tun struct {
 
 	fragments *packet.Reassembler // of the goroutine that reads
 	fragment  packet.Packet
+	wholes    []byte    // datagrams of one ReadTrains that came in fragments
 	start     time.Time // the zero of the reassembler's clock
 
 	probes     probes
@@ -235,16 +236,16 @@ func (t *Tun) ReadTrains(trains []packet.Train) (int, error) {
 		return 0, t.gone(err)
 	}
 	kept := 0
+	t.wholes = t.wholes[:0]
 	for i := range n {
 		b := trains[i].Head
 		switch {
 		case isFragment(b):
-			// The reassembler's bytes are its own: the next fragment may need them.
-			whole := bytes.Clone(t.complete(b))
+			whole := t.complete(b)
 			if whole == nil {
 				continue
 			}
-			trains[i] = packet.Train{Head: whole}
+			trains[i] = packet.Train{Head: t.keep(whole)}
 		case t.probes.catches(b):
 			t.answer(b)
 			continue
@@ -253,6 +254,24 @@ func (t *Tun) ReadTrains(trains []packet.Train) (int, error) {
 		kept++
 	}
 	return kept, nil
+}
+
+// keptWholes is how many bytes of datagrams that came in fragments have room in the memory
+// that stays: more than one Read brings of them, but for large ones.
+const keptWholes = 2 * (maxPacket + 1)
+
+// keep copies a datagram to where it is valid until the next ReadTrains: the
+// reassembler's bytes are its own, and the next fragment may need them.
+func (t *Tun) keep(whole []byte) []byte {
+	if t.wholes == nil {
+		t.wholes = make([]byte, 0, keptWholes)
+	}
+	at := len(t.wholes)
+	if at+len(whole) > cap(t.wholes) {
+		return bytes.Clone(whole)
+	}
+	t.wholes = append(t.wholes, whole...)
+	return t.wholes[at:len(t.wholes):len(t.wholes)]
 }
 
 // gone is the error of a Read that failed.

@@ -270,6 +270,38 @@ func testTunReassembles(t *testing.T, l *tunLab) {
 	}
 }
 
+// TestTunKeepsWholes: datagrams of one Read that came in fragments stay as they are until the
+// next, also where there are more than there is memory for, and few of them allocate nothing.
+func TestTunKeepsWholes(t *testing.T) {
+	var up Tun
+	scratch := make([]byte, maxPacket)
+	keep := func(fill byte) []byte {
+		for i := range scratch {
+			scratch[i] = fill
+		}
+		return up.keep(scratch)
+	}
+	for range 2 {
+		up.wholes = up.wholes[:0]
+		var kept [][]byte
+		for i := range 5 {
+			kept = append(kept, keep(byte(i)))
+		}
+		for i, b := range kept {
+			if want := bytes.Repeat([]byte{byte(i)}, maxPacket); !bytes.Equal(b, want) {
+				t.Errorf("datagram %d of %d bytes is another by now", i, len(b))
+			}
+		}
+	}
+	if n := testing.AllocsPerRun(10, func() {
+		up.wholes = up.wholes[:0]
+		up.keep(scratch)
+		up.keep(scratch)
+	}); n != 0 {
+		t.Errorf("keeping two of the largest allocates %v times", n)
+	}
+}
+
 func cutInto(b []byte, mtu int) (parts [][]byte) {
 	for at := 0; ; {
 		f := make([]byte, mtu)

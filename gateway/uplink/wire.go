@@ -216,9 +216,8 @@ func (w *Wire) planAt(table int) hostnet.Plan {
 		return hostnet.Route{Prefix: to, Kind: hostnet.Blackhole, Table: in, Metric: wireMetric}
 	}
 	p := hostnet.Plan{
-		Tag:     wireTag,
-		Links:   []hostnet.Link{{Name: w.name, MTU: maxPacket}},
-		Sysctls: []hostnet.Sysctl{{Name: "net/ipv4/conf/" + w.name + "/forwarding", Value: "1"}},
+		Tag:   wireTag,
+		Links: []hostnet.Link{{Name: w.name, MTU: maxPacket, NoIPv6: true, Forward: true}},
 		// What drops comes first: at no moment there is another way.
 		Routes: []hostnet.Route{
 			drop(hostnet.DefaultIPv4, empty), drop(hostnet.DefaultIPv4, table),

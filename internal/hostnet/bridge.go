@@ -10,15 +10,20 @@ import (
 )
 
 // Bridge makes a bridge, unless there is one of that name, and makes links its
-// ports. They may come in later calls, too; each must exist. The bridge learns
-// addresses and forwards at once: it speaks no spanning tree. A Plan brings it up,
-// Delete takes it away and leaves its ports.
+// ports. They may come in later calls, too; each must exist. The bridge is down and has no
+// addresses. It learns those of others, forwards at once (it speaks no spanning tree) and
+// sends multicast to all ports. A Plan brings it up, Delete takes it away and leaves its ports.
 func (k *Kernel) Bridge(name string, ports ...string) error {
 	if err := checkName(name); err != nil {
 		return fmt.Errorf("hostnet: make a bridge: %w", err)
 	}
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}}
-	if err := k.handle.LinkAdd(bridge); err != nil && !errors.Is(err, unix.EEXIST) {
+	off := false
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}, MulticastSnooping: &off}
+	err := k.handle.LinkAdd(bridge)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		err = fmt.Errorf("this kernel has no bridges; load the module bridge: %w", err)
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return failed("make bridge "+name, err)
 	}
 	master, err := k.handle.LinkByName(name)

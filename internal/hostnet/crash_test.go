@@ -233,3 +233,15 @@ func TestNoIPv6(t *testing.T) {
 		t.Errorf("the addresses are %v; want three of IPv6", list)
 	}
 }
+
+// TestForward: one interface forwards, and no other does.
+func TestForward(t *testing.T) {
+	worlds(t, func(t *testing.T, host hostnet.Host) {
+		apply(t, host, hostnet.Plan{Links: []hostnet.Link{{Name: "in", Forward: true, Veth: &hostnet.VethPeer{Name: "out"}}, {Name: "out"}}})
+		for link, want := range map[string]string{"in": "1", "out": "0"} {
+			if got, err := host.Sysctl("net/ipv4/conf/" + link + "/forwarding"); err != nil || got != want {
+				t.Errorf("forwarding of %s is %q, %v; want %s", link, got, err, want)
+			}
+		}
+	})
+}

@@ -381,6 +381,9 @@ func (f *Fake) applyLink(l Link) error {
 	if l.MTU != 0 {
 		have.mtu = l.MTU
 	}
+	if l.Forward {
+		f.sysctls[linkSysctl(l.Name, "forwarding")] = "1"
+	}
 	have.noARP = have.noARP || l.NoARP
 	have.up = true
 	return nil

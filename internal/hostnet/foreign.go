@@ -10,8 +10,7 @@ import (
 )
 
 // What a namespace needs that somebody else made and that gets one interface more:
-// a look at what is there already, links that come from another namespace, and
-// Ethernet for those who have no other.
+// a look at what is there already, and links that come from another namespace.
 
 // Links returns the names of all links, the loopback's among them.
 func (k *Kernel) Links() ([]string, error) {
@@ -73,33 +72,6 @@ func (k *Kernel) Send(name string, to *Kernel, newName string) error {
 	}
 	if err != nil {
 		return failed(tried, err)
-	}
-	return nil
-}
-
-// AddBridge makes a bridge without addresses of the links in ports, which exist. It is
-// down. It forwards from the first moment on, and forgets nobody's address.
-func (k *Kernel) AddBridge(name string, ports ...string) error {
-	if err := checkName(name); err != nil {
-		return fmt.Errorf("hostnet: make a bridge: %w", err)
-	}
-	off := false
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}, MulticastSnooping: &off}
-	err := k.handle.LinkAdd(bridge)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		err = fmt.Errorf("this kernel has no bridges; load the module bridge: %w", err)
-	}
-	if err != nil {
-		return failed("make bridge "+name, err)
-	}
-	for _, port := range ports {
-		link, err := k.handle.LinkByName(port)
-		if err == nil {
-			err = k.handle.LinkSetMaster(link, bridge)
-		}
-		if err != nil {
-			return failed(fmt.Sprintf("put link %s into bridge %s", port, name), err)
-		}
 	}
 	return nil
 }

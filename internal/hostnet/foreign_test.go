@@ -57,10 +57,10 @@ func TestForeignNamespace(t *testing.T) {
 	if all, err := to.Host().Defaults(); err != nil || !slices.Equal(all, []hostnet.Route{way}) {
 		t.Errorf("default routes %v, %v; want %v", all, err, way)
 	}
-	if err := to.Host().AddBridge("br0", "moved"); err != nil {
+	if err := to.Host().Bridge("br0", "moved"); err != nil {
 		t.Error(err)
 	}
-	if err := to.Host().AddBridge("br1", "none"); err == nil || !strings.Contains(err.Error(), "none") {
+	if err := to.Host().Bridge("br1", "none"); err == nil || !strings.Contains(err.Error(), "none") {
 		t.Errorf("a bridge of what is not there: %v", err)
 	}
 	one, err1 := from.Net().ID()

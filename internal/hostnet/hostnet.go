@@ -87,6 +87,9 @@ type Link struct {
 	// NoIPv6 has the kernel make no IPv6 address on the link when it comes up, and
 	// so send nothing of its own there.
 	NoIPv6 bool
+	// Forward has the kernel pass on the IPv4 packets that come in by the link, also where
+	// /proc/sys is read-only. False leaves that as it is.
+	Forward bool
 	// MAC is the Ethernet address of a veth that Apply makes; nil for a random one.
 	MAC net.HardwareAddr
 	// Veth, if not nil, says that the link is one end of a veth pair, which Apply

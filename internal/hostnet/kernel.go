@@ -309,6 +309,11 @@ func (k *Kernel) applyLink(l Link) error {
 			return fmt.Errorf("have the kernel make no IPv6 address: %w", err)
 		}
 	}
+	if l.Forward {
+		if err := k.forward(attrs.Index); err != nil {
+			return fmt.Errorf("have the kernel forward from it: %w", err)
+		}
+	}
 	if attrs.RawFlags&unix.IFF_UP == 0 {
 		return k.handle.LinkSetUp(link)
 	}
@@ -319,12 +324,25 @@ func (k *Kernel) applyLink(l Link) error {
 // where /proc/sys is read-only.
 func (k *Kernel) makeNoIPv6Address(index int) error {
 	const addrGenMode, none = 8, 1 // IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
+	return k.setOfFamily(index, unix.AF_INET6, nl.NewRtAttr(addrGenMode, []byte{none}))
+}
+
+// forward sets what the sysctl net.ipv4.conf.LINK.forwarding shows.
+func (k *Kernel) forward(index int) error {
+	const inetConf, forwarding = 1, 1 // IFLA_INET_CONF of linux/if_link.h, IPV4_DEVCONF_FORWARDING of linux/ip.h
+	conf := nl.NewRtAttr(inetConf|unix.NLA_F_NESTED, nil)
+	conf.AddRtAttr(forwarding, nl.Uint32Attr(1))
+	return k.setOfFamily(index, unix.AF_INET, conf)
+}
+
+// setOfFamily sets what a link has for one family of addresses.
+func (k *Kernel) setOfFamily(index, family int, what *nl.RtAttr) error {
 	req := k.request(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(index)
 	req.AddData(msg)
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, nil)
-	spec.AddRtAttr(unix.AF_INET6|unix.NLA_F_NESTED, nil).AddRtAttr(addrGenMode, []byte{none})
+	spec.AddRtAttr(family|unix.NLA_F_NESTED, nil).AddChild(what)
 	req.AddData(spec)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err

@@ -270,7 +270,7 @@ func (p *Place) bridge(tap string, mtu int) error {
 	if err := up(tap, portName); err != nil {
 		return err
 	}
-	if err := p.host.AddBridge(bridgeName, tap, portName); err != nil {
+	if err := p.host.Bridge(bridgeName, tap, portName); err != nil {
 		return err
 	}
 	return up(bridgeName)
