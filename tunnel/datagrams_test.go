@@ -154,7 +154,7 @@ func TestLargestDatagrams(t *testing.T) {
 	from, _, receive, peer := loopback(t)
 	var sizes []int
 	for range slots + 3 {
-		sizes = append(sizes, maxJoined)
+		sizes = append(sizes, maxDatagram)
 	}
 	want := numbered(sizes...)
 	if err := from.Send(want, peer); err != nil {
@@ -166,7 +166,7 @@ func TestLargestDatagrams(t *testing.T) {
 // A datagram that the kernel does not take is no obstacle to the others, and counted.
 func TestTooBig(t *testing.T) {
 	from, _, receive, peer := loopback(t)
-	all := numbered(100, maxJoined+1, 60, 60, 70)
+	all := numbered(100, maxDatagram+1, 60, 60, 70)
 	if err := from.Send(all, peer); !errors.Is(err, syscall.EMSGSIZE) {
 		t.Errorf("sent: %v, want EMSGSIZE", err)
 	}

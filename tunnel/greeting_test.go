@@ -204,7 +204,7 @@ func TestAnswerWaits(t *testing.T) {
 	}
 	bufs, sizes, eps := make([][]byte, b.BatchSize()), make([]int, b.BatchSize()), make([]conn.Endpoint, b.BatchSize())
 	for i := range bufs {
-		bufs[i] = make([]byte, maxJoined)
+		bufs[i] = make([]byte, maxDatagram)
 	}
 	var got []int // the sizes of what came
 	for len(got) < 3 {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -118,6 +119,48 @@ func TestKernelRefusesToCut(t *testing.T) {
 	if off := w.from.counts.read().RefusedRuns > 2; off == w.from.v4.gso.Load() {
 		t.Errorf("refused %t, and the socket cuts %t", off, w.from.v4.gso.Load())
 	}
+}
+
+// What is sent together reaches the link together, whatever the size of its datagrams: it is
+// not so long that the kernel cuts it before.
+func TestRunsReachTheLink(t *testing.T) {
+	w := newWorld(t)
+	w.passes(w.ordinary, 1300, 1300) // neighbours know each other from here on
+	for _, size := range []int{1452, 1424, 1310, 1188, 1092} {
+		sizes := make([]int, maxSegments)
+		for i := range sizes {
+			sizes[i] = size
+		}
+		before := w.sent("eth0")
+		w.passes(w.ordinary, sizes...)
+		if n := w.sent("eth0") - before; n > 2 {
+			t.Errorf("%d datagrams of %d bytes reached the link as %d packets, want 2 at most", len(sizes), size, n)
+		}
+	}
+	if !w.from.v4.gso.Load() {
+		t.Log("NOT RUN: this kernel cuts no datagrams (UDP_SEGMENT)")
+	}
+}
+
+// sent is how many packets a link has sent; what is cut behind it counts as one.
+func (w *world) sent(link string) (packets int) {
+	w.t.Helper()
+	var out bytes.Buffer
+	cmd := exec.Command("cat", "/proc/net/dev")
+	cmd.Stdout = &out
+	if err := w.here.Run(cmd); err != nil {
+		w.t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		if name, counts, _ := strings.Cut(strings.TrimSpace(line), ":"); name == link {
+			if f := strings.Fields(counts); len(f) > 9 {
+				packets, _ = strconv.Atoi(f[9])
+				return packets
+			}
+		}
+	}
+	w.t.Fatalf("no counts of %s in %q", link, out.String())
+	return 0
 }
 
 // A datagram that is longer than a link beyond the first takes is cut there: nobody need

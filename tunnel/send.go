@@ -15,8 +15,13 @@ import (
 const (
 	// maxSegments is how many datagrams every kernel cuts a message to (UDP_MAX_SEGMENTS).
 	maxSegments = 64
-	// maxJoined is the largest payload of a UDP datagram over IPv4 (RFC 768), in bytes.
-	maxJoined = 65535 - 20 - 8
+	// maxDatagram is the largest payload of a UDP datagram over IPv4 (RFC 768), in bytes.
+	maxDatagram = 65535 - 20 - 8
+	// maxJoined is how much one message has at most that is to be cut, in bytes. A link
+	// cuts what is shorter than its gso_max_size, by default 64 KiB with all headers, or
+	// carries it whole as a veth does; the kernel cuts what is longer before the link. The
+	// rest is room for the headers: IPv6, UDP, Ethernet and tags or an overlay.
+	maxJoined = 64<<10 - 128
 	// uncutCalls is how many calls of send a way that refused to have datagrams cut is
 	// not asked again: some seconds of bulk.
 	uncutCalls = 1 << 16

@@ -8,8 +8,9 @@ import (
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
-// maxGSO is the most data that one message may hold: a UDP datagram's.
-const maxGSO = 65535 - ipv4Len - udpLen
+// maxGSO is the most data that one message may hold, in bytes: a link carries or cuts no
+// more than 64 KiB with all headers, its own included, and the kernel would cut it before.
+const maxGSO = 64<<10 - 128
 
 // sendRun sends the UDP packets ps, which joins reports as fit to be one message.
 func (s *Sockets) sendRun(msg *message, ps []packet.Packet) {
