@@ -20,6 +20,10 @@ const (
 	// kept is the part of the asked rate that a source must keep, for a try to say
 	// something of the gateway.
 	kept = 0.97
+	// lag is how long a packet may be under way when the sending ends.
+	lag = 20 * time.Millisecond
+	// full is from what part of its time on a core counts as busy all the time.
+	full = 0.9
 )
 
 // direction is a way of small packets.
@@ -38,11 +42,18 @@ func (c *chain) direction(in bool) direction {
 // trial is what came of a rate.
 type trial struct {
 	rate, loss float64 // delivered per second; lost part of what was sent
+	late       float64 // part of what was sent that had not arrived when the sending ended
 	reached    float64 // part of the asked rate that was sent
+	busy       float64 // part of the time in which the gateway's core was used, until then
 	perPacket  cost    // of each that arrived
 }
 
-func (t trial) passes() bool { return t.loss <= lowLoss && t.reached >= kept }
+// passes says whether the rate could be held for ever: what buffers take on does not count.
+func (t trial) passes() bool { return t.late <= lowLoss && t.reached >= kept }
+
+// starved says of a trial that does not pass that the gateway had time left and lost nothing:
+// the source could do no more.
+func (t trial) starved() bool { return t.loss <= lowLoss && t.busy < full }
 
 // try sends at a rate for a while.
 func (c *chain) try(ctx context.Context, in bool, rate float64, d time.Duration) (t trial, err error) {
@@ -54,9 +65,14 @@ func (c *chain) try(ctx context.Context, in bool, rate float64, d time.Duration)
 	sent, arrived := way.pace.sent(), way.arrived.Load()
 	way.pace.set(time.Now(), rate, d)
 	select {
-	case <-time.After(d):
+	case <-time.After(d + lag):
 	case <-ctx.Done():
 		return t, context.Cause(ctx)
+	}
+	inTime := float64(way.arrived.Load() - arrived)
+	then, err := readUsage(c)
+	if err != nil {
+		return t, err
 	}
 	if err := settle(ctx, way.arrived); err != nil {
 		return t, err
@@ -71,7 +87,8 @@ func (c *chain) try(ctx context.Context, in bool, rate float64, d time.Duration)
 	}
 	used := after.since(before)
 	return trial{
-		rate: got / d.Seconds(), loss: max(0, 1-got/n), reached: n / d.Seconds() / rate,
+		rate: inTime / d.Seconds(), loss: max(0, 1-got/n), late: max(0, 1-inTime/n), reached: n / d.Seconds() / rate,
+		busy:      then.since(before).core.Seconds() / (d + lag).Seconds(),
 		perPacket: cost{time.Duration(float64(used.process) / got), time.Duration(float64(used.core) / got)},
 	}, nil
 }
@@ -140,26 +157,33 @@ func small(ctx context.Context, c *chain, cfg *Config, in bool) (figures, error)
 	return f, nil
 }
 
-// highest finds the highest rate that passes, by halves of its logarithm, and holds
-// it for longer. bound says that the source could do no more, rather than the gateway.
+// highest finds the highest rate that passes.
 func (c *chain) highest(ctx context.Context, in bool, d time.Duration) (best trial, bound bool, err error) {
+	return highest(d, func(rate float64, d time.Duration) (trial, error) { return c.try(ctx, in, rate, d) })
+}
+
+// highest finds the highest rate that passes, by halves of its logarithm, and holds
+// it for longer, or the next below that passes then. bound says that the source could do no
+// more, rather than the gateway: that it was what failed last.
+func highest(d time.Duration, try func(rate float64, d time.Duration) (trial, error)) (best trial, bound bool, err error) {
 	low, high := math.Log(minRate), math.Log(maxRate)
 	for range tries {
 		middle := (low + high) / 2
-		t, err := c.try(ctx, in, math.Exp(middle), d)
+		t, err := try(math.Exp(middle), d)
 		if err != nil {
 			return best, false, err
 		}
 		if t.passes() {
 			low = middle
 		} else {
-			high, bound = middle, t.loss <= lowLoss
+			high, bound = middle, t.starved()
 		}
 	}
 	for rate := math.Exp(low); rate > minRate/2; rate *= 0.95 {
-		if best, err = c.try(ctx, in, rate, steadily*d); err != nil || best.passes() {
+		if best, err = try(rate, steadily*d); err != nil || best.passes() {
 			return best, bound, err
 		}
+		bound = best.starved()
 	}
 	return best, false, errors.New("small packets are lost at any rate")
 }
