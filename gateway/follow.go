@@ -29,6 +29,7 @@ func (h *Host) follow(ctx, leaving context.Context) error {
 			h.settle(u.Revision, func() error { return h.apply(u) })
 		}
 		h.tendMembers(err != nil)
+		h.lookAround()
 		h.reopen()
 		if err == nil {
 			h.found(u)
@@ -129,6 +130,24 @@ func (h *Host) reopen() {
 	})
 }
 
+// lookAround gives the networks new policies when this machine has got another address,
+// or lost one.
+func (h *Host) lookAround() {
+	if time.Since(h.looked) < mendInterval {
+		return
+	}
+	h.looked = time.Now()
+	found, err := machineAddresses()
+	if err == nil && slices.Equal(found, h.machine) {
+		return
+	}
+	h.settle(h.at.Revision, func() error {
+		h.known.Lock()
+		defer h.known.Unlock()
+		return errors.Join(err, h.bring(true, false, nil, nil))
+	})
+}
+
 // tendMembers lets those go whose grace is over. While the control plane is away
 // it does not run.
 func (h *Host) tendMembers(away bool) {
@@ -173,6 +192,10 @@ func (h *Host) apply(u spec.Update) error {
 func (h *Host) bring(networks, anew bool, attached []spec.Attachment, detached []string) (err error) {
 	fresh := map[string]bool{}
 	if networks {
+		if h.machine, err = machineAddresses(); err != nil {
+			return err
+		}
+		h.looked = time.Now()
 		before := h.failures.Load()
 		if fresh, err = h.reconcile(); err == nil {
 			h.settled.Store(before)
@@ -367,10 +390,42 @@ func (h *Host) compile(n spec.Network) (*policy.Snapshot, error) {
 	}
 	region, _ := h.state.Region(n.Region)
 	return policy.Compile(policy.Config{
-		Network: n.CIDR, Gateway: n.Gateway(), Own: slices.Concat(h.ownAddresses(region, n.ID), h.astray(region, n)), Pair: n.Pair[:],
+		Network: n.CIDR, Gateway: n.Gateway(), Own: slices.Concat(h.ownAddresses(region, n.ID), h.machinesOwn(region, n), h.astray(region, n)), Pair: n.Pair[:],
 		Peered:   h.peeredRanges(n.ID),
 		Loopback: region.Loopback(), Mode: mode, Rules: rules,
 	})
+}
+
+// machinesOwn are this machine's addresses but the network's pair: a sandbox would reach
+// what listens there from inside. In a loopback region they are everybody's.
+func (h *Host) machinesOwn(r spec.Region, n spec.Network) (own []netip.Addr) {
+	if r.Loopback() {
+		return nil
+	}
+	for _, a := range h.machine {
+		if !slices.Contains(n.Pair[:], a) {
+			own = append(own, a)
+		}
+	}
+	return own
+}
+
+// machineAddresses are the IPv4 addresses of this machine, sorted, each once.
+func machineAddresses() ([]netip.Addr, error) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("look for this machine's addresses, which no sandbox may reach: %w", err)
+	}
+	var found []netip.Addr
+	for _, a := range list {
+		if p, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(p.IP); ok && ip.Unmap().Is4() {
+				found = append(found, ip.Unmap())
+			}
+		}
+	}
+	slices.SortFunc(found, netip.Addr.Compare)
+	return slices.Compact(found), nil
 }
 
 // astray are the addresses of a network's pair that another host holds and that are on
@@ -395,9 +450,9 @@ func isLocal(a netip.Addr) bool {
 	return true
 }
 
-// ownAddresses are those that no sandbox of a network may reach: the hosts'
-// endpoints and bypass addresses, this one's as workers know it, and every dedicated IP
-// of other networks than its own.
+// ownAddresses are those that no sandbox of a network may reach, wherever they are: the
+// hosts' endpoints and bypass addresses, this one's as workers know it, and every
+// dedicated IP of other networks than its own.
 func (h *Host) ownAddresses(r spec.Region, network string) []netip.Addr {
 	var own []netip.Addr
 	if a := h.cfg.Daemon.WireGuard.Address; a.Is4() {

@@ -65,10 +65,12 @@ type Host struct {
 	roster    roster
 	at        spec.Cursor // what is in force; the zero value asks for everything
 
-	retried time.Time // when failed networks were last opened again; the follower's
-	trouble string    // what the log was told last; the follower's
-	away    bool      // the control plane is lost; the follower's
-	swept   bool      // what a former life left for peerings by interface is gone; the follower's
+	machine []netip.Addr // this machine's addresses, by the policies; the follower's
+	looked  time.Time    // when they were looked up; the follower's
+	retried time.Time    // when failed networks were last opened again; the follower's
+	trouble string       // what the log was told last; the follower's
+	away    bool         // the control plane is lost; the follower's
+	swept   bool         // what a former life left for peerings by interface is gone; the follower's
 
 	keeper   *keeper
 	checks   *checks

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/sallyport-net/sallyport/control/spec"
@@ -61,5 +62,38 @@ func TestSiblingsAddressHere(t *testing.T) {
 		if got := s.With(alice, policy.Subject{}).Decide(&p); got != want {
 			t.Errorf("%s: %v, want %v", address, got, want)
 		}
+	}
+}
+
+// no sandbox reaches this machine by an address that nobody told the gateway of,
+// but the network's own pair, behind which are its sandboxes.
+func TestMachinesAddresses(t *testing.T) {
+	h := &Host{state: testState(testNetwork("net_a", 1))}
+	h.cfg.Daemon = testDaemon()
+	n := h.state.Networks[0]
+	h.machine = []netip.Addr{netip.MustParseAddr("203.0.113.77"), n.Pair[0]}
+	verdict := func(to netip.Addr) policy.Decision {
+		t.Helper()
+		s, err := h.compile(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := parsed(t, udp(t, at(alice, 1), at(to, 22), nil))
+		return s.With(alice, policy.Subject{}).Decide(&p)
+	}
+	pass, refused := policy.Decision{Verdict: policy.Forward, Outcome: packet.Pass}, policy.Decision{Verdict: policy.Reject, Outcome: packet.OwnAddress}
+	r := &h.state.Regions[0]
+	if own := h.machinesOwn(*r, n); len(own) > 0 {
+		t.Errorf("in a loopback region %v are refused", own)
+	}
+	r.Pool = append(r.Pool, netip.MustParsePrefix("203.0.113.0/24")) // no loopback region
+	for i, want := range []policy.Decision{refused, pass} {
+		if got := verdict(h.machine[i]); got != want {
+			t.Errorf("%v: %v, want %v", h.machine[i], got, want)
+		}
+	}
+	found, err := machineAddresses()
+	if err != nil || !slices.Contains(found, netip.MustParseAddr("127.0.0.1")) {
+		t.Errorf("this machine's addresses are %v, %v; want 127.0.0.1 among them", found, err)
 	}
 }

@@ -40,7 +40,7 @@ func leaks(t *testing.T, by uplinkKind) {
 	s := &storm{world: newWorld(t, by), seed: newSeed(t)}
 	s.up()
 	s.victim = s.lab.Namespace("victim")
-	length := netlab.Soak(t, 4*time.Second)
+	length := netlab.Soak(t, 30*time.Second)
 	ctx, cancel := context.WithTimeout(t.Context(), length+slowest)
 	defer cancel()
 	var all sync.WaitGroup
