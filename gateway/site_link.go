@@ -62,7 +62,7 @@ type Wire interface {
 	// Drops are the packets that were not carried, by reason.
 	Drops() [packet.NumOutcomes]uint64
 	// Check sees to it that packets take the way that was asked for, and says why they
-	// do not.
+	// do not. After [uplink.ErrWireGone] they never will: the wire must be opened anew.
 	Check() error
 	// Close takes everything away, and ends Read.
 	Close() error
@@ -360,7 +360,8 @@ func (n *network) lane(w *peered, id string) *lane {
 }
 
 // tendLinks looks whether the wires lead where they should, and tells the Forwarder and
-// the log, once, where they do not. What could not be opened is tried again.
+// the log, once, where they do not. What could not be opened is tried again, and what is
+// gone is opened anew.
 func (n *network) tendLinks() {
 	n.siteMu.Lock()
 	defer n.siteMu.Unlock()
@@ -374,13 +375,27 @@ func (n *network) tendLinks() {
 			changed = true
 		}
 	}
+	if changed {
+		n.publish()
+	}
+	n.closeGone()
 	if len(s.links) < len(s.sitePlan.links) && time.Since(s.tried) >= linkRetry {
 		before := len(s.links)
 		n.openLinks()
-		changed = changed || len(s.links) > before
+		if len(s.links) > before {
+			n.publish()
+		}
 	}
-	if changed {
-		n.publish()
+}
+
+// closeGone closes the links whose wire is gone. The Forwarder uses them no more.
+func (n *network) closeGone() {
+	for id, l := range n.site.links {
+		if errors.Is(l.down, uplink.ErrWireGone) {
+			delete(n.site.links, id)
+			n.site.troubles[id] = l.down.Error() // until the next one is open
+			n.closeLink(id, l)
+		}
 	}
 }
 

@@ -3,6 +3,8 @@ package gateway
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -323,4 +325,58 @@ func TestWiredMachine(t *testing.T) {
 	r.n.tendLinks()
 	r.write(udp(t, at(alice, 5000), database, []byte("query")))
 	w.sent(t)
+}
+
+// TestWiredGone: a wire that was deleted is closed and opened anew, also where that fails
+// at first. What it counted and its flows stay, and the log is told each cause once.
+func TestWiredGone(t *testing.T) {
+	r, w := newWiredRig(t)
+	log := &lockedBuffer{}
+	r.n.log = slog.New(slog.NewTextHandler(log, nil))
+	wires := r.n.wires.(*fakeWires)
+	r.write(udp(t, at(alice, 5000), database, nil))
+	w.sent(t)
+
+	delete(wires.links, "eth1") // nor can another be opened
+	ended := w.ended
+	w.set(1300, fmt.Errorf("%w: it is deleted", uplink.ErrWireGone))
+	for range 3 {
+		r.n.site.tried = time.Time{}
+		r.n.tendLinks()
+	}
+	<-ended
+	if said := r.n.siteReport(netip.Addr{}).Peerings[0].Trouble; !strings.Contains(said, "no such interface") {
+		t.Errorf("the report says %q", said)
+	}
+	r.write(udp(t, at(alice, 5000), database, nil))
+	r.awaitCount("egress site_down", 1)
+	for _, cause := range []string{"it is deleted", "no such interface"} {
+		if n := strings.Count(log.String(), cause); n != 1 {
+			t.Errorf("the log says %q %d times:\n%s", cause, n, log)
+		}
+	}
+
+	w.set(1200, nil)
+	wires.links["eth1"] = w
+	r.n.tendLinks()
+	if w.opened != 1 {
+		t.Error("it is tried again at once")
+	}
+	r.n.site.tried = time.Time{}
+	r.n.tendLinks()
+	r.write(udp(t, at(alice, 5000), database, make([]byte, 1250)))
+	if p := w.sent(t); len(p.B) > 1200 {
+		t.Errorf("%d bytes left by an interface of 1200", len(p.B))
+	}
+	w.sent(t) // the other fragment
+	w.in <- udp(t, database, at(alice, 5000), []byte("answer"))
+	if p := r.back(t); string(p.Data()) != "answer" {
+		t.Errorf("the answer is %+v", p)
+	}
+	if said := r.n.siteReport(netip.Addr{}).Peerings[0].Trouble; said != "" || w.opened != 2 || r.flows() != 1 {
+		t.Errorf("the report says %q, the wire was opened %d times, %d flows", said, w.opened, r.flows())
+	}
+	if drops := r.n.linkDrops(); drops[packet.QueueFull] != 6 {
+		t.Errorf("%d drops of two wires with 3 each", drops[packet.QueueFull])
+	}
 }

@@ -33,6 +33,10 @@ const maxTraced = 16
 // wireMetric is that of the routes that stay when an interface goes, and drop.
 const wireMetric = 1 << 20
 
+// ErrWireGone is the error of [Wire.Check] when the wire's own TUN was deleted: the wire
+// carries nothing any more, and must be closed and opened anew.
+var ErrWireGone = errors.New("the peering's own interface was deleted")
+
 // WireConfig is what a Wire is made of.
 type WireConfig struct {
 	// ID names the peering connection, from which the name of the TUN follows.
@@ -73,9 +77,10 @@ type Wire struct {
 	plan   hostnet.Plan
 	close  func() error
 
-	mu  sync.Mutex
-	mtu int
-	own []netip.Addr
+	mu   sync.Mutex
+	mtu  int
+	own  []netip.Addr
+	gone bool // the TUN was deleted
 }
 
 // OpenWire sets a wire up. After an error nothing of it is left; the error says what is
@@ -267,8 +272,15 @@ func (w *Wire) Drops() (drops [packet.NumOutcomes]uint64) {
 }
 
 // Check asks the kernel whether packets take the way that they should, and brings it
-// back where it was lost, as it is when the interface goes down for a moment.
+// back where it was lost, as it is when the interface goes down for a moment. The error
+// satisfies errors.Is(err, [ErrWireGone]) when only another wire can.
 func (w *Wire) Check() error {
+	if _, err := w.kernel.Link(w.name); errors.Is(err, fs.ErrNotExist) {
+		w.mu.Lock()
+		w.gone = true
+		w.mu.Unlock()
+		return fmt.Errorf("%w: this machine has no interface %s any more, which the gateway made", ErrWireGone, w.name)
+	}
 	link, err := w.look()
 	if err != nil {
 		return err
@@ -317,7 +329,9 @@ func (w *Wire) astray(to netip.Addr, out string) error {
 	return fmt.Errorf("the kernel sends packets to %v out by %s, against the routes of the peering: is there a rule of lower priority than %d (`ip rule`)", to, out, wireBase)
 }
 
-// Close takes the wire away. It may be called more than once.
+// Close takes the wire away. It may be called more than once. Of a wire that is gone the
+// table stays: until the connection's next wire takes it over, it drops what is for inner
+// addresses, as after a crash.
 func (w *Wire) Close() error { return w.close() }
 
 func (w *Wire) end() error {
@@ -325,7 +339,9 @@ func (w *Wire) end() error {
 	if w.dev != nil {
 		errs = append(errs, w.dev.Close()) // its routes go with it
 	}
-	if !w.plan.Empty() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.plan.Empty() && !w.gone {
 		errs = append(errs, w.kernel.Undo(w.plan))
 	}
 	return errors.Join(append(errs, w.kernel.Close())...)

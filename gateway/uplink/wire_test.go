@@ -451,3 +451,64 @@ func withoutIndex(lines []string) []string {
 	slices.Sort(out)
 	return out
 }
+
+// TestWireGone: a wire whose TUN was deleted says so, whatever else is wrong, and the next
+// one takes its place; meanwhile nothing of the other side goes elsewhere.
+func TestWireGone(t *testing.T) {
+	l := newWireLab(t)
+	w := l.mustOpen(l.config())
+	before := l.held()
+	conn, err := l.far.DialFrom(t.Context(), &net.UDPAddr{IP: wireFar.AsSlice()}, "udp4", "10.20.0.6:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	send := func() {
+		t.Helper()
+		if _, err := conn.Write([]byte("late")); err != nil {
+			t.Error(err)
+		}
+	}
+	ended := make(chan error, 1)
+	go func() {
+		bufs, sizes := buffers()
+		for {
+			if _, err := w.Read(bufs, sizes, 64); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	l.ip("link", "delete", w.name)
+	send()
+	for range 2 {
+		if err := l.check(w); !errors.Is(err, ErrWireGone) || !strings.Contains(err.Error(), w.name) {
+			t.Errorf("Check says %v", err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Error("Read goes on")
+	}
+	send()
+	next := l.mustOpen(l.config())
+	send()
+	if err := l.check(next); err != nil {
+		t.Errorf("the next wire: %v", err)
+	}
+	if now := withoutIndex(l.held()); !slices.Equal(now, withoutIndex(before)) {
+		t.Errorf("with the next wire there is\n%q, before\n%q", now, before)
+	}
+	bufs, sizes := buffers()
+	if n, err := next.Read(bufs, sizes, 64); n == 0 || err != nil {
+		t.Errorf("by the next wire came %d packets, %v", n, err)
+	}
+	l.sealed()
+	if err := next.Close(); err != nil || len(l.held()) != 0 {
+		t.Errorf("closed: %v, %q is left", err, l.held())
+	}
+}
