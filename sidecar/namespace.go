@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -75,6 +77,11 @@ func (r NamespaceRequest) request() (inlet.Target, inlet.Config, error) {
 			return inlet.Target{}, c, errors.New("an owner is the ID of the user who may open a TAP; nothing else has one")
 		}
 		c.Owner = *r.Owner
+	}
+	if r.Link != "" {
+		if err := hostnet.CheckName(r.Link); err != nil {
+			return inlet.Target{}, c, err
+		}
 	}
 	if r.ResolvConf != "" {
 		if err := inlet.CheckResolvConf(r.ResolvConf); err != nil {
@@ -268,6 +275,11 @@ func Attach(ctx context.Context, cfg AttachConfig) (Attached, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
 	n := cfg.Namespace
+	if n.Path != "" && !strings.Contains(n.Path, "/") {
+		if _, err := os.Stat(n.Path); errors.Is(err, fs.ErrNotExist) {
+			return Attached{}, fmt.Errorf("there is no network namespace %s in this folder: did you mean /run/netns/%s?", n.Path, n.Path)
+		}
+	}
 	for _, path := range []*string{&n.Path, &n.ResolvConf} {
 		if *path == "" {
 			continue

@@ -234,7 +234,11 @@ func TestAttachNamespaceRefusals(t *testing.T) {
 		"resolv link":    {NamespaceRequest{Path: ns.path, ResolvConf: link}, 400, []string{"symbolic link"}},
 		"resolv folder":  {NamespaceRequest{Path: ns.path, ResolvConf: filepath.Join(dir, "none", "resolv.conf")}, 400, []string{"does not exist"}},
 		"resolv machine": {NamespaceRequest{Path: ns.path, ResolvConf: "/etc/resolv.conf"}, 400, []string{"resolv.conf"}},
-		"name":           {NamespaceRequest{Path: ns.path, Link: "much-too-long-a-name"}, 500, []string{"much-too-long-a-name"}},
+		"long name":      {NamespaceRequest{Path: ns.path, Link: "much-too-long-a-name"}, 400, []string{`"much-too-long-a-name"`, "1 to 15 bytes"}},
+		"name of a path": {NamespaceRequest{Path: ns.path, Link: "a/b"}, 400, []string{`"a/b"`, "slash"}},
+		"spaced name":    {NamespaceRequest{Path: ns.path, Link: "a b"}, 400, []string{`"a b"`, "whitespace"}},
+		"dot":            {NamespaceRequest{Path: ns.path, Link: "."}, 400, []string{`"."`, "not a name of an interface"}},
+		"dots":           {NamespaceRequest{Path: ns.path, Link: ".."}, 400, []string{`".."`, "not a name of an interface"}},
 	} {
 		_, err := r.client.attach(t.Context(), in("p", c.n))
 		said, ok := err.(*api.Error)
@@ -347,6 +351,31 @@ func TestAttachNamespaceByOthers(t *testing.T) {
 		v.create(w, req)
 		if w.Code != http.StatusForbidden {
 			t.Errorf("%s: status %d", name, w.Code)
+		}
+	}
+}
+
+// TestAttachBareName: who names a namespace as ip(8) takes it is told its path. A file of
+// that name is what was meant.
+func TestAttachBareName(t *testing.T) {
+	t.Chdir(t.TempDir())
+	attach := func(path string) string {
+		_, err := Attach(t.Context(), AttachConfig{Socket: "none.sock", Namespace: NamespaceRequest{Path: path}})
+		if err == nil {
+			t.Fatalf("%s: attached by no sidecar", path)
+		}
+		return err.Error()
+	}
+	const asks = "did you mean /run/netns/"
+	if said := attach("web3"); !strings.Contains(said, asks+"web3?") {
+		t.Errorf("of a bare name the error is %q", said)
+	}
+	if err := os.WriteFile("web3", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"web3", "./none", "/run/netns/none"} {
+		if said := attach(path); strings.Contains(said, asks) {
+			t.Errorf("%s: the error is %q", path, said)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 // addresses. It learns those of others, forwards at once (it speaks no spanning tree) and
 // sends multicast to all ports. A Plan brings it up, Delete takes it away and leaves its ports.
 func (k *Kernel) Bridge(name string, ports ...string) error {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return fmt.Errorf("hostnet: make a bridge: %w", err)
 	}
 	off := false

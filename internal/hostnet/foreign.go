@@ -57,7 +57,7 @@ func (k *Kernel) Defaults() ([]Route, error) {
 // and called newName. Where that fails half-way the link may be there under its old name.
 func (k *Kernel) Send(name string, to *Kernel, newName string) error {
 	tried := fmt.Sprintf("move link %s to another network namespace as %s", name, newName)
-	if err := errors.Join(checkName(name), checkName(newName)); err != nil {
+	if err := errors.Join(CheckName(name), CheckName(newName)); err != nil {
 		return fmt.Errorf("hostnet: %s: %w", tried, err)
 	}
 	link, err := k.handle.LinkByName(name)

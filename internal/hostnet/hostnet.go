@@ -149,7 +149,7 @@ func (p Plan) validate() error {
 		errs = append(errs, l.validate())
 	}
 	for _, a := range p.Addresses {
-		errs = append(errs, checkName(a.Link))
+		errs = append(errs, CheckName(a.Link))
 		if !a.Prefix.IsValid() {
 			errs = append(errs, fmt.Errorf("address of link %q: invalid prefix", a.Link))
 		}
@@ -186,7 +186,7 @@ func (p Plan) validate() error {
 }
 
 func (l Link) validate() error {
-	if err := checkName(l.Name); err != nil {
+	if err := CheckName(l.Name); err != nil {
 		return err
 	}
 	if l.MTU < 0 || l.MTU > 65535 {
@@ -195,7 +195,7 @@ func (l Link) validate() error {
 	if l.Veth == nil {
 		return nil
 	}
-	if err := checkName(l.Veth.Name); err != nil {
+	if err := CheckName(l.Veth.Name); err != nil {
 		return fmt.Errorf("peer of %q: %w", l.Name, err)
 	}
 	if l.Veth.Namespace == nil && l.Veth.Name == l.Name {
@@ -204,9 +204,10 @@ func (l Link) validate() error {
 	return nil
 }
 
-func checkName(name string) error {
-	if name == "" || len(name) > maxName || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n") {
-		return fmt.Errorf("link %q: not a name of an interface (1 to %d bytes)", name, maxName)
+// CheckName says why a name cannot be that of an interface.
+func CheckName(name string) error {
+	if name == "" || len(name) > maxName || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r") {
+		return fmt.Errorf("link %q: not a name of an interface (1 to %d bytes, without slash, colon or whitespace)", name, maxName)
 	}
 	return nil
 }
@@ -220,7 +221,7 @@ func (d Drop) validate() error {
 	case d.To.IsValid() && (!d.To.Addr().Is4() || d.To != d.To.Masked()):
 		return errors.New("the destination must be an IPv4 prefix without host bits")
 	case d.From != "":
-		return checkName(d.From)
+		return CheckName(d.From)
 	}
 	return nil
 }

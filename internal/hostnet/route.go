@@ -87,7 +87,7 @@ func (r Route) validate() error {
 	case r.Source.IsValid() && r.Source.Is4() != r.Prefix.Addr().Is4():
 		return errors.New("source and prefix are of different families")
 	case r.Link != "":
-		return checkName(r.Link)
+		return CheckName(r.Link)
 	}
 	return nil
 }
@@ -135,7 +135,7 @@ func (r Rule) validate() error {
 	case r.Priority <= 0 || r.Priority >= 32766:
 		return errors.New("its priority must be 1 to 32765")
 	case r.Link != "":
-		return checkName(r.Link)
+		return CheckName(r.Link)
 	case !r.From.IsValid() && !r.To.IsValid():
 		return errors.New("name a source, a destination or a link: everything would take another way")
 	}
@@ -177,7 +177,7 @@ func (n Neighbour) validate() error {
 	case n.MAC != nil && len(n.MAC) != 6:
 		return fmt.Errorf("%v is no Ethernet address", n.MAC)
 	}
-	return checkName(n.Link)
+	return CheckName(n.Link)
 }
 
 func (n Neighbour) String() string {
