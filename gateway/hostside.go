@@ -130,7 +130,7 @@ func (s *hostSide) sweep(wanted map[string][]netip.Addr) error {
 	// What networks that are open stand on stays, also in part: without it their packets
 	// would take the host's own way out.
 	if s.standing.Empty() {
-		err = errors.Join(err, s.host.Undo(plan))
+		err = hostnet.Rollback(s.host, plan, err)
 	}
 	return fmt.Errorf("prepare the host for dedicated addresses: %w; %s", err, s.otherMode())
 }
@@ -183,7 +183,7 @@ func (s *hostSide) lead(id string, held []netip.Addr, cut *atomic.Bool) error {
 	if err == nil {
 		s.adopted = s.adopted.Without(share.plan)
 	} else {
-		err = fmt.Errorf("lead the dedicated addresses to the network: %w; %s", errors.Join(err, s.host.Undo(share.plan)), s.otherMode())
+		err = fmt.Errorf("lead the dedicated addresses to the network: %w; %s", hostnet.Rollback(s.host, share.plan, err), s.otherMode())
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -201,7 +201,7 @@ func (s *hostSide) lead(id string, held []netip.Addr, cut *atomic.Bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		return errors.Join(err, s.host.Undo(share.plan))
+		return hostnet.Rollback(s.host, share.plan, err)
 	}
 	s.served[id] = share
 	return nil

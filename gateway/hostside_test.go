@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -115,6 +117,26 @@ func wantedNetworks(ids ...string) map[string][]netip.Addr {
 		w[id] = pair[:]
 	}
 	return w
+}
+
+// refusing is a host on which this process may change nothing.
+type refusing struct{ hostnet.Host }
+
+func (refusing) Apply(hostnet.Plan) error { return fmt.Errorf("add route: %w", fs.ErrPermission) }
+
+func (refusing) Undo(hostnet.Plan) error {
+	return errors.Join(fmt.Errorf("remove route: %w", fs.ErrPermission), fmt.Errorf("remove rule: %w", fs.ErrPermission))
+}
+
+// TestHostSideRefused: who may change nothing is told so once.
+func TestHostSideRefused(t *testing.T) {
+	r := newHostSideRig(t, tunDaemon())
+	r.host = refusing{r.fake}
+	for _, err := range []error{r.sweep(nil), r.lead("net_a", pair[:], &r.cut)} {
+		if err == nil || !strings.Contains(err.Error(), "add route") || strings.Contains(err.Error(), "remove") {
+			t.Errorf("the error is %v", err)
+		}
+	}
 }
 
 func TestHostSideTakesAllBack(t *testing.T) {
