@@ -116,6 +116,13 @@ func (s *hostSide) sweep(wanted map[string][]netip.Addr) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.swept {
+		warning, err := s.nextHop()
+		if err != nil {
+			return fmt.Errorf("%w; %s", err, s.otherMode())
+		}
+		if warning != "" {
+			s.log.Warn(warning)
+		}
 		if err := s.sweepOnce(wanted); err != nil {
 			return err
 		}

@@ -17,15 +17,16 @@ import (
 
 // CheckHost says all that keeps this machine from being the host of the configuration's
 // uplink. It changes nothing, and may be asked beside a gateway that runs. The
-// desired state, if it is known, tells the dedicated addresses.
-func CheckHost(d config.Daemon, state spec.State) error {
+// desired state, if it is known, tells the dedicated addresses. The warning, if there is
+// one, is about what may be wrong and may be meant.
+func CheckHost(d config.Daemon, state spec.State) (warning string, err error) {
 	tun := d.Uplink == config.UplinkTun
 	if !tun && d.Sockets.AddAddressesTo == "" {
-		return socketsFind(d, state)
+		return "", socketsFind(d, state)
 	}
 	kernel, err := hostnet.Here()
 	if err != nil {
-		return fmt.Errorf("open the host's network stack: %w", err)
+		return "", fmt.Errorf("open the host's network stack: %w", err)
 	}
 	defer kernel.Close()
 	s := &hostSide{daemon: d, host: kernel}
@@ -35,6 +36,9 @@ func CheckHost(d config.Daemon, state spec.State) error {
 		if len(needs) > 0 && !d.Tun.SetSysctls {
 			err = errors.Join(err, s.unset(needs))
 		}
+		if err == nil {
+			warning, err = s.nextHop()
+		}
 		errs = append(errs, uplink.CheckTun(), err, runnable(d.Tun.Hook))
 	} else if link, err := kernel.Links(); err != nil || !slices.Contains(link, d.Sockets.AddAddressesTo) {
 		errs = append(errs, errors.Join(err, fmt.Errorf("there is no interface %s (sockets.add_addresses_to)", d.Sockets.AddAddressesTo)))
@@ -43,9 +47,40 @@ func CheckHost(d config.Daemon, state spec.State) error {
 		errs = append(errs, s.free(held))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("this host: %w; %s", err, s.otherMode())
+		return warning, fmt.Errorf("this host: %w; %s", err, s.otherMode())
 	}
-	return nil
+	return warning, nil
+}
+
+// onLinks are hosts that know who is on a link.
+type onLinks interface {
+	OnLink(link string, a netip.Addr) (bool, error)
+}
+
+// nextHop says why tun.next_hop can be none, or why it may not be one: the kernel takes a
+// router that no address or route of the link speaks of, and asks for it by ARP; but it
+// takes no address of the interface itself.
+func (s *hostSide) nextHop() (warning string, err error) {
+	t := s.daemon.Tun
+	if !t.NextHop.IsValid() {
+		return "", nil
+	}
+	own, err := s.host.LinkOf(t.NextHop)
+	if err != nil {
+		return "", err
+	}
+	if own == t.Interface {
+		return "", fmt.Errorf("next hop %v (tun.next_hop) is an address of interface %s of this host itself: write that of the router there", t.NextHop, own)
+	}
+	kernel, ok := s.host.(onLinks)
+	if !ok {
+		return "", nil
+	}
+	if on, err := kernel.OnLink(t.Interface, t.NextHop); on || err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("next hop %v (tun.next_hop) is not on the link of interface %s (`ip address show %s`, `ip route get %v`): packets from dedicated addresses leave only if a router there answers ARP for it; else correct tun.next_hop",
+		t.NextHop, t.Interface, t.Interface, t.NextHop), nil
 }
 
 // socketsFind says which dedicated addresses are not on this machine, to which whoever

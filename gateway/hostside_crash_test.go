@@ -221,18 +221,18 @@ func TestHostSideHookFails(t *testing.T) {
 // dedicated addresses that this host holds are here.
 func TestCheckHostOfSockets(t *testing.T) {
 	d := config.Daemon{Uplink: config.UplinkSockets, Region: "iad1", Host: "gw-a"}
-	if err := CheckHost(d, spec.State{}); err != nil {
+	if _, err := CheckHost(d, spec.State{}); err != nil {
 		t.Error(err)
 	}
 	state := spec.State{Networks: []spec.Network{
 		{ID: "net_a", Region: "iad1", Hosts: []string{"gw-a", "gw-b"}, Pair: [2]netip.Addr{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("203.0.113.2")}},
 		{ID: "net_b", Region: "fra1", Hosts: []string{"gw-a", "gw-a"}, Pair: [2]netip.Addr{netip.MustParseAddr("203.0.113.3"), netip.MustParseAddr("203.0.113.4")}},
 	}}
-	if err := CheckHost(d, state); err != nil {
+	if _, err := CheckHost(d, state); err != nil {
 		t.Errorf("addresses of another host, and of another region: %v", err)
 	}
 	state.Networks[0].Hosts[1] = "gw-a"
-	err := CheckHost(d, state)
+	_, err := CheckHost(d, state)
 	if err == nil || !strings.Contains(err.Error(), "dedicated address 203.0.113.2 is not on this host") || strings.Contains(err.Error(), "127.0.0.2") {
 		t.Errorf("of an address that is not here: %v", err)
 	}

@@ -14,8 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/config"
 	"github.com/sallyport-net/sallyport/internal/hostnet"
+	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
 // hostSideRig is a hostSide on a host in memory, with the interface eth0 up.
@@ -135,6 +137,57 @@ func TestHostSideRefused(t *testing.T) {
 	for _, err := range []error{r.sweep(nil), r.lead("net_a", pair[:], &r.cut)} {
 		if err == nil || !strings.Contains(err.Error(), "add route") || strings.Contains(err.Error(), "remove") {
 			t.Errorf("the error is %v", err)
+		}
+	}
+}
+
+// TestHostSideNextHop: a next hop that is the host itself is refused before anything is
+// changed. One that no address or route of the link speaks of may work, and is named.
+func TestHostSideNextHop(t *testing.T) {
+	netlab.Require(t)
+	lab := netlab.Test(t)
+	ns, far := lab.Namespace("host"), lab.Namespace("far")
+	lab.Connect(
+		netlab.End{Namespace: ns, Link: "eth0", Address: netip.MustParsePrefix("198.51.100.2/28")},
+		netlab.End{Namespace: far, Link: "eth0", Address: netip.MustParsePrefix("198.51.100.1/28")})
+	ns.Route(hostnet.DefaultIPv4, netip.MustParseAddr("198.51.100.1"))
+	ns.Sysctl("net.ipv4.conf.eth0.forwarding", "1")
+	for _, c := range []struct {
+		hop, refused, warned string
+	}{
+		{hop: "198.51.100.1"},
+		{hop: "198.51.100.2", refused: "is an address of interface eth0"},
+		{hop: "10.77.0.1", warned: "is not on the link of interface eth0"},
+	} {
+		d := tunDaemon()
+		d.Tun.NextHop, d.Tun.AnnounceARP = netip.MustParseAddr(c.hop), false
+		log := &lockedBuffer{}
+		err := ns.Do(func() error {
+			warning, err := CheckHost(d, spec.State{})
+			if (c.warned == "") != (warning == "") || !strings.Contains(warning, c.warned) {
+				t.Errorf("%s: the check warns %q", c.hop, warning)
+			}
+			if (c.refused == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.refused) {
+				t.Errorf("%s: the check says %v", c.hop, err)
+			}
+			s, err := newHostSide(d, slog.New(slog.NewTextHandler(log, nil)))
+			if err != nil {
+				return err
+			}
+			defer s.close()
+			if err = s.sweep(nil); (c.refused == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.refused) {
+				t.Errorf("%s: the start says %v", c.hop, err)
+			}
+			if held, err := s.host.Tagged(hostTag); err != nil || held.Empty() != (c.refused != "") {
+				t.Errorf("%s: on the host is %v, %v", c.hop, held, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (c.warned == "") != (log.String() == "") || !strings.Contains(log.String(), c.warned) {
+			t.Errorf("%s: the log says %q", c.hop, log)
 		}
 	}
 }

@@ -112,7 +112,11 @@ gateway that runs.`,
 				return err
 			}
 			if host && s.daemon.Roles.Gateway {
-				if err := gateway.CheckHost(s.daemon, s.state); err != nil {
+				warning, err := gateway.CheckHost(s.daemon, s.state)
+				if warning != "" {
+					_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: uplink: warning: %s\n", file, warning)
+				}
+				if err != nil {
 					return fmt.Errorf("%s: uplink: %w", file, err)
 				}
 			}
