@@ -154,55 +154,51 @@ func filled(list, bufs [][]byte, sizes []int) [][]byte {
 	return list
 }
 
-// cross gives the other network's Forwarder what this one's queued. It holds no lock
-// meanwhile, and the other side only queues.
-func (l *link) cross() {
-	bufs, sizes := buffers(batchSize, frameSize)
+// pump gives what a device hands out, batch by batch, until that says that it is closed.
+// The packets have wholeHeadroom bytes in front, and are give's until it returns.
+func pump(from interface {
+	Read(bufs [][]byte, sizes []int, offset int) (int, error)
+}, batch, size int, give func(list [][]byte)) {
+	bufs, sizes := buffers(batch, size)
 	var list [][]byte
 	for {
-		n, err := l.device.Read(bufs, sizes, wholeHeadroom)
+		n, err := from.Read(bufs, sizes, wholeHeadroom)
 		if err != nil {
 			return
 		}
+		list = filled(list, bufs, sizes[:n])
+		give(list)
+	}
+}
+
+// cross gives the other network's Forwarder what this one's queued. It holds no lock
+// meanwhile, and the other side only queues.
+func (l *link) cross() {
+	pump(l.device, batchSize, frameSize, func(list [][]byte) {
 		to := l.plan.junction.ends[1-l.plan.side].Load()
 		if to == nil {
-			l.device.fwd.counters.dropMany(Egress, packet.SiteDown, n)
-			continue
+			l.device.fwd.counters.dropMany(Egress, packet.SiteDown, len(list))
+			return
 		}
-		list = filled(list, bufs, sizes[:n])
 		_, _ = to.Write(list, wholeHeadroom) // what is dropped is counted there
-	}
+	})
 }
 
 // sendWire carries what the Forwarder queued to the interface.
 func (l *link) sendWire() {
-	bufs, sizes := buffers(batchSize, frameSize)
-	var list [][]byte
-	for {
-		n, err := l.device.Read(bufs, sizes, wholeHeadroom)
-		if err != nil {
-			return
-		}
-		list = filled(list, bufs, sizes[:n])
+	pump(l.device, batchSize, frameSize, func(list [][]byte) {
 		k, err := l.wire.Write(list, wholeHeadroom)
 		if errors.Is(err, os.ErrClosed) { // else the wire counts what it does not carry
 			l.device.fwd.counters.dropMany(Egress, packet.Closed, len(list)-k)
 		}
-	}
+	})
 }
 
 // readWire carries what the interface brought to the Forwarder, until the wire is closed.
 func (l *link) readWire() {
-	bufs, sizes := buffers(wireBatch, maxDatagram)
-	var list [][]byte
-	for {
-		n, err := l.wire.Read(bufs, sizes, wholeHeadroom)
-		if err != nil {
-			return
-		}
-		list = filled(list, bufs, sizes[:n])
+	pump(l.wire, wireBatch, maxDatagram, func(list [][]byte) {
 		_, _ = l.device.Write(list, wholeHeadroom) // what is dropped is counted there
-	}
+	})
 }
 
 // leaveJunctions ends the flows that other networks' sandboxes have with sandboxes that
