@@ -2,11 +2,12 @@ package compare
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"sync/atomic"
 	"time"
+
+	"github.com/sallyport-net/sallyport/bench/search"
 )
 
 // Rates that are tried, in packets per second, and the loss that passes.
@@ -15,8 +16,6 @@ const (
 	maxRate = 1 << 20
 	lowLoss = 0.001
 	tries   = 8
-	// steadily is how much longer than tries those rates are held that are reported.
-	steadily = 3
 	// kept is the part of the asked rate that a source must keep, for a try to say
 	// something of the gateway.
 	kept = 0.97
@@ -48,12 +47,13 @@ type trial struct {
 	perPacket  cost    // of each that arrived
 }
 
-// passes says whether the rate could be held for ever: what buffers take on does not count.
-func (t trial) passes() bool { return t.late <= lowLoss && t.reached >= kept }
+var _ search.Outcome = trial{}
 
-// starved says of a trial that does not pass that the gateway had time left and lost nothing:
-// the source could do no more.
-func (t trial) starved() bool { return t.loss <= lowLoss && t.busy < full }
+// Passes implements [search.Outcome].
+func (t trial) Passes() bool { return t.late <= lowLoss && t.reached >= kept }
+
+// Starved implements [search.Outcome].
+func (t trial) Starved() bool { return t.loss <= lowLoss && t.busy < full }
 
 // try sends at a rate for a while.
 func (c *chain) try(ctx context.Context, in bool, rate float64, d time.Duration) (t trial, err error) {
@@ -140,7 +140,7 @@ func small(ctx context.Context, c *chain, cfg *Config, in bool) (figures, error)
 			return nil, err
 		}
 	}
-	fixed, err := c.try(ctx, in, float64(cfg.Rate), steadily*cfg.Try)
+	fixed, err := c.try(ctx, in, float64(cfg.Rate), search.Steadily*cfg.Try)
 	if err != nil {
 		return nil, err
 	}
@@ -159,33 +159,8 @@ func small(ctx context.Context, c *chain, cfg *Config, in bool) (figures, error)
 
 // highest finds the highest rate that passes.
 func (c *chain) highest(ctx context.Context, in bool, d time.Duration) (best trial, bound bool, err error) {
-	return highest(d, func(rate float64, d time.Duration) (trial, error) { return c.try(ctx, in, rate, d) })
-}
-
-// highest finds the highest rate that passes, by halves of its logarithm, and holds
-// it for longer, or the next below that passes then. bound says that the source could do no
-// more, rather than the gateway: that it was what failed last.
-func highest(d time.Duration, try func(rate float64, d time.Duration) (trial, error)) (best trial, bound bool, err error) {
-	low, high := math.Log(minRate), math.Log(maxRate)
-	for range tries {
-		middle := (low + high) / 2
-		t, err := try(math.Exp(middle), d)
-		if err != nil {
-			return best, false, err
-		}
-		if t.passes() {
-			low = middle
-		} else {
-			high, bound = middle, t.starved()
-		}
-	}
-	for rate := math.Exp(low); rate > minRate/2; rate *= 0.95 {
-		if best, err = try(rate, steadily*d); err != nil || best.passes() {
-			return best, bound, err
-		}
-		bound = best.starved()
-	}
-	return best, false, errors.New("small packets are lost at any rate")
+	return search.Highest(search.Range{Least: minRate, Most: maxRate, Tries: tries, Hold: d},
+		func(rate float64, d time.Duration) (trial, error) { return c.try(ctx, in, rate, d) })
 }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
