@@ -70,6 +70,10 @@ var plan = []room{
 		why: "which rate to try next follows from what came of those before; one with a clock could not be tested in no time"},
 	{path: "bench/chart", pure: true,
 		why: "a picture is a function of its figures; golden files say so"},
+	{path: "bench/wire", pure: true,
+		why: "what harness and far side say to each other is bytes; fuzzed, and read without allocation"},
+	{path: "bench/far", may: []string{"bench/wire"},
+		why: "the far side may run alone, on a customer's machine beyond the gateway; it knows nothing of what is measured"},
 	{path: "bench", may: []string{"bench/*", "tunnel", "control/spec", "control/api", "internal/packet", "internal/netstack", "internal/tundev", "internal/netlab", "internal/console"},
 		why: "the harness measures programs from outside; linking gateway or nat would let it measure itself"},
 
