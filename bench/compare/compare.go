@@ -13,6 +13,7 @@
 package compare
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,10 +50,13 @@ type Config struct {
 	Try time.Duration
 	// Core is the gateway's core, by its number.
 	Core int
-	// JSON and Report are files: the first gets everything, in the second the part
-	// between two marks is replaced. Empty: neither.
-	JSON, Report string
-	// Bin is the folder of sallyportd, and of wireguard-go unless that is installed.
+	// Strict has Run refuse a machine that is too noisy, and fail where a measurement
+	// was noisy to the end.
+	Strict bool
+	// JSON is a file that gets everything, as a part of the report by the file's name; empty:
+	// none. Title is the part's.
+	JSON, Title string
+	// Bin is the folder of sallyportd, wireguard-go and this program.
 	Bin string
 	// KeepLogs is a folder for the daemons' logs; empty: they go at the end.
 	KeepLogs string
@@ -90,6 +94,11 @@ func (c *Config) validate() error {
 	return nil
 }
 
+// name is that of the part of the report.
+func (c *Config) name() string {
+	return cmp.Or(strings.TrimSuffix(filepath.Base(c.JSON), ".json"), "compare")
+}
+
 // program is the path of a program in Bin.
 func (c *Config) program(name string) string { return filepath.Join(c.Bin, name) }
 
@@ -107,7 +116,7 @@ func (c *Config) usable() error {
 	if err := netlab.WireGuardUsable(); err != nil {
 		errs = append(errs, err)
 	}
-	for _, name := range []string{"sallyportd", comparator} {
+	for _, name := range []string{"sallyportd", comparator, harness} {
 		if err := unix.Access(c.program(name), unix.X_OK); err != nil {
 			errs = append(errs, fmt.Errorf("there is no program %s (make bench-compare builds it): %w", c.program(name), err))
 		}
@@ -138,6 +147,11 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer back()
+	if cfg.Strict {
+		if err := watch(ctx, cfg.Core); err != nil {
+			return err
+		}
+	}
 	r := newReport(ctx, &cfg)
 	b := &bench{cfg: &cfg, report: r}
 	err = b.measure(ctx)
@@ -225,6 +239,14 @@ func (b *bench) measure(ctx context.Context) (err error) {
 		if ctx.Err() != nil {
 			return errors.Join(context.Cause(ctx), c.close())
 		}
+		if errors.Is(err, errNotPossible) {
+			b.report.Impossible = append(b.report.Impossible, problem{Variant: v, Why: err.Error()})
+			b.line("%s: %v", v, err)
+			err = c.close()
+			if err == nil {
+				continue
+			}
+		}
 		if err != nil {
 			b.failed(v, "start", 0, errors.Join(err, c.close()))
 			continue
@@ -261,50 +283,14 @@ func (b *bench) round(ctx context.Context, round int, s scenario) error {
 			continue
 		}
 		b.line("%d/%d  %-8s  %-12s  %s", round, b.cfg.Rounds, s.name, c.name, sample)
+		if sample.Noisy && b.cfg.Strict {
+			b.failed(c.name, s.name, round, fmt.Errorf("it was noisy %d times: %s", attempts, sample.noise()))
+		}
 		if !b.report.add(sample) {
 			b.line("FAILED: %s", b.report.Problems[len(b.report.Problems)-1])
 		}
 	}
 	return nil
-}
-
-// quiet measures one variant in one scenario, again where that was noisy. The last
-// measurement counts.
-func (b *bench) quiet(ctx context.Context, c *chain, s scenario) (out sample, err error) {
-	for vain := range attempts {
-		out, err = b.once(ctx, c, s)
-		if err != nil || !out.Noisy {
-			break
-		}
-		if vain < attempts-1 {
-			b.line("again: %s of %s: %s", s.name, c.name, out.noise())
-		}
-	}
-	return out, err
-}
-
-// once measures one variant in one scenario.
-func (b *bench) once(ctx context.Context, c *chain, s scenario) (sample, error) {
-	var out sample
-	idle, err := b.disturbance()
-	if err != nil {
-		return out, err
-	}
-	if err := c.signal(unix.SIGCONT); err != nil {
-		return out, err
-	}
-	before, err := readUsage(c)
-	if err != nil {
-		return out, err
-	}
-	out.Figures, err = s.run(ctx, c, b.cfg)
-	after, err2 := readUsage(c)
-	if err = errors.Join(err, err2, c.signal(unix.SIGSTOP)); err != nil {
-		return out, err
-	}
-	out.Stolen, out.Disturbed = after.stolen(before), idle
-	out.Noisy = out.Stolen > maxStolen || idle > maxDisturbed
-	return out, nil
 }
 
 func (b *bench) failed(variant, scenario string, round int, err error) {

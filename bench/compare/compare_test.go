@@ -5,19 +5,35 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/report"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
-func TestMain(m *testing.M) { os.Exit(netlab.Enter(m)) }
+// TestMain is also the gateway of WireGuard and gVisor, when it is called as one.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 4 && os.Args[1] == GVisorCommand {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		if err := GVisor(ctx, os.Args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		return
+	}
+	os.Exit(netlab.Enter(m))
+}
 
 func valid() Config {
 	return Config{Variants: Variants(), Scenarios: Scenarios(), Rounds: 1, Bulk: time.Second, Rate: 20000, Try: 100 * time.Millisecond}
@@ -112,54 +128,53 @@ func TestPacer(t *testing.T) {
 }
 
 func made() *result {
-	r := &result{Against: variantWireGuard, Samples: []sample{}, Problems: []problem{}, Versions: map[string]string{"nft": "nftables v1"}, Command: "sallyport-bench compare --quick"}
-	add := func(variant string, round int, perGB float64, noisy bool) {
-		r.Samples = append(r.Samples, sample{Variant: variant, Scenario: "tcp-out", Round: round, Noisy: noisy, Figures: figures{figureProcessGB: perGB}})
+	r := &result{Part: report.Part{Command: "sallyport-bench compare --quick", Machine: "a machine"}, Against: variantWireGuard,
+		Samples: []sample{}, Problems: []problem{}, Versions: map[string]string{"nft": "nftables v1"}}
+	add := func(variant, scenario string, round int, noisy bool, f figures) {
+		r.Samples = append(r.Samples, sample{Variant: variant, Scenario: scenario, Round: round, Noisy: noisy, Figures: f})
 	}
-	add(variantWireGuard, 1, 2, false)
-	add(variantSockets, 1, 1, false)
-	add(variantWireGuard, 2, 4, false)
-	add(variantSockets, 2, 1, false)
-	add(variantWireGuard, 3, 2, false)
-	add(variantSockets, 3, 100, true)
-	add(variantTun, 1, 5, true)
-	r.Samples = append(r.Samples, sample{Variant: variantSockets, Scenario: "udp-out", Round: 1, Figures: figures{figurePeak: 90, figureBound: 1}})
+	add(variantWireGuard, "tcp-out", 1, false, figures{figureProcessGB: 2})
+	add(variantSockets, "tcp-out", 1, false, figures{figureProcessGB: 1})
+	add(variantWireGuard, "tcp-out", 2, false, figures{figureProcessGB: 4})
+	add(variantSockets, "tcp-out", 2, false, figures{figureProcessGB: 1})
+	add(variantWireGuard, "tcp-out", 3, false, figures{figureProcessGB: 2})
+	add(variantSockets, "tcp-out", 3, true, figures{figureProcessGB: 100})
+	add(variantTun, "tcp-out", 1, true, figures{figureProcessGB: 5})
+	add(variantSockets, "udp-out", 1, false, figures{figurePeak: 90, figureBound: 1})
 	r.problem(variantTun, "tcp-in", 2, errors.New("it ended"))
+	r.Impossible = append(r.Impossible, problem{Variant: variantKernel, Why: "not here"})
 	r.sumUp()
 	return r
 }
 
-func TestRows(t *testing.T) {
+// What is noisy counts only where there is little else, and ratios are of one round.
+func TestSumUp(t *testing.T) {
 	r := made()
-	want := []row{
-		{Scenario: "tcp-out", Variant: variantWireGuard, Figure: figureProcessGB, Unit: "s/GB", spread: spread{3, 2, 2, 4}},
-		{Scenario: "tcp-out", Variant: variantSockets, Figure: figureProcessGB, Unit: "s/GB", spread: spread{2, 1, 1, 1}, Ratio: &spread{2, 0.375, 0.25, 0.5}},
-		{Scenario: "tcp-out", Variant: variantTun, Figure: figureProcessGB, Unit: "s/GB", spread: spread{1, 5, 5, 5}, Ratio: &spread{1, 2.5, 2.5, 2.5}, Noisy: true},
-		{Scenario: "udp-out", Variant: variantSockets, Figure: figurePeak, Unit: "1000/s", spread: spread{1, 90, 90, 90}, Bound: true},
+	one := func(v float64) report.Spread { return report.Spread{Count: 1, Median: v, Least: v, Most: v} }
+	ratio := one(2.5)
+	want := []report.Figure{
+		{ID: "tcp-out/processPerGB", What: "TCP, 4 streams, egress: CPU of the process", Unit: "s/GB", Digits: 2, Values: []report.Value{
+			{Variant: variantWireGuard, Spread: report.Spread{Count: 3, Median: 2, Least: 2, Most: 4}},
+			{Variant: variantSockets, Spread: report.Spread{Count: 2, Median: 1, Least: 1, Most: 1}, Ratio: &report.Spread{Count: 2, Median: 0.375, Least: 0.25, Most: 0.5}},
+			{Variant: variantTun, Spread: one(5), Ratio: &ratio, Noisy: true},
+		}},
+		{ID: "udp-out/peak", What: "UDP, 64-byte packets of 64 flows, egress: most at 0.1 % loss", Unit: "1000/s", Values: []report.Value{
+			{Variant: variantSockets, Spread: one(90), Bound: true},
+		}},
 	}
-	got, _ := json.Marshal(r.Rows)
+	got, _ := json.Marshal(r.Figures)
 	wanted, _ := json.Marshal(want)
 	if !bytes.Equal(got, wanted) {
-		t.Errorf("rows\n%s\nwant\n%s", got, wanted)
+		t.Errorf("figures\n%s\nwant\n%s", got, wanted)
 	}
-	text := r.table()
-	for _, want := range []string{"1.00 (1.00-1.00)", "0.38x (0.25-0.50)", "5.00 noisy", "at least 90", "NOT MEASURED: tun: tcp-in: round 2: it ended", "2 of 8 measurements noisy"} {
-		if !strings.Contains(text, want) {
-			t.Errorf("the table has no %q:\n%s", want, text)
-		}
+	if got, want := r.Missing, []string{"kernel: not here", "tun: tcp-in: round 2: it ended"}; !slices.Equal(got, want) {
+		t.Errorf("missing %q, want %q", got, want)
 	}
-	text = r.markdown()
-	for _, want := range []string{
-		"`sallyport-bench compare --quick`",
-		"| TCP, 4 streams, egress: CPU of the process | s/GB | 2.00 (2.00-4.00) | 1.00 (1.00-1.00), 0.38x (0.25-0.50) | 5.00 noisy, 2.50x |",
-		"\n- tun: tcp-in: round 2: it ended",
-	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("the document has no %q:\n%s", want, text)
-		}
+	if text := strings.Join(r.Conditions, "; "); !strings.Contains(text, "2 of 8 measurements noisy") || !strings.Contains(text, "nft v1") {
+		t.Errorf("conditions %s", text)
 	}
-	if s := spreadOf([]float64{3, 1, 2, 4}); s != (spread{4, 2.5, 1, 4}) {
-		t.Errorf("spread %+v", s)
+	if len(r.Variants) != 3 {
+		t.Errorf("variants %v", r.Variants)
 	}
 }
 
@@ -175,27 +190,8 @@ func TestResent(t *testing.T) {
 	}
 }
 
-func TestReplacePart(t *testing.T) {
-	got, err := replacePart("before\n"+beginMark+"old"+endMark+"\nafter", "new\n")
-	if want := "before\n" + beginMark + "\n\nnew\n\n" + endMark + "\nafter"; err != nil || got != want {
-		t.Errorf("%q, %v", got, err)
-	}
-	for _, text := range []string{"", beginMark, endMark + beginMark} {
-		if _, err := replacePart(text, "new"); err == nil {
-			t.Errorf("%q was changed", text)
-		}
-	}
-	text, err := os.ReadFile("../../docs/benchmarks.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := replacePart(string(text), "new"); err != nil {
-		t.Errorf("docs/benchmarks.md: %v", err)
-	}
-}
-
-// TestCompare measures shortly. One of the variants does not start: the other's
-// figures are reported, and the run fails.
+// TestCompare measures shortly. One of the variants does not start, and one may not be
+// possible: the others' figures are reported, and the run fails.
 func TestCompare(t *testing.T) {
 	netlab.RequireWireGuard(t)
 	if netlab.Inside() {
@@ -206,20 +202,24 @@ func TestCompare(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	self, err := os.Executable()
+	if err == nil {
+		err = os.Symlink(self, filepath.Join(dir, harness))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "sallyportd"), []byte("#!/bin/sh\necho a reason\nexit 3\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
 	cfg := valid()
-	cfg.Bin, cfg.Out, cfg.JSON, cfg.Report = dir, &out, filepath.Join(dir, "all.json"), filepath.Join(dir, "report.md")
-	cfg.Variants, cfg.Scenarios = []string{variantWireGuard, variantSockets}, []string{"tcp-in", "udp-out"}
+	cfg.Bin, cfg.Out, cfg.JSON, cfg.Command = dir, &out, filepath.Join(dir, "all.json"), "compare"
+	cfg.Variants, cfg.Scenarios = []string{variantWireGuard, variantGVisor, variantSockets}, []string{"tcp-in", "udp-out"}
 	if err := cfg.usable(); err != nil {
 		netlab.NotRun(t, err.Error())
 	}
-	if err := os.WriteFile(cfg.Report, []byte(beginMark+endMark), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	err := Run(t.Context(), cfg)
+	err = Run(t.Context(), cfg)
 	if err == nil || !strings.Contains(err.Error(), "parts could not") || !strings.Contains(out.String(), "a reason") {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
@@ -232,7 +232,7 @@ func TestCompare(t *testing.T) {
 		t.Fatal(err)
 	}
 	// On a busy machine the other may lose packets, which is said beside its figures.
-	if len(r.Samples) != 2 || len(r.Problems) == 0 || r.Problems[0].Variant != variantSockets {
+	if len(r.Samples) != 4 || len(r.Problems) == 0 || r.Problems[0].Variant != variantSockets {
 		t.Errorf("%d measurements, problems %v\n%s", len(r.Samples), r.Problems, out.String())
 	}
 	for _, s := range r.Samples {
@@ -242,8 +242,9 @@ func TestCompare(t *testing.T) {
 			}
 		}
 	}
-	if text, err := os.ReadFile(cfg.Report); err != nil || !strings.Contains(string(text), "UDP, 64-byte packets of 64 flows, egress: most at 0.1 % loss | 1000/s") {
-		t.Errorf("%v: %s", err, text)
+	part, err := report.Read(bytes.NewReader(b))
+	if err != nil || part.Name != "all" || !slices.ContainsFunc(part.Figures, func(f report.Figure) bool { return f.ID == "udp-out/peak" }) {
+		t.Errorf("the part of the report: %v, %+v", err, part)
 	}
 	ended, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("the user has enough"))

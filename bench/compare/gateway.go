@@ -15,17 +15,22 @@ import (
 // module that our programs use: distributions have it years older.
 const comparator = "wireguard-go"
 
+// harness is the harness's own program, which has a gateway to compare with in it.
+const harness = "sallyport-bench"
+
 // The variants.
 const (
 	variantDirect    = "direct"
 	variantWireGuard = "wireguard-go"
+	variantGVisor    = "gvisor"
+	variantKernel    = "kernel"
 	variantSockets   = "sockets"
 	variantTun       = "tun"
 )
 
 // Variants are all that can be compared.
 func Variants() []string {
-	return []string{variantDirect, variantWireGuard, variantSockets, variantTun}
+	return []string{variantDirect, variantWireGuard, variantGVisor, variantKernel, variantSockets, variantTun}
 }
 
 // variantTitle says what a variant is.
@@ -35,6 +40,10 @@ func variantTitle(name string) string {
 		return "no tunnel: the kernel forwards, nftables SNAT"
 	case variantWireGuard:
 		return "wireguard-go with its TUN, nftables SNAT"
+	case variantGVisor:
+		return "wireguard-go with its TUN, gVisor's NAT between them"
+	case variantKernel:
+		return "the kernel's WireGuard, nftables SNAT"
 	default:
 		return "sallyportd, uplink " + name
 	}
@@ -46,6 +55,10 @@ func (b *bench) newGateway(variant string) gateway {
 		return direct{}
 	case variantWireGuard:
 		return &wireguardGo{cfg: b.cfg}
+	case variantGVisor:
+		return &wireguardGVisor{cfg: b.cfg}
+	case variantKernel:
+		return kernelWireGuard{}
 	default:
 		return &sallyport{cfg: b.cfg, dir: b.dir, uplink: variant}
 	}
@@ -90,29 +103,21 @@ type wireguardGo struct {
 }
 
 func (g *wireguardGo) start(ctx context.Context, c *chain, peers []*peer) (*tunnel, int, error) {
-	private, public, err := netlab.NewWireGuardKey()
-	if err != nil {
-		return nil, 0, err
-	}
+	var err error
 	g.device, err = c.gateway.WireGuard(ctx, netlab.WireGuardConfig{Program: g.cfg.program(comparator), Wrap: onCore(c.core)})
 	if err != nil {
 		return nil, 0, err
 	}
-	text := fmt.Sprintf("[Interface]\nPrivateKey = %s\nListenPort = %d\n", private, firstPort)
-	first := innerCIDR.Addr().Next()
-	last := first
-	for _, p := range peers {
-		last = last.Next()
-		p.inner = last
-		text += fmt.Sprintf("[Peer]\nPublicKey = %s\nAllowedIPs = %v/32\n", p.public, p.inner)
+	t, text, err := stockGateway(peers)
+	if err != nil {
+		return nil, 0, err
 	}
 	if err := g.device.Configure(text); err != nil {
 		return nil, 0, err
 	}
-	if err := g.device.Up(innerMTU, []netip.Prefix{netip.PrefixFrom(first, innerCIDR.Bits())}, nil); err != nil {
+	if err := g.device.Up(innerMTU, []netip.Prefix{netip.PrefixFrom(innerCIDR.Addr().Next(), innerCIDR.Bits())}, nil); err != nil {
 		return nil, 0, err
 	}
-	t := &tunnel{public: public, endpoint: netip.AddrPortFrom(gatewayIn.Addr(), firstPort), mtu: innerMTU}
 	return t, g.device.PID(), masquerade(c.gateway)
 }
 

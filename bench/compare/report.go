@@ -4,10 +4,9 @@ import (
 	"cmp"
 	"context"
 	"debug/buildinfo"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"maps"
 	"os/exec"
 	"slices"
 	"strings"
@@ -15,13 +14,14 @@ import (
 
 	"github.com/sallyport-net/sallyport/bench/document"
 	"github.com/sallyport-net/sallyport/bench/machine"
+	"github.com/sallyport-net/sallyport/bench/report"
 )
 
-// result is the whole outcome, as JSON has it.
+// result is the whole outcome, as JSON has it: a part of the report, and beside it what
+// only compare knows.
 type result struct {
-	Date     string            `json:"date"` // UTC
-	Command  string            `json:"command"`
-	Machine  machine.Facts     `json:"machine"`
+	report.Part
+	Facts    machine.Facts     `json:"machine"`
 	Versions map[string]string `json:"versions"` // by program
 	Core     int               `json:"gatewayCore"`
 	Rate     int               `json:"smallPacketsPerSecond"`
@@ -30,8 +30,9 @@ type result struct {
 	// Against is the variant that the others are compared with.
 	Against  string    `json:"against"`
 	Samples  []sample  `json:"samples"`
-	Rows     []row     `json:"rows"`
 	Problems []problem `json:"problems"`
+	// Impossible are variants that this machine cannot have, and why.
+	Impossible []problem `json:"impossible,omitempty"`
 
 	began time.Time
 }
@@ -57,45 +58,14 @@ func (p problem) String() string {
 	return strings.Join(append(parts, p.Why), ": ")
 }
 
-// row sums all rounds of a figure up.
-type row struct {
-	Scenario string `json:"scenario"`
-	Variant  string `json:"variant"`
-	Figure   string `json:"figure"`
-	Unit     string `json:"unit"`
-	spread
-	// Ratio sums the ratios to the comparator of the same rounds up; nil where there are none.
-	Ratio *spread `json:"ratio,omitempty"`
-	// Noisy says that noisy rounds had to be taken, as too few were not.
-	Noisy bool `json:"noisy,omitempty"`
-	// Bound says that in most rounds the source of packets was what could do no more.
-	Bound bool `json:"sourceBound,omitempty"`
-}
-
-// spread sums values up.
-type spread struct {
-	Count  int     `json:"count"`
-	Median float64 `json:"median"`
-	Least  float64 `json:"least"`
-	Most   float64 `json:"most"`
-}
-
-func spreadOf(values []float64) spread {
-	if len(values) == 0 {
-		return spread{}
-	}
-	sorted := slices.Sorted(slices.Values(values))
-	n := len(sorted)
-	return spread{n, (sorted[(n-1)/2] + sorted[n/2]) / 2, sorted[0], sorted[n-1]}
-}
-
 func newReport(ctx context.Context, cfg *Config) *result {
 	r := &result{
-		Command: cfg.Command, Machine: machine.Here(), Core: cfg.Core, Rate: cfg.Rate, Load1: machine.LoadAverage(),
+		Part:  report.Part{Name: cfg.name(), Title: cfg.Title, Command: cfg.Command},
+		Facts: machine.Here(), Core: cfg.Core, Rate: cfg.Rate, Load1: machine.LoadAverage(),
 		Versions: map[string]string{"sallyport": cfg.Version, comparator: moduleVersion(cfg.program(comparator))},
 		Samples:  []sample{}, Problems: []problem{}, began: time.Now(),
 	}
-	r.Date = r.began.UTC().Format(time.DateOnly)
+	r.Date, r.Machine = r.began.UTC().Format(time.DateOnly), r.Facts.String()
 	for name, args := range map[string][]string{"iperf3": {"--version"}, "nft": {"--version"}} {
 		out, _ := exec.CommandContext(ctx, name, args...).Output()
 		first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
@@ -139,31 +109,42 @@ func (r *result) add(s sample) bool {
 	return n <= maxResent
 }
 
-// sumUp fills in the rows.
+// sumUp fills in what the report shows.
 func (r *result) sumUp() {
-	r.Took, r.Rows = time.Since(r.began).Round(time.Second), nil
+	r.Took, r.Figures = time.Since(r.began).Round(time.Second), nil
+	r.Variants = map[string]string{}
 	for _, s := range scenarios() {
 		for _, f := range s.figures {
+			row := report.Figure{ID: s.name + "/" + f.name, What: s.title + ": " + f.title, Unit: f.unit, Digits: f.digits}
 			for _, v := range Variants() {
-				if w, ok := r.row(s, f, v); ok {
-					r.Rows = append(r.Rows, w)
+				if value, ok := r.value(s, f, v); ok {
+					row.Values = append(row.Values, value)
+					r.Variants[v] = variantTitle(v)
 				}
+			}
+			if len(row.Values) > 0 {
+				r.Figures = append(r.Figures, row)
 			}
 		}
 	}
+	r.Missing = nil
+	for _, p := range slices.Concat(r.Impossible, r.Problems) {
+		r.Missing = append(r.Missing, p.String())
+	}
+	r.Conditions = r.conditions()
 }
 
-// row sums a figure up; not ok if there is no measurement.
-func (r *result) row(s scenario, f figure, variant string) (w row, ok bool) {
+// value sums a figure up; not ok if there is no measurement.
+func (r *result) value(s scenario, f figure, variant string) (w report.Value, ok bool) {
 	all := r.rounds(s.name, variant)
-	w = row{Scenario: s.name, Variant: variant, Figure: f.name, Unit: f.unit}
+	w.Variant = variant
 	clean := slices.DeleteFunc(slices.Clone(all), func(s sample) bool { return s.Noisy })
 	if 2*len(clean) > len(all) {
 		all = clean
 	} else {
 		w.Noisy = true
 	}
-	var values, ratios []float64
+	var values, ratios, more []float64
 	bound := 0
 	for _, one := range all {
 		v, has := one.Figures[f.name]
@@ -175,15 +156,19 @@ func (r *result) row(s scenario, f figure, variant string) (w row, ok bool) {
 			bound++
 		}
 		for _, o := range r.rounds(s.name, r.Against) {
-			if base := o.Figures[f.name]; o.Round == one.Round && base != 0 && (!o.Noisy || w.Noisy) {
+			base, has := o.Figures[f.name]
+			if !has || o.Round != one.Round || o.Noisy && !w.Noisy {
+				continue
+			}
+			more = append(more, v-base)
+			if base != 0 {
 				ratios = append(ratios, v/base)
 			}
 		}
 	}
-	w.spread = spreadOf(values)
-	if f.compared && variant != r.Against && len(ratios) > 0 {
-		ratio := spreadOf(ratios)
-		w.Ratio = &ratio
+	w.Spread = report.SpreadOf(values)
+	if variant != r.Against {
+		w.Ratio, w.More = f.against.of(ratios, more)
 	}
 	w.Bound = (f.name == figurePeak || f.name == figurePeakPacket) && 2*bound > len(values)
 	return w, len(values) > 0
@@ -198,25 +183,33 @@ func (r *result) rounds(scenario, variant string) (list []sample) {
 	return list
 }
 
+// conditions says what it was measured with.
+func (r *result) conditions() (list []string) {
+	list = append(list, fmt.Sprintf("the gateway on core %d of %d", r.Core, r.Facts.Cores))
+	for _, name := range slices.Sorted(maps.Keys(r.Versions)) {
+		list = append(list, name+" "+strings.TrimPrefix(strings.TrimPrefix(r.Versions[name], "iperf "), "nftables "))
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Facts.Settings)) {
+		list = append(list, name+" "+r.Facts.Settings[name])
+	}
+	noisy, rounds := 0, 0
+	for _, s := range r.Samples {
+		if s.Noisy {
+			noisy++
+		}
+		rounds = max(rounds, s.Round)
+	}
+	return append(list, fmt.Sprintf("medians of %d rounds (least-most), ratios to %s in the same rounds", rounds, r.Against),
+		fmt.Sprintf("small packets at %d/s", r.Rate),
+		fmt.Sprintf("load average %.2f at the start", r.Load1), fmt.Sprintf("%d of %d measurements noisy", noisy, len(r.Samples)))
+}
+
 // write writes the report where the user wants it.
 func (r *result) write(cfg *Config) error {
-	_, err := fmt.Fprint(cfg.Out, "\n"+r.table())
+	_, err := fmt.Fprint(cfg.Out, "\n"+r.Table())
 	if cfg.JSON != "" {
 		var b strings.Builder
-		e := json.NewEncoder(&b)
-		e.SetIndent("", "  ")
-		err = errors.Join(err, e.Encode(r), document.Replace(cfg.JSON, b.String()))
-	}
-	if cfg.Report != "" {
-		text, rerr := os.ReadFile(cfg.Report)
-		if rerr != nil {
-			return errors.Join(err, fmt.Errorf("read the file whose part is to be replaced: %w", rerr))
-		}
-		changed, rerr := replacePart(string(text), r.markdown())
-		if rerr != nil {
-			return errors.Join(err, fmt.Errorf("%s: %w", cfg.Report, rerr))
-		}
-		err = errors.Join(err, document.Replace(cfg.Report, changed))
+		err = errors.Join(err, document.WriteJSON(&b, r), document.Replace(cfg.JSON, b.String()))
 	}
 	return err
 }

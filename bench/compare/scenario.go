@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"strings"
+
+	"github.com/sallyport-net/sallyport/bench/report"
 )
 
 // The figures that there are.
@@ -24,27 +26,47 @@ const (
 // figure is a kind of figure.
 type figure struct {
 	name, title, unit string
-	// compared says that a ratio to the comparator makes sense.
-	compared bool
-	digits   int
+	against           against
+	digits            int
+}
+
+// against is how a figure stands beside the comparator's.
+type against uint8
+
+const (
+	alone   against = iota // not at all
+	byRatio                // as a multiple
+	byMore                 // as what it is above it
+)
+
+func (a against) of(ratios, more []float64) (ratio, above *report.Spread) {
+	switch {
+	case a == byRatio && len(ratios) > 0:
+		s := report.SpreadOf(ratios)
+		return &s, nil
+	case a == byMore && len(more) > 0:
+		s := report.SpreadOf(more)
+		return nil, &s
+	}
+	return nil, nil
 }
 
 func bulkFigures() []figure {
 	return []figure{
-		{figureProcessGB, "CPU of the process", "s/GB", true, 2},
-		{figureCoreGB, "CPU of the core", "s/GB", true, 2},
-		{figureThroughput, "throughput", "Gbit/s", true, 2},
-		{figureResent, "segments sent again", "per GB", false, 0},
+		{figureProcessGB, "CPU of the process", "s/GB", byRatio, 2},
+		{figureCoreGB, "CPU of the core", "s/GB", byRatio, 2},
+		{figureThroughput, "throughput", "Gbit/s", byRatio, 2},
+		{figureResent, "segments sent again", "per GB", alone, 0},
 	}
 }
 
 func smallFigures() []figure {
 	return []figure{
-		{figureProcessPacket, "CPU of the process", "us/packet", true, 2},
-		{figureCorePacket, "CPU of the core", "us/packet", true, 2},
-		{figureLoss, "lost at that rate", "%", false, 3},
-		{figurePeak, "most at 0.1 % loss", "1000/s", true, 0},
-		{figurePeakPacket, "CPU of the core then", "us/packet", true, 2},
+		{figureProcessPacket, "CPU of the process", "us/packet", byRatio, 2},
+		{figureCorePacket, "CPU of the core", "us/packet", byRatio, 2},
+		{figureLoss, "lost at that rate", "%", alone, 3},
+		{figurePeak, "most at 0.1 % loss", "1000/s", byRatio, 0},
+		{figurePeakPacket, "CPU of the core then", "us/packet", byRatio, 2},
 	}
 }
 

@@ -6,12 +6,6 @@ import (
 	"github.com/sallyport-net/sallyport/bench/machine"
 )
 
-// Measurements count as noisy beyond these shares of the cores' time.
-const (
-	maxStolen    = 0.01 // given to others by the hypervisor
-	maxDisturbed = 0.05 // of the gateway's core, used by others before
-)
-
 // usage is how much time was used, up to some moment.
 type usage struct {
 	process   time.Duration // of the gateway's process; 0: it has none
@@ -41,18 +35,4 @@ func (u usage) since(from usage) cost {
 func (u usage) stolen(from usage) float64 {
 	_, stolen := u.all.Shares(from.all)
 	return stolen
-}
-
-// disturbance is the share of the gateway's core that somebody uses while all
-// gateways are stopped.
-func (b *bench) disturbance() (float64, error) {
-	const look = 200 * time.Millisecond
-	before, err := machine.ReadCPU(b.cfg.Core)
-	if err != nil {
-		return 0, err
-	}
-	time.Sleep(look)
-	after, err := machine.ReadCPU(b.cfg.Core)
-	busy, _ := after.Shares(before)
-	return busy, err
 }

@@ -3,6 +3,7 @@
 package machine
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"strconv"
@@ -18,6 +19,24 @@ type Facts struct {
 	Memory uint64 `json:"memoryMiB"`
 	Kernel string `json:"kernel"`
 	Go     string `json:"go"`
+	// Virtual says that a hypervisor is below.
+	Virtual bool `json:"virtual"`
+	// Settings are of the kernel, by the names that sysctl knows.
+	Settings map[string]string `json:"settings,omitempty"`
+}
+
+// String is the machine in a line.
+func (f Facts) String() string {
+	virtual := ""
+	if f.Virtual {
+		virtual = ", virtual"
+	}
+	return fmt.Sprintf("%s%s, %d cores, %.1f GiB; Linux %s; %s", f.CPU, virtual, f.Cores, float64(f.Memory)/1024, f.Kernel, f.Go)
+}
+
+// settings are those that bear on speed: how much sockets may hold, and how TCP behaves.
+func settings() []string {
+	return []string{"net.core.rmem_max", "net.core.wmem_max", "net.ipv4.tcp_congestion_control"}
 }
 
 // Here reads the facts. What cannot be read is unknown.
@@ -27,6 +46,7 @@ func Here() Facts {
 		if name := cpuName(string(b)); name != "" {
 			m.CPU = name
 		}
+		m.Virtual = strings.Contains(string(b), " hypervisor ")
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -35,6 +55,16 @@ func Here() Facts {
 	var i unix.Sysinfo_t
 	if unix.Sysinfo(&i) == nil {
 		m.Memory = i.Totalram * uint64(i.Unit) >> 20
+	}
+	for _, name := range settings() {
+		b, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
+		if err != nil {
+			continue
+		}
+		if m.Settings == nil {
+			m.Settings = map[string]string{}
+		}
+		m.Settings[name] = strings.TrimSpace(string(b))
 	}
 	return m
 }

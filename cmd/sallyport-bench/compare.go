@@ -60,9 +60,23 @@ core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work
 	f.IntVar(&cfg.Rate, "rate", 20000, "small packets per second, `N`, at which their cost is measured")
 	f.IntVar(&cfg.Core, "core", 0, "the gateway's core")
 	f.BoolVar(&quick, "quick", false, "2 short rounds")
-	f.StringVar(&cfg.JSON, "json", "", "write everything to `FILE`, as JSON")
-	f.StringVar(&cfg.Report, "out", "", "replace the marked part of `FILE`, in Markdown")
-	f.StringVar(&cfg.Bin, "bin", "", "`DIR` of sallyportd and wireguard-go (default: that of this program)")
+	f.BoolVar(&cfg.Strict, "strict", false, "measure nothing on a noisy machine, and fail if a measurement stays noisy")
+	f.StringVar(&cfg.JSON, "json", "", "write everything to `FILE`, as JSON; sallyport-bench report reads it")
+	f.StringVar(&cfg.Title, "title", "The gateway beside others", "the `HEADING` of these figures in the report")
+	f.StringVar(&cfg.Bin, "bin", "", "`DIR` of sallyportd, wireguard-go and sallyport-bench (default: that of this program)")
 	f.StringVar(&cfg.KeepLogs, "keep-logs", "", "keep the daemons' logs in `DIR`")
+	return cmd
+}
+
+// gvisorCommand is a gateway to compare with, called as wireguard-go is.
+func gvisorCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:    compare.GVisorCommand + " INTERFACE",
+		Short:  "Run WireGuard with gVisor's NAT",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE:   func(cmd *cobra.Command, args []string) error { return compare.GVisor(cmd.Context(), args[0]) },
+	}
+	cmd.Flags().Bool("foreground", true, "as wireguard-go has it; it always is")
 	return cmd
 }

@@ -34,7 +34,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(demoCommand(&code, out), functionCommand(), failoverCommand(&code, out), failoverFunctionCommand(), compareCommand(out))
+	root.AddCommand(demoCommand(&code, out), functionCommand(), failoverCommand(&code, out), failoverFunctionCommand(), compareCommand(out), gvisorCommand())
 	err := root.ExecuteContext(ctx)
 	end(nil)
 	stop()
