@@ -188,9 +188,9 @@ comparator: build
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/wireguard-go golang.zx2c4.com/wireguard
 
 .PHONY: bench-compare
-bench-compare: comparator ## measure the gateway beside wireguard-go and nftables, as root, for docs/benchmarks.md
+bench-compare: comparator ## measure the gateway beside others, as root: a table, and bin/compare.json
 	@sudo=(); if [ "$$(id -u)" != 0 ]; then sudo=(sudo); fi; \
-	"$${sudo[@]}" bin/sallyport-bench compare --json bin/compare.json --out docs/benchmarks.md $(COMPAREFLAGS)
+	"$${sudo[@]}" bin/sallyport-bench compare --json bin/compare.json $(COMPAREFLAGS)
 
 .PHONY: demo
 demo: build ## show the gateway at work on this machine
