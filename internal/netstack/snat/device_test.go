@@ -170,7 +170,7 @@ func TestStack(t *testing.T) {
 	}
 	b := make([]byte, 2048)
 	b = b[:packet.BuildTCP(b, packet.TCPHeader{Src: inner, Dst: server, Flags: packet.SYN, TTL: 64}, make([]byte, 1400))] // has DF
-	for _, p := range r.out(b) { // what the stranger is told
+	for _, p := range r.out(b) {                                                                                          // what the stranger is told
 		if p.Dst != stranger.Addr() {
 			t.Errorf("a packet to %v left", p.Dst)
 		}
