@@ -5,39 +5,31 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os/exec"
-	"strconv"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
 // The addresses of each chain.
 var (
-	sandboxLink = netip.MustParsePrefix("198.51.100.2/24")
-	gatewayIn   = netip.MustParsePrefix("198.51.100.1/24")
-	gatewayOut  = netip.MustParsePrefix("192.0.2.1/24")
-	serverLink  = netip.MustParsePrefix("192.0.2.80/24")
-	pairPool    = netip.MustParsePrefix("203.0.113.0/28")
-	pair        = [2]netip.Addr{netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("203.0.113.3")}
-	innerCIDR   = netip.MustParsePrefix("10.20.0.0/16")
-	everything  = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	gatewayIn  = testbed.GatewayIn
+	serverLink = testbed.ServerLink
+	pair       = testbed.Pair
+	innerCIDR  = testbed.InnerCIDR
+	everything = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 )
 
 const (
 	innerMTU  = 1420
 	firstPort = 51820
-	lastPort  = 51829
-)
 
-// Names of links, as their namespaces have them.
-const (
-	linkIn   = "in"   // the gateway's, to the sandbox
-	linkOut  = "out"  // the gateway's, to the server
-	linkSide = "eth0" // the sandbox's and the server's
+	linkIn   = testbed.LinkIn
+	linkOut  = testbed.LinkOut
+	linkSide = testbed.LinkSide
 )
 
 // peer is a sandbox's end of a tunnel, as the gateway knows it.
@@ -66,6 +58,7 @@ type gateway interface {
 type chain struct {
 	name                     string
 	core                     int
+	bed                      *testbed.Testbed
 	lab                      *netlab.Lab
 	sandbox, gateway, server *netlab.Namespace
 	what                     gateway
@@ -80,21 +73,10 @@ type chain struct {
 // newChain starts a variant with all that measures it, and stops its processes.
 // The chain is returned with an error, too; close it then as well.
 func (b *bench) newChain(ctx context.Context, variant string) (c *chain, err error) {
-	lab := netlab.New()
-	c = &chain{name: variant, core: b.cfg.Core, lab: lab, what: b.newGateway(variant)}
-	c.sandbox, c.gateway, c.server = lab.Namespace("sandbox"), lab.Namespace("gateway"), lab.Namespace("server")
-	lab.Connect(
-		netlab.End{Namespace: c.sandbox, Link: linkSide, Address: sandboxLink},
-		netlab.End{Namespace: c.gateway, Link: linkIn, Address: gatewayIn})
-	lab.Connect(
-		netlab.End{Namespace: c.gateway, Link: linkOut, Address: gatewayOut},
-		netlab.End{Namespace: c.server, Link: linkSide, Address: serverLink})
-	c.server.Route(pairPool, gatewayOut.Addr())
-	c.gateway.Forward(true)
-	if err := lab.Err(); err != nil {
-		return c, err
-	}
-	if err := c.steer(); err != nil {
+	bed, err := testbed.New(testbed.Config{Core: b.cfg.Core})
+	c = &chain{name: variant, core: b.cfg.Core, bed: bed, lab: bed.Lab, what: b.newGateway(variant),
+		sandbox: bed.Sandbox, gateway: bed.Gateway, server: bed.Server}
+	if err != nil {
 		return c, err
 	}
 	var peers []*peer
@@ -120,35 +102,6 @@ func (b *bench) newChain(ctx context.Context, variant string) (c *chain, err err
 		return c, fmt.Errorf("the sandbox does not reach the server: %w", err)
 	}
 	return c, c.signal(unix.SIGSTOP)
-}
-
-// steer lets the kernel work for what arrives at the gateway on the gateway's core,
-// and for what arrives elsewhere on the others: by itself a veth does it on the
-// core of whoever sent.
-func (c *chain) steer() error {
-	var cores unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &cores); err != nil { // without the gateway's by now
-		return fmt.Errorf("ask for the cores: %w", err)
-	}
-	var others uint64
-	for i := range 64 {
-		if cores.IsSet(i) {
-			others |= 1 << i
-		}
-	}
-	for _, l := range []struct {
-		on   *netlab.Namespace
-		link string
-		mask uint64
-	}{{c.gateway, linkIn, 1 << c.core}, {c.gateway, linkOut, 1 << c.core}, {c.sandbox, linkSide, others}, {c.server, linkSide, others}} {
-		// /sys shows the namespace of whoever mounted it.
-		script := `mount -t sysfs sysfs /sys && for q in /sys/class/net/$0/queues/rx-*/rps_cpus; do echo $1 > $q || exit 1; done`
-		cmd := exec.Command("unshare", "--mount", "sh", "-c", script, l.link, strconv.FormatUint(l.mask, 16))
-		if err := l.on.Run(cmd); err != nil {
-			return fmt.Errorf("steer packets of %s to cores: %w", l.on, err)
-		}
-	}
-	return nil
 }
 
 // connect makes the sandbox's ends of the tunnels.

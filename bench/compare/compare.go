@@ -21,14 +21,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
@@ -142,7 +141,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.usable(); err != nil {
 		return fmt.Errorf("nothing can be compared here: %w", err)
 	}
-	back, err := leaveCore(cfg.Core)
+	back, err := testbed.LeaveCore(cfg.Core)
 	if err != nil {
 		return err
 	}
@@ -167,48 +166,6 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	if n := len(r.Problems); n > 0 {
 		return fmt.Errorf("%d parts could not be measured", n)
-	}
-	return nil
-}
-
-// leaveCore keeps this process, all its threads and what it starts from now on,
-// away from a core, until back is called.
-func leaveCore(core int) (back func(), err error) {
-	var before unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &before); err != nil {
-		return nil, fmt.Errorf("ask for the cores: %w", err)
-	}
-	cores := before
-	cores.Clear(core)
-	procs := runtime.GOMAXPROCS(cores.Count())
-	back = func() {
-		_ = moveThreads(before) // to where they were allowed to be
-		runtime.GOMAXPROCS(procs)
-	}
-	if err := moveThreads(cores); err != nil {
-		back()
-		return nil, fmt.Errorf("keep off core %d: %w", core, err)
-	}
-	return back, nil
-}
-
-// moveThreads lets all threads of this process run on these cores alone. A thread
-// may make another while the list is read: the second look finds it.
-func moveThreads(cores unix.CPUSet) error {
-	for range 2 {
-		threads, err := os.ReadDir("/proc/self/task")
-		if err != nil {
-			return err
-		}
-		for _, t := range threads {
-			id, err := strconv.Atoi(t.Name())
-			if err != nil {
-				return err
-			}
-			if err := unix.SchedSetaffinity(id, &cores); err != nil && !errors.Is(err, unix.ESRCH) {
-				return err
-			}
-		}
 	}
 	return nil
 }

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
-	"strconv"
 	"strings"
 
+	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
@@ -64,9 +64,6 @@ func (b *bench) newGateway(variant string) gateway {
 	}
 }
 
-// onCore is what a command line begins with to run on one core alone.
-func onCore(core int) []string { return []string{"taskset", "-c", strconv.Itoa(core)} }
-
 // masquerade lets the kernel translate what leaves by the gateway's far link.
 func masquerade(gw *netlab.Namespace) error {
 	cmd := exec.Command("nft", "-f", "-")
@@ -104,7 +101,7 @@ type wireguardGo struct {
 
 func (g *wireguardGo) start(ctx context.Context, c *chain, peers []*peer) (*tunnel, int, error) {
 	var err error
-	g.device, err = c.gateway.WireGuard(ctx, netlab.WireGuardConfig{Program: g.cfg.program(comparator), Wrap: onCore(c.core)})
+	g.device, err = c.gateway.WireGuard(ctx, netlab.WireGuardConfig{Program: g.cfg.program(comparator), Wrap: testbed.OnCore(c.core)})
 	if err != nil {
 		return nil, 0, err
 	}

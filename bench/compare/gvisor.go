@@ -13,6 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/ipc"
 	"golang.zx2c4.com/wireguard/tun"
 
+	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 	"github.com/sallyport-net/sallyport/internal/netstack/snat"
 )
@@ -71,7 +72,7 @@ type wireguardGVisor struct {
 }
 
 func (g *wireguardGVisor) start(ctx context.Context, c *chain, peers []*peer) (*tunnel, int, error) {
-	wrap := append(onCore(c.core), g.cfg.program(harness))
+	wrap := append(testbed.OnCore(c.core), g.cfg.program(harness))
 	var err error
 	g.device, err = c.gateway.WireGuard(ctx, netlab.WireGuardConfig{Program: GVisorCommand, Wrap: wrap})
 	if err != nil {
