@@ -4,7 +4,12 @@
 package far
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
+	"os"
+	"runtime"
+	"sync"
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/wire"
@@ -19,8 +24,9 @@ type Namespace interface {
 type Config struct {
 	// Listen is the address and port for UDP and TCP. Port 0 draws one.
 	Listen netip.AddrPort
-	// Prefixes hold further addresses that are asked, all on the same port. Their
-	// packets must come to this machine's sockets:
+	// Prefixes hold further addresses that are asked, all on the same port and of the
+	// same version. What is asked answers. Their packets must come to this machine's
+	// sockets, for instance by
 	//
 	//	ip route add local 198.18.0.0/22 dev lo
 	Prefixes []netip.Prefix
@@ -28,30 +34,198 @@ type Config struct {
 	Key [wire.KeySize]byte
 	// In is where the sockets belong; nil: here.
 	In Namespace
-	// MaxRate and MaxFor bound what it is willing to send over UDP, in packets per
-	// second of a run and in time; the latter also a source's connection. 0 for 2,000,000
-	// and 10 minutes.
-	MaxRate uint64
-	MaxFor  time.Duration
+	// Limits bound what requests can make it send. Zero values are replaced.
+	Limits Limits
+	// Sockets is how many goroutines receive datagrams, each by a socket of its own
+	// (SO_REUSEPORT). 0: one for each two cores, up to 4.
+	Sockets int
 }
 
-// Server is a far side at work.
-type Server struct {
-	cfg  Config
-	addr netip.AddrPort
+// Limits bound what the harness can order, of each run.
+type Limits struct {
+	Rate uint64        // packets per second over UDP; 2,000,000 unless given
+	For  time.Duration // of an order, and of a connection; 10 minutes unless given
 }
+
+func (c *Config) complete() error {
+	c.Listen = netip.AddrPortFrom(c.Listen.Addr().Unmap(), c.Listen.Port())
+	if !c.Listen.Addr().IsValid() {
+		return errors.New("no address to listen on")
+	}
+	for _, p := range c.Prefixes {
+		if !p.IsValid() || p.Addr().Is4() != c.Listen.Addr().Is4() {
+			return fmt.Errorf("the prefix %v is not of the same version of IP as the address %v", p, c.Listen.Addr())
+		}
+	}
+	if c.Limits.Rate == 0 {
+		c.Limits.Rate = 2_000_000
+	}
+	if c.Limits.For == 0 {
+		c.Limits.For = 10 * time.Minute
+	}
+	if c.Sockets == 0 {
+		c.Sockets = min(max(runtime.GOMAXPROCS(0)/2, 1), 4)
+	}
+	return nil
+}
+
+// Server is a far side at work. Its methods may be called by many goroutines.
+type Server struct {
+	cfg      Config
+	addr     netip.AddrPort
+	wild     bool // it listens on all addresses and looks which was asked
+	filler   []byte
+	counters counters
+	sockets  []*socket
+	listener *os.File
+	quit     chan struct{}
+	ending   sync.Once
+	work     sync.WaitGroup
+
+	mu          sync.Mutex
+	table       *table
+	connections map[*connection]struct{}
+	ended       bool
+	err         error // the first that was not to be expected
+}
+
+// fillerSize is how much a source hands to the kernel at once, in bytes.
+const fillerSize = 1 << 18
 
 // New starts a far side. Close it.
-func New(cfg Config) (*Server, error) { return &Server{cfg: cfg, addr: cfg.Listen}, nil }
+func New(cfg Config) (*Server, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, fmt.Errorf("start a far side: %w", err)
+	}
+	s := &Server{
+		cfg: cfg, wild: len(cfg.Prefixes) > 0, filler: make([]byte, fillerSize), quit: make(chan struct{}),
+		table: newTable(cfg.Limits), connections: map[*connection]struct{}{},
+	}
+	listen := s.listen
+	if cfg.In != nil {
+		listen = func() error { return cfg.In.Do(s.listen) }
+	}
+	if err := listen(); err != nil {
+		_ = s.Close()
+		return nil, fmt.Errorf("start a far side: %w", err)
+	}
+	for _, k := range s.sockets {
+		s.spawn(k.serve)
+	}
+	s.spawn((&acceptor{server: s, file: s.listener}).serve)
+	return s, nil
+}
+
+// listen makes all sockets. With port 0 the first one draws it.
+func (s *Server) listen() (err error) {
+	at := s.cfg.Listen
+	if s.wild {
+		any := netip.IPv4Unspecified()
+		if !at.Addr().Is4() {
+			any = netip.IPv6Unspecified()
+		}
+		at = netip.AddrPortFrom(any, at.Port())
+	}
+	for range s.cfg.Sockets {
+		c, err := listenUDP(at, s.wild)
+		if err != nil {
+			return err
+		}
+		at = netip.AddrPortFrom(at.Addr(), c.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort().Port())
+		k, err := newSocket(s, c)
+		if err != nil {
+			return errors.Join(err, c.Close())
+		}
+		s.sockets = append(s.sockets, k)
+	}
+	s.addr = netip.AddrPortFrom(s.cfg.Listen.Addr(), at.Port())
+	s.listener, err = listenTCP(at)
+	return err
+}
+
+// serves says whether an address is one of its own.
+func (s *Server) serves(a netip.Addr) bool {
+	if a == s.addr.Addr() {
+		return true
+	}
+	for _, p := range s.cfg.Prefixes {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return s.cfg.Listen.Addr().IsUnspecified()
+}
+
+// spawn runs f, whose error ends nothing and is told by Close.
+func (s *Server) spawn(f func() error) {
+	s.work.Go(func() {
+		if err := f(); err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.err = errors.Join(s.err, err)
+		}
+	})
+}
+
+// unlessOver is an error, but not that of what Close closed.
+func (s *Server) unlessOver(err error) error {
+	select {
+	case <-s.quit:
+		return nil
+	default:
+		return err
+	}
+}
 
 // Addr is the address and port on which it listens.
 func (s *Server) Addr() netip.AddrPort { return s.addr }
 
+// Counts is what it took in so far.
+func (s *Server) Counts() Counts {
+	n := s.counters.counts()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n.Runs = len(s.table.runs)
+	return n
+}
+
 // Open opens a run, as a request for its report does. It is false if too many are in use.
-func (s *Server) Open(run uint64) bool { return false }
+func (s *Server) Open(run uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.table.open(run, time.Now()) != nil
+}
 
 // Report is what was counted of a run; false if it is not open.
-func (s *Server) Report(run uint64) (wire.Report, bool) { return wire.Report{}, false }
+func (s *Server) Report(run uint64) (wire.Report, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.table.runs[run]
+	if r == nil {
+		return wire.Report{}, false
+	}
+	return r.tally.result(), true
+}
 
-// Close ends all connections and goroutines.
-func (s *Server) Close() error { return nil }
+// Close ends all connections and goroutines. The error says what did not work before.
+func (s *Server) Close() error {
+	s.ending.Do(func() {
+		close(s.quit)
+		for _, k := range s.sockets {
+			_ = k.conn.Close()
+		}
+		if s.listener != nil {
+			_ = s.listener.Close()
+		}
+		s.mu.Lock()
+		s.ended = true
+		for c := range s.connections {
+			_ = c.Close()
+		}
+		s.mu.Unlock()
+	})
+	s.work.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}

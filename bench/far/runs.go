@@ -1,0 +1,146 @@
+package far
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/sallyport-net/sallyport/bench/wire"
+)
+
+// Bounds of what authentic requests may take up, in all runs together. A run and a
+// window's page take some kilobytes, a join about a hundred bytes.
+const (
+	maxRuns  = 256
+	maxPages = 1 << 10 // of 256 flows each
+	maxJoins = 1 << 17
+)
+
+// forgetAfter is how long a run must be idle before another may take its place. No
+// request is valid for that long, so that none can be repeated to a run that was
+// forgotten.
+const forgetAfter = 3 * wire.Validity
+
+// maxPayload is the longest UDP payload that is generated: more than any link of
+// interest carries.
+const maxPayload = 8972
+
+// join is where a flow wants generated packets.
+type join struct {
+	flow     uint16
+	number   uint64 // of the request that said so
+	sequence uint64 // of the next packet
+	to       sockaddr
+	from     local
+}
+
+// run is what is known of one run.
+type run struct {
+	id    uint64
+	tally tally
+	used  time.Time // when something of it was last seen
+
+	joins   []join
+	joined  map[uint16]int // where in joins a flow is
+	order   wire.Order     // the last
+	number  uint64         // of the last order; 0: none yet
+	sources window         // numbers of the requests over TCP that were done
+}
+
+// table holds all runs. Its owner serialises.
+type table struct {
+	limits Limits
+	budget budget
+	runs   map[uint64]*run
+}
+
+func newTable(l Limits) *table {
+	return &table{limits: l, budget: budget{maxPages, maxJoins}, runs: map[uint64]*run{}}
+}
+
+// open returns a run, which it may make; nil if there is no room.
+func (t *table) open(id uint64, now time.Time) *run {
+	if r := t.runs[id]; r != nil {
+		r.used = now
+		return r
+	}
+	if len(t.runs) >= maxRuns && !t.forget(now) {
+		return nil
+	}
+	r := &run{id: id, used: now, joined: map[uint16]int{}}
+	r.tally.budget = &t.budget
+	t.runs[id] = r
+	return r
+}
+
+// forget makes room by the run that is idle for longest, if it is for long enough.
+func (t *table) forget(now time.Time) bool {
+	var oldest *run
+	for _, r := range t.runs {
+		if oldest == nil || r.used.Before(oldest.used) {
+			oldest = r
+		}
+	}
+	if now.Sub(oldest.used) < forgetAfter {
+		return false
+	}
+	oldest.tally.release()
+	t.budget.joins += len(oldest.joins)
+	delete(t.runs, oldest.id)
+	return true
+}
+
+// join takes in where a flow wants packets. A request of a greater number takes the
+// place of the one before, so that nobody who repeats an old one draws the packets to
+// himself.
+func (t *table) join(r *run, h wire.Head, to *sockaddr, from netip.Addr) wire.Reason {
+	i, ok := r.joined[h.Flow]
+	switch {
+	case !ok && t.budget.joins == 0:
+		return wire.ReasonFlows
+	case !ok:
+		t.budget.joins--
+		i = len(r.joins)
+		r.joins = append(r.joins, join{flow: h.Flow})
+		r.joined[h.Flow] = i
+		r.tally.report.Joined++
+	case h.Sequence < r.joins[i].number:
+		return wire.ReasonNumber
+	case h.Sequence == r.joins[i].number:
+		return wire.ReasonNone
+	}
+	j := &r.joins[i]
+	j.number, j.to, j.from = h.Sequence, *to, localOf(from)
+	return wire.ReasonNone
+}
+
+// generate takes in an order. It is new unless it is the last one once more.
+func (t *table) generate(r *run, h wire.Head, o wire.Order) (fresh bool, reason wire.Reason) {
+	switch {
+	case h.Sequence < r.number || h.Sequence == 0:
+		return false, wire.ReasonNumber
+	case h.Sequence == r.number:
+		return false, wire.ReasonNone
+	case o.Rate == 0: // the end of what is sent
+	case len(r.joins) == 0:
+		return false, wire.ReasonFlows
+	case o.Rate > t.limits.Rate || o.For > t.limits.For || o.Size < wire.HeadSize || o.Size > maxPayload:
+		return false, wire.ReasonRate
+	}
+	o.Flows = uint32(len(r.joins))
+	r.number, r.order = h.Sequence, o
+	return true, wire.ReasonNone
+}
+
+// source takes in a request over TCP.
+func (t *table) source(r *run, h wire.Head, o wire.Order) wire.Reason {
+	if o.For > t.limits.For || (o.Bytes == 0 && o.For == 0) {
+		return wire.ReasonRate
+	}
+	if h.Sequence > maxSequence {
+		return wire.ReasonNumber
+	}
+	if a, _ := r.sources.note(h.Sequence); a == duplicate || a == stale {
+		return wire.ReasonNumber
+	}
+	return wire.ReasonNone
+}
