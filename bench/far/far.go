@@ -98,7 +98,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("start a far side: %w", err)
 	}
 	s := &Server{
-		cfg: cfg, wild: len(cfg.Prefixes) > 0, filler: make([]byte, fillerSize), quit: make(chan struct{}),
+		cfg: cfg, wild: len(cfg.Prefixes) > 0 || cfg.Listen.Addr().IsUnspecified(), filler: make([]byte, fillerSize), quit: make(chan struct{}),
 		table: newTable(cfg.Limits), connections: map[*connection]struct{}{},
 	}
 	listen := s.listen
@@ -183,9 +183,22 @@ func (s *Server) Addr() netip.AddrPort { return s.addr }
 // Counts is what it took in so far.
 func (s *Server) Counts() Counts {
 	n := s.counters.counts()
+	n.Dropped = s.dropped()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n.Runs = len(s.table.runs)
+	return n
+}
+
+// Buffer is how much may wait in each of its sockets, in bytes.
+func (s *Server) Buffer() int { return s.sockets[0].buffer }
+
+// dropped is how many datagrams the kernel dropped because nobody fetched those before
+// in time, or damaged. It never falls before Close.
+func (s *Server) dropped() (n uint64) {
+	for _, k := range s.sockets {
+		n += uint64(k.dropped())
+	}
 	return n
 }
 
@@ -193,7 +206,7 @@ func (s *Server) Counts() Counts {
 func (s *Server) Open(run uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.table.open(run, time.Now()) != nil
+	return s.table.open(run, time.Now(), s.dropped()) != nil
 }
 
 // Report is what was counted of a run; false if it is not open.
@@ -204,7 +217,7 @@ func (s *Server) Report(run uint64) (wire.Report, bool) {
 	if r == nil {
 		return wire.Report{}, false
 	}
-	return r.tally.result(), true
+	return r.report(s.dropped()), true
 }
 
 // Close ends all connections and goroutines. The error says what did not work before.

@@ -29,7 +29,7 @@ func (s *Server) admit(v wire.Verdict) wire.Reason {
 // The caller holds the lock.
 func (s *Server) find(h wire.Head, now time.Time) (*run, wire.Reason) {
 	if h.Kind == wire.KindReport {
-		if r := s.table.open(h.Run, now); r != nil {
+		if r := s.table.open(h.Run, now, s.dropped()); r != nil {
 			return r, wire.ReasonNone
 		}
 		return nil, wire.ReasonRuns
@@ -53,7 +53,7 @@ func (s *Server) order(m wire.Control, from netip.Addr, now time.Time) (wire.Rep
 	if m.Head.Kind == wire.KindSource {
 		return wire.Report{}, s.table.source(r, m.Head, m.Order)
 	}
-	return r.tally.result(), wire.ReasonNone
+	return r.report(s.dropped()), wire.ReasonNone
 }
 
 func (r *run) connected(from netip.Addr) {

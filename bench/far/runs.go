@@ -38,6 +38,8 @@ type run struct {
 	id    uint64
 	tally tally
 	used  time.Time // when something of it was last seen
+	// dropped is what sockets had dropped before.
+	dropped uint64
 
 	joins   []join
 	joined  map[uint16]int // where in joins a flow is
@@ -57,8 +59,9 @@ func newTable(l Limits) *table {
 	return &table{limits: l, budget: budget{maxPages, maxJoins}, runs: map[uint64]*run{}}
 }
 
-// open returns a run, which it may make; nil if there is no room.
-func (t *table) open(id uint64, now time.Time) *run {
+// open returns a run, which it may make; nil if there is no room. dropped is what
+// sockets dropped so far.
+func (t *table) open(id uint64, now time.Time, dropped uint64) *run {
 	if r := t.runs[id]; r != nil {
 		r.used = now
 		return r
@@ -66,10 +69,17 @@ func (t *table) open(id uint64, now time.Time) *run {
 	if len(t.runs) >= maxRuns && !t.forget(now) {
 		return nil
 	}
-	r := &run{id: id, used: now, joined: map[uint16]int{}}
+	r := &run{id: id, used: now, dropped: dropped, joined: map[uint16]int{}}
 	r.tally.budget = &t.budget
 	t.runs[id] = r
 	return r
+}
+
+// report is what was counted of the run. dropped is what sockets dropped so far.
+func (r *run) report(dropped uint64) wire.Report {
+	report := r.tally.result()
+	report.Dropped = dropped - r.dropped
+	return report
 }
 
 // forget makes room by the run that is idle for longest, if it is for long enough.

@@ -164,7 +164,7 @@ func TestTableIsBounded(t *testing.T) {
 	now := time.Unix(1000, 0)
 	b := newTable(Limits{Rate: 1000, For: time.Second})
 	for i := range maxRuns {
-		if b.open(uint64(i), now.Add(time.Duration(i))) == nil {
+		if b.open(uint64(i), now.Add(time.Duration(i)), 0) == nil {
 			t.Fatalf("no room for run %d", i)
 		}
 	}
@@ -172,10 +172,10 @@ func TestTableIsBounded(t *testing.T) {
 	if b.join(first, wire.Head{Sequence: 1}, &sockaddr{}, netip.Addr{}) != wire.ReasonNone || !first.tally.data(data(0, 0), 36) {
 		t.Error("a run does not take its flow")
 	}
-	if b.open(1000, now.Add(forgetAfter-time.Second)) != nil {
+	if b.open(1000, now.Add(forgetAfter-time.Second), 0) != nil {
 		t.Error("a run was forgotten to which a request could be repeated")
 	}
-	if b.open(1, now.Add(forgetAfter)) == nil || b.open(1000, now.Add(forgetAfter)) == nil {
+	if b.open(1, now.Add(forgetAfter), 0) == nil || b.open(1000, now.Add(forgetAfter), 0) == nil {
 		t.Error("no run was forgotten")
 	}
 	if b.runs[0] != nil || b.runs[1] == nil || len(b.runs) != maxRuns {
@@ -189,7 +189,7 @@ func TestTableIsBounded(t *testing.T) {
 // Orders and joins that were repeated by somebody else change nothing.
 func TestOldRequestsChangeNothing(t *testing.T) {
 	b := newTable(Limits{Rate: 1000, For: time.Second})
-	r := b.open(1, time.Unix(1000, 0))
+	r := b.open(1, time.Unix(1000, 0), 0)
 	order := wire.Order{Rate: 1000, For: time.Second, Size: 36}
 	if _, reason := b.generate(r, wire.Head{Sequence: 1}, order); reason != wire.ReasonFlows {
 		t.Errorf("without a flow: %v", reason)

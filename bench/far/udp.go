@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +36,7 @@ type socket struct {
 	raw    syscall.RawConn
 	step   func(fd uintptr) bool
 	sealer *wire.Sealer
+	buffer int // how many bytes may wait
 
 	msgs     [batch]message
 	iovecs   [batch]unix.Iovec
@@ -56,6 +58,9 @@ func newSocket(s *Server, conn *net.UDPConn) (*socket, error) {
 	}
 	k := &socket{server: s, conn: conn, raw: raw, sealer: wire.NewSealer(s.cfg.Key), out: newOutbox(raw), memory: make([]byte, batch*slotSize)}
 	k.step = k.drain
+	if err := raw.Control(func(fd uintptr) { k.buffer, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF) }); err != nil {
+		return nil, err
+	}
 	for i := range k.msgs {
 		k.iovecs[i].Base = &k.memory[i*slotSize]
 		k.iovecs[i].SetLen(slotSize)
@@ -98,6 +103,21 @@ func setUDP(fd int, v4, wild bool) error {
 		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1))
 	}
 	return err
+}
+
+// dropped is what the kernel says of the socket; 0 after its end, and where the kernel
+// does not say.
+func (k *socket) dropped() (n uint32) {
+	var info [unix.SK_MEMINFO_VARS]uint32
+	size := uint32(unsafe.Sizeof(info))
+	_ = k.raw.Control(func(fd uintptr) {
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
+			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+		if errno == 0 && size > unix.SK_MEMINFO_DROPS*4 {
+			n = info[unix.SK_MEMINFO_DROPS]
+		}
+	})
+	return n
 }
 
 // serve works until the socket is closed. The error is nil then.
@@ -248,7 +268,7 @@ func (k *socket) control(now time.Time, b []byte, from, to netip.Addr, name *soc
 	if reason == wire.ReasonNone {
 		switch c.Head.Kind {
 		case wire.KindReport:
-			report := r.tally.result()
+			report := r.report(s.dropped())
 			*answer = k.sealer.AppendReport((*answer)[:0], c, &report)
 			return *answer
 		case wire.KindJoin:

@@ -27,6 +27,11 @@ type Report struct {
 	Generated uint64 // packets sent
 	Failed    uint64 // packets that the kernel did not take
 
+	// Dropped is what came to the far side and found its sockets' buffers full, of any
+	// run, since this one was opened. Unless it is 0 the far side was too slow, and what
+	// is missing says nothing of the gateway.
+	Dropped uint64
+
 	// Of TCP.
 	Connections uint64 // of this run, accepted and understood
 	Asked       uint64 // requests answered
@@ -47,7 +52,7 @@ type Source struct {
 }
 
 const (
-	reportCounters = 15
+	reportCounters = 16
 	sourceSize     = 16 + 8
 	// ReportSize is the length of a report and of the request for one, in bytes.
 	ReportSize = ControlSize + reportCounters*8 + 8 + MaxSources*sourceSize
@@ -57,7 +62,7 @@ const (
 func (r *Report) counters() [reportCounters]*uint64 {
 	return [...]*uint64{
 		&r.Packets, &r.Bytes, &r.Duplicates, &r.Reordered, &r.Stale, &r.Missing, &r.Flows,
-		&r.Echoed, &r.Joined, &r.Generated, &r.Failed,
+		&r.Echoed, &r.Joined, &r.Generated, &r.Failed, &r.Dropped,
 		&r.Connections, &r.Asked, &r.Sunk, &r.Sourced,
 	}
 }
