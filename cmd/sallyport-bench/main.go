@@ -34,7 +34,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(demoCommand(&code, out), functionCommand(), failoverCommand(&code, out), failoverFunctionCommand(), compareCommand(out), gvisorCommand())
+	root.AddCommand(demoCommand(&code, out), functionCommand(), failoverCommand(&code, out), failoverFunctionCommand(), compareCommand(out), gvisorCommand(), reportCommand(), recordCommand(out))
 	err := root.ExecuteContext(ctx)
 	end(nil)
 	stop()

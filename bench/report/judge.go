@@ -1,0 +1,138 @@
+package report
+
+import "fmt"
+
+// measure is what of a value is held to a limit.
+type measure uint8
+
+const (
+	byMedian measure = iota // its median
+	byRatio                 // its ratio to the comparator's
+	byMore                  // what it is above the comparator's
+	byFirst                 // its ratio to another figure of the same part
+)
+
+// target is one row of what the gateway is held to.
+type target struct {
+	what, want string
+	// part, figure and variant name the value.
+	part, figure, variant string
+	by                    measure
+	// first is the figure to which the value is compared by byFirst.
+	first string
+	// limit is the most that meets the target, or with least set the least. With open set
+	// there is none: the row is there to be read.
+	limit       float64
+	least, open bool
+}
+
+// Verdict says how a value stands to its target.
+type verdict uint8
+
+const (
+	unknown verdict = iota // not measured
+	met
+	missed
+	told // there is no limit
+)
+
+func (v verdict) String() string {
+	return [...]string{"not measured", "met", "**missed**", ""}[v]
+}
+
+// row is a target with what was measured.
+type row struct {
+	target
+	part   *Part // nil: not measured
+	figure *Figure
+	value  *Value
+	judged Spread // what is held to the limit
+	verdict
+}
+
+// judge finds the value of a target.
+func (t target) judge(parts map[string]*Part) row {
+	r := row{target: t, part: parts[t.part]}
+	if r.part == nil {
+		return r
+	}
+	if r.figure, r.value = r.part.find(t.figure, t.variant); r.value == nil {
+		return r
+	}
+	switch t.by {
+	case byMedian:
+		r.judged = r.value.Spread
+	case byRatio:
+		if r.value.Ratio == nil {
+			return r
+		}
+		r.judged = *r.value.Ratio
+	case byMore:
+		if r.value.More == nil {
+			return r
+		}
+		r.judged = *r.value.More
+	case byFirst:
+		_, first := r.part.find(t.first, t.variant)
+		if first == nil || first.Median == 0 {
+			return r
+		}
+		v := r.value.Median / first.Median
+		r.judged = Spread{1, v, v, v}
+	}
+	switch {
+	case t.open:
+		r.verdict = told
+	case t.least && r.judged.Median >= t.limit, !t.least && r.judged.Median <= t.limit:
+		r.verdict = met
+	default:
+		r.verdict = missed
+	}
+	return r
+}
+
+// ours is the gateway's own figure.
+func (r *row) ours() string {
+	if r.value == nil {
+		return ""
+	}
+	return r.figure.cell(r.value) + " " + r.figure.Unit
+}
+
+// others are the figures of what it is measured beside, which are those that are not ours.
+func (r *row) others() (text string) {
+	if r.value == nil || r.by == byFirst {
+		return ""
+	}
+	for i := range r.figure.Values {
+		v := &r.figure.Values[i]
+		if isOurs(v.Variant) {
+			continue
+		}
+		if text != "" {
+			text += "; "
+		}
+		text += v.Variant + " " + r.figure.cell(v)
+	}
+	return text
+}
+
+// isOurs tells the gateway's variants from what they are measured beside.
+func isOurs(variant string) bool {
+	switch variant {
+	case "", "sockets", "tun", "sallyport-single", "sallyport-batch":
+		return true
+	}
+	return false
+}
+
+// compared is the ratio or the difference that is held to the limit.
+func (r *row) compared() string {
+	switch {
+	case r.value == nil:
+		return ""
+	case r.by == byFirst:
+		return fmt.Sprintf("%.2fx", r.judged.Median)
+	}
+	return r.figure.against(r.value)
+}

@@ -1,0 +1,123 @@
+package report
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/sallyport-net/sallyport/bench/chart"
+)
+
+// The marks around what is written by program in a document. What is around them is kept.
+const (
+	beginMark = "<!-- written by make bench-report; changes up to the end mark are lost -->"
+	endMark   = "<!-- end of what make bench-report writes -->"
+)
+
+// Replace replaces what is between the marks of a document.
+func Replace(document, part string) (string, error) {
+	head, rest, ok := strings.Cut(document, beginMark)
+	_, tail, ok2 := strings.Cut(rest, endMark)
+	if !ok || !ok2 {
+		return "", errors.New("it has not both marks between which the rows go: " + beginMark + " and " + endMark)
+	}
+	return head + beginMark + "\n\n" + strings.TrimSpace(part) + "\n\n" + endMark + tail, nil
+}
+
+// Report is all parts together.
+type Report struct{ parts map[string]*Part }
+
+// New puts parts together. Two of one name are an error.
+func New(parts []*Part) (*Report, error) {
+	r := &Report{parts: map[string]*Part{}}
+	for _, p := range parts {
+		if r.parts[p.Name] != nil {
+			return nil, fmt.Errorf("two parts of the report are called %s", p.Name)
+		}
+		r.parts[p.Name] = p
+	}
+	return r, nil
+}
+
+func (r *Report) rows() (rows []row) {
+	for _, t := range targets() {
+		rows = append(rows, t.judge(r.parts))
+	}
+	return rows
+}
+
+// Parts are all of them, by name.
+func (r *Report) Parts() (list []*Part) {
+	for _, name := range slices.Sorted(maps.Keys(r.parts)) {
+		list = append(list, r.parts[name])
+	}
+	return list
+}
+
+// Targets is the table of all targets, in Markdown, and after it what each part was
+// measured by.
+func (r *Report) Targets() string {
+	var b strings.Builder
+	b.WriteString("| what | target | ours | beside it | ratio or difference | | part |\n| --- | --- | --- | --- | --- | --- | --- |\n")
+	for _, row := range r.rows() {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", row.what, row.want, row.ours(), row.others(), row.compared(), row.verdict, row.target.part)
+	}
+	b.WriteString("\nThe parts, whose figures are all in [benchmarks/measured.md](benchmarks/measured.md):\n\n")
+	for _, p := range r.Parts() {
+		fmt.Fprintf(&b, "- `%s`, %s: `%s`, on %s\n", p.Name, p.Date, p.Command, p.Machine)
+	}
+	return b.String()
+}
+
+// Measured is a document with the figures of all parts.
+func (r *Report) Measured() string {
+	var b strings.Builder
+	b.WriteString("# What was measured\n\nWritten by `make bench-report` from the files beside it; changes are lost. Medians (least-most) and,\nbehind a comma, the ratio to the comparator in the same rounds, or with a sign the difference.\n")
+	for _, p := range r.Parts() {
+		b.WriteString("\n" + strings.Replace(p.Markdown(), "### ", "## ", 1))
+	}
+	return b.String()
+}
+
+// Ratios is a picture of the targets that are ratios to a comparator, in the order of the
+// table.
+func (r *Report) Ratios() string {
+	c := chart.Bars{Title: "Ratios to wireguard-go with nftables: bar and spread, dashed the target"}
+	for _, row := range r.rows() {
+		if row.by != byRatio || row.value == nil || row.value.Ratio == nil || row.open {
+			continue
+		}
+		text, colour := "at most", 0
+		if row.least {
+			text, colour = "at least", 2
+		}
+		c.Bars = append(c.Bars, chart.Bar{
+			Name: strings.ReplaceAll(row.what, "`", ""), Value: row.judged.Median, Least: row.judged.Least, Most: row.judged.Most,
+			Limit: row.limit, Colour: colour, Text: fmt.Sprintf("%.2fx, %s", row.judged.Median, text),
+		})
+	}
+	return c.SVG()
+}
+
+// Pictures are bars of each figure of a part that has more than one variant.
+func (p *Part) Pictures() (list []string) {
+	for i := range p.Figures {
+		f := &p.Figures[i]
+		if len(f.Values) < 2 {
+			continue
+		}
+		c := chart.Bars{Title: f.What + ", " + f.Unit}
+		for k := range f.Values {
+			v := &f.Values[k]
+			colour := 1
+			if isOurs(v.Variant) {
+				colour = 0
+			}
+			c.Bars = append(c.Bars, chart.Bar{Name: v.Variant, Value: v.Median, Least: v.Least, Most: v.Most, Colour: colour, Text: f.number(v.Median)})
+		}
+		list = append(list, c.SVG())
+	}
+	return list
+}
