@@ -177,9 +177,8 @@ bench: ## run the benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: bench-nat
-bench-nat: ## measure the translator, also against gVisor's NAT, for docs/benchmarks.md
-	$(GO) test -run '^$$' -bench . -benchmem ./nat ./internal/packet
-	$(GO) test -run '^$$' -bench SNAT ./internal/netstack
+bench-nat: build ## measure the translator, also against gVisor's NAT, for docs/benchmarks.md
+	@$(MAKE) bench-report RUN=translator,yardstick
 
 # The comparator is built from the module that our programs use: distributions have
 # it years older.
@@ -191,6 +190,31 @@ comparator: build
 bench-compare: comparator ## measure the gateway beside others, as root: a table, and bin/compare.json
 	@sudo=(); if [ "$$(id -u)" != 0 ]; then sudo=(sudo); fi; \
 	"$${sudo[@]}" bin/sallyport-bench compare --json bin/compare.json $(COMPAREFLAGS)
+
+# The parts of the report on benchmarks, and the harness's arguments for each. A part is a
+# file of docs/benchmarks, which keeps its figures and their date until it is measured again.
+REPORT_PARTS := tcp udp64 translator yardstick
+VARIANTS := wireguard-go,gvisor,kernel,sockets,tun
+REPORT_tcp = compare --title 'TCP bulk' --variants $(VARIANTS) --scenarios tcp-out,tcp-in --bulk 3s
+REPORT_udp64 = compare --title 'Packets of 64 bytes' --variants $(VARIANTS) --scenarios udp-out,udp-in --rate 50000 --try 200ms
+REPORT_translator = record --title 'The translator' -- $(GO) test -run ^$$ -bench . -benchmem ./nat ./internal/packet
+REPORT_yardstick = record --title 'The translator beside that of gVisor' -- $(GO) test -run ^$$ -bench SNAT ./internal/netstack
+
+RUN ?= $(REPORT_PARTS)
+comma := ,
+report-run = $(subst $(comma), ,$(RUN))
+
+.PHONY: bench-report
+bench-report: comparator ## measure all, or RUN=tcp,udp64 of it (none: nothing), as root, and write docs/benchmarks.md
+	@unknown="$(filter-out none $(REPORT_PARTS),$(report-run))"; if [ -n "$$unknown" ]; then \
+		echo "There is no part $$unknown of the report: choose from $(REPORT_PARTS), or none (RUN=)" >&2; exit 1; \
+	fi; \
+	sudo=(); if [ "$$(id -u)" != 0 ]; then sudo=(sudo --preserve-env=PATH$(comma)GOFLAGS); fi; status=0; \
+	measure() { part=$$1; shift; echo "---- $$part"; \
+		"$${sudo[@]}" bin/sallyport-bench "$$1" --json "docs/benchmarks/$$part.json" "$${@:2}" || status=$$?; }; \
+	$(foreach part,$(filter-out none,$(report-run)),measure $(part) $(REPORT_$(part));) \
+	bin/sallyport-bench report; \
+	exit $$status
 
 .PHONY: demo
 demo: build ## show the gateway at work on this machine

@@ -36,7 +36,7 @@ func Record(ctx context.Context, cfg RecordConfig) error {
 	facts := machine.Here()
 	p := report.Part{
 		Name: strings.TrimSuffix(filepath.Base(cfg.JSON), ".json"), Title: cmp.Or(cfg.Title, "Benchmarks"),
-		Command: strings.Join(cfg.Command, " "), Date: time.Now().UTC().Format(time.DateOnly), Machine: facts.String(),
+		Command: strings.Join(append([]string{filepath.Base(cfg.Command[0])}, cfg.Command[1:]...), " "), Date: time.Now().UTC().Format(time.DateOnly), Machine: facts.String(),
 		Conditions: []string{fmt.Sprintf("load average %.2f at the start", machine.LoadAverage())},
 	}
 	var said bytes.Buffer

@@ -69,7 +69,7 @@ func (p *Part) Table() string {
 	}
 	b.WriteString("\n")
 	for _, m := range p.Missing {
-		fmt.Fprintf(&b, "NOT MEASURED: %s\n", m)
+		fmt.Fprintf(&b, "NOTE: %s\n", m)
 	}
 	return b.String()
 }
@@ -124,7 +124,7 @@ func (p *Part) Markdown() string {
 	}
 	for i, m := range p.Missing {
 		if i == 0 {
-			b.WriteString("\nNot measured:\n\n")
+			b.WriteString("\nNot measured, or to be read with care:\n\n")
 		}
 		fmt.Fprintf(&b, "- %s\n", m)
 	}

@@ -47,7 +47,7 @@ core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work
 			if quick && !cmd.Flags().Changed("try") {
 				cfg.Try = 300 * time.Millisecond
 			}
-			cfg.Command = strings.Join(append([]string{filepath.Base(os.Args[0])}, os.Args[1:]...), " ")
+			cfg.Command = commandLine()
 			return compare.Run(cmd.Context(), cfg)
 		},
 	}
@@ -66,6 +66,18 @@ core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work
 	f.StringVar(&cfg.Bin, "bin", "", "`DIR` of sallyportd, wireguard-go and sallyport-bench (default: that of this program)")
 	f.StringVar(&cfg.KeepLogs, "keep-logs", "", "keep the daemons' logs in `DIR`")
 	return cmd
+}
+
+// commandLine is that of this process, as a shell would take it.
+func commandLine() string {
+	words := []string{filepath.Base(os.Args[0])}
+	for _, arg := range os.Args[1:] {
+		if strings.ContainsAny(arg, " '\"$&|;()<>*?") || arg == "" {
+			arg = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+		}
+		words = append(words, arg)
+	}
+	return strings.Join(words, " ")
 }
 
 // gvisorCommand is a gateway to compare with, called as wireguard-go is.
