@@ -48,7 +48,7 @@ func TestDropinsGivePrivileges(t *testing.T) {
 
 // Each line of the sysctls names a parameter and a value, and forwarding is among them.
 func TestSysctls(t *testing.T) {
-	line := regexp.MustCompile(`^(net\.ipv4\.[a-z0-9_.]+) = (\d+)$`)
+	line := regexp.MustCompile(`^(net\.(?:ipv4|core)\.[a-z0-9_.]+) = (\d+)$`)
 	found := map[string]string{}
 	for text := range strings.Lines(read(t, filepath.Join("sysctl.d", "60-sallyport.conf"))) {
 		if text = strings.TrimSpace(text); text == "" || strings.HasPrefix(text, "#") {

@@ -205,7 +205,9 @@ func (h *Host) drain(ctx context.Context) error {
 
 // supervise starts the tasks of networks that came up.
 func (h *Host) supervise(ctx context.Context, g *errgroup.Group) error {
+	told := make(map[offloads]struct{})
 	for {
+		h.tellOffloads(told)
 		for _, n := range h.list() {
 			if n.started {
 				continue

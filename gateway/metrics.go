@@ -153,6 +153,7 @@ func (h *Host) Collect(ch chan<- prometheus.Metric) {
 		gauge(d.uplink, truth(n.health.uplinkLost()), id)
 		gauge(d.full, truth(n.health.full.Load()), id)
 		d.tunnel.collect(id, n.tun.SocketStats(), counter)
+		d.tunnel.collectOffloads(n, gauge)
 		d.site.collect(n, counter, gauge)
 	}
 }

@@ -69,6 +69,7 @@ type network struct {
 	site     *site                    // nil while there is none
 	peerings map[string]*peeringState // of active peering connections, by ID
 	wires    Wires
+	offload  tunnel.Offload // of its tunnels
 	// wireDrops are the packets that wires did not carry which are closed, by reason.
 	wireDrops [packet.NumOutcomes]uint64
 
@@ -104,8 +105,8 @@ var errTunnelEnded = errors.New("the WireGuard device ended by itself: reading f
 func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network, err error) {
 	cfg := &h.cfg
 	net := &network{
-		wires: cfg.Wires,
-		id:    n.ID, cidr: n.CIDR, pair: n.Pair, held: h.holds(n), translation: translationOf(n),
+		wires: cfg.Wires, offload: tunnelOffload(cfg.Daemon),
+		id: n.ID, cidr: n.CIDR, pair: n.Pair, held: h.holds(n), translation: translationOf(n),
 		log: cfg.Log.With("network", n.ID), clock: cfg.Clock, members: newMembers(),
 		health: health{draining: &h.draining}, checks: h.checks, hostSide: h.hostSide,
 	}
@@ -155,7 +156,7 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 		return nil, fmt.Errorf("derive the WireGuard key: %w", err)
 	}
 	net.public = key.Public()
-	net.tun, err = tunnel.New(tunnel.Config{PrivateKey: key, ListenPort: h.ports[n.ID], Device: net.fwd, Log: net.log})
+	net.tun, err = tunnel.New(tunnel.Config{PrivateKey: key, ListenPort: h.ports[n.ID], Device: net.fwd, Offload: net.offload, Log: net.log})
 	return net, err
 }
 

@@ -17,7 +17,7 @@ func (n *network) openUplink(h *Host, w spec.Network, fragments packet.Reassembl
 		return err
 	}
 	if h.cfg.Daemon.Uplink == config.UplinkTun {
-		err = n.openTun(held, fragments)
+		err = n.openTun(h.cfg.Daemon.Tun.NoOffload, held, fragments)
 	} else {
 		err = n.openSockets(h, w, held)
 	}
@@ -30,8 +30,8 @@ func (n *network) openUplink(h *Host, w spec.Network, fragments packet.Reassembl
 // openTun opens the kernel uplink. The kernel leads nothing to an interface that is not
 // there, and the Forwarder writes nothing yet: between the two steps nothing can leave by a
 // wrong way.
-func (n *network) openTun(held []netip.Addr, fragments packet.ReassemblyConfig) error {
-	up, err := uplink.NewTun(uplink.TunConfig{Interface: linkName(n.id), Addresses: held, Fragments: fragments, Log: n.log})
+func (n *network) openTun(noOffload bool, held []netip.Addr, fragments packet.ReassemblyConfig) error {
+	up, err := uplink.NewTun(uplink.TunConfig{Interface: linkName(n.id), Addresses: held, Fragments: fragments, NoOffload: noOffload, Log: n.log})
 	if err != nil {
 		return err
 	}

@@ -135,7 +135,7 @@ func (n *network) openSite(plan sitePlan, table *peeredTable) (err error) {
 	}
 	s := &site{device: newSiteDevice("sallyport-site-"+n.id, n.fwd, siteSlots), table: table, links: map[string]*link{}, troubles: map[string]string{}}
 	s.role, s.port, s.key = plan.role, plan.port, plan.key
-	s.tun, err = tunnel.New(tunnel.Config{PrivateKey: plan.key, ListenPort: plan.port, Device: s.device, Log: n.log})
+	s.tun, err = tunnel.New(tunnel.Config{PrivateKey: plan.key, ListenPort: plan.port, Device: s.device, Offload: n.offload, Log: n.log})
 	if err != nil {
 		return fmt.Errorf("open the tunnel: %w", err)
 	}

@@ -331,7 +331,7 @@ func (s *Sidecar) openDevice(m handover.Message, f *os.File, mtu int) (tun.Devic
 		_ = dev.Close()
 		return nil, fmt.Errorf("the descriptor is no interface of type %q: %w", m.Type, err)
 	}
-	s.cfg.Log.Debug("a sandbox's interface is taken over", "type", m.Type, "offload", dev.Offload())
+	s.cfg.Log.Debug("a sandbox's interface is taken over", "type", m.Type, "offload", dev.Offload().String())
 	return dev, nil
 }
 

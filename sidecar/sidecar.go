@@ -114,6 +114,8 @@ type Config struct {
 	// NoOffload has the kernel hand over every packet of a sandbox by itself, and with its
 	// checksum, rather than up to 64 KiB at once.
 	NoOffload bool
+	// Sockets is what the kernel is not asked for the tunnels' UDP sockets.
+	Sockets tunnel.Offload
 	// Log is where the sidecar says what it does. Nil is silence.
 	Log *slog.Logger
 }

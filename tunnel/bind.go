@@ -28,18 +28,14 @@ type bind struct {
 	mu     sync.RWMutex // guards the two
 	v4, v6 *udpSocket
 
-	calls  calls
-	counts socketCounts
-	log    *slog.Logger // nil is silence
+	calls   calls
+	counts  socketCounts
+	offload Offload
+	log     *slog.Logger // nil is silence
 }
 
-const (
-	// bindTries is how often two sockets with the same free port are sought.
-	bindTries = 100
-	// socketBuffer is asked for in both directions, in bytes: some tens of
-	// milliseconds at 1 Gbit/s. The kernel may give less (net.core.rmem_max).
-	socketBuffer = 7 << 20
-)
+// bindTries is how often two sockets with the same free port are sought.
+const bindTries = 100
 
 // Open listens on a port, or on a free one for 0.
 func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
@@ -49,7 +45,7 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		return nil, 0, conn.ErrBindAlreadyOpen
 	}
 	for try := 1; ; try++ {
-		v4, v6, err := openSockets(port, &b.counts)
+		v4, v6, err := b.openSockets(port)
 		if port == 0 && errors.Is(err, syscall.EADDRINUSE) && try < bindTries {
 			continue // free for IPv4, taken for IPv6
 		}
@@ -62,7 +58,6 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	var receive []conn.ReceiveFunc
 	for _, s := range []*udpSocket{b.v4, b.v6} {
 		if s != nil {
-			s.log = b.log
 			receive = append(receive, (&sieve{calls: &b.calls, socket: s, inner: newIncoming(s).receive}).receive)
 			port = s.port
 		}
@@ -71,14 +66,14 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 }
 
 // openSockets opens what the machine has of IPv4 and IPv6.
-func openSockets(port uint16, counts *socketCounts) (v4, v6 *udpSocket, err error) {
-	if v4, err = openSocket("udp4", port, counts); v4 != nil {
+func (b *bind) openSockets(port uint16) (v4, v6 *udpSocket, err error) {
+	if v4, err = b.openSocket("udp4", port); v4 != nil {
 		port = v4.port
 	}
 	if err != nil && !errors.Is(err, syscall.EAFNOSUPPORT) {
 		return nil, nil, err
 	}
-	v6, err6 := openSocket("udp6", port, counts)
+	v6, err6 := b.openSocket("udp6", port)
 	switch {
 	case err6 == nil:
 		return v4, v6, nil
@@ -155,13 +150,15 @@ func (b *bind) ParseEndpoint(text string) (conn.Endpoint, error) {
 
 // udpSocket is one of the two sockets.
 type udpSocket struct {
-	udp    *net.UDPConn
-	raw    syscall.RawConn // of udp
-	port   uint16
-	counts *socketCounts
-	gso    atomic.Bool // the kernel cuts what is sent; off once a link refused
-	log    *slog.Logger
-	out    sync.Pool // *outgoing
+	udp     *net.UDPConn
+	raw     syscall.RawConn // of udp
+	network string          // udp4 or udp6
+	port    uint16
+	counts  *socketCounts
+	gso     atomic.Bool // the kernel cuts what is sent; off once a link refused
+	gro     bool        // the kernel joins what arrives
+	log     *slog.Logger
+	out     sync.Pool // *outgoing
 }
 
 // cutsNoMore has datagrams be sent one by one from now on, and says so, once.
@@ -171,7 +168,7 @@ func (s *udpSocket) cutsNoMore() {
 	}
 }
 
-func openSocket(network string, port uint16, counts *socketCounts) (*udpSocket, error) {
+func (b *bind) openSocket(network string, port uint16) (*udpSocket, error) {
 	config := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
 		var failed error
 		err := c.Control(func(fd uintptr) { failed = prepare(int(fd), network) })
@@ -186,14 +183,10 @@ func openSocket(network string, port uint16, counts *socketCounts) (*udpSocket, 
 		_ = l.Close()
 		return nil, fmt.Errorf("listen on %s port %d: not a UDP socket", network, port)
 	}
-	s := &udpSocket{udp: udp, port: udp.LocalAddr().(*net.UDPAddr).AddrPort().Port(), counts: counts}
+	s := &udpSocket{udp: udp, network: network, port: udp.LocalAddr().(*net.UDPAddr).AddrPort().Port(), counts: &b.counts, log: b.log}
 	s.out.New = func() any { return newOutgoing(s) }
 	if s.raw, err = udp.SyscallConn(); err == nil {
-		err = s.control(func(fd int) error {
-			_, err := unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
-			s.gso.Store(err == nil)
-			return nil
-		})
+		err = s.probeOffload(b.offload)
 	}
 	if err != nil {
 		_ = udp.Close()
@@ -205,9 +198,8 @@ func openSocket(network string, port uint16, counts *socketCounts) (*udpSocket, 
 // prepare sets the options of a fresh socket. What makes it only faster may fail.
 func prepare(fd int, network string) error {
 	for _, option := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF, unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, socketBuffer)
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, SocketBuffer)
 	}
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 	if network == "udp4" {
 		// A datagram may be cut on its way, as those of the kernel's WireGuard: a narrow
 		// link behind a firewall that drops ICMP would swallow all large ones.

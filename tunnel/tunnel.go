@@ -30,6 +30,8 @@ type Config struct {
 	// from the call of New on, also when New fails: it is closed with the tunnel.
 	// Its Up and Down events are ignored; a tunnel is up until it is closed.
 	Device tun.Device
+	// Offload is what is not asked of the kernel for the UDP sockets.
+	Offload Offload
 	// Log takes WireGuard's own messages, all at debug level, and what an operator has
 	// to know. Nil is silence.
 	Log *slog.Logger
@@ -66,7 +68,7 @@ func New(cfg Config) (*Tunnel, error) {
 		return nil, errors.New("make a WireGuard tunnel: no private key was given")
 	}
 	t := &Tunnel{
-		bind:      &bind{log: cfg.Log},
+		bind:      &bind{log: cfg.Log, offload: cfg.Offload},
 		public:    cfg.PrivateKey.Public(),
 		peers:     make(map[Key]map[netip.Prefix]struct{}),
 		owner:     make(map[netip.Prefix]Key),

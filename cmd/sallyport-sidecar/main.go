@@ -16,10 +16,12 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/allowance"
 	"github.com/sallyport-net/sallyport/internal/config"
 	"github.com/sallyport-net/sallyport/internal/console"
 	"github.com/sallyport-net/sallyport/sidecar"
 	"github.com/sallyport-net/sallyport/sidecar/confine"
+	"github.com/sallyport-net/sallyport/tunnel"
 )
 
 // version is set by the linker.
@@ -130,10 +132,14 @@ func run(file string) error {
 		return err
 	}
 	defer others.close()
+	log := logger(c.Log)
+	here, operator := allowance.Here(), os.Getenv("GOMEMLIMIT")
+	here.LimitMemory(operator)
+	here.Tell(log, operator)
 	s, err := sidecar.New(sidecar.Config{
 		Control: client, Region: c.Region, Socket: c.Socket, Hide: secrets(c), Admin: c.Admin.Listen,
 		Regions: others, Failover: failoverSettings(c.Failover), Linger: c.Failover.Linger,
-		NoOffload: !c.Offload, Log: logger(c.Log),
+		NoOffload: !c.Offload, Sockets: tunnel.Offload{NoGSO: c.NoGSO, NoGRO: c.NoGRO}, Log: log,
 	})
 	if err != nil {
 		return err

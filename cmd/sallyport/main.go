@@ -43,7 +43,7 @@ variables SALLYPORT_API and SALLYPORT_TOKEN_FILE.`,
 		SilenceErrors: true,
 	}
 	g.flags(root)
-	root.AddCommand(attachCommand(&g), detachCommand(&g), attachmentsCommand(&g), peeringCommand(&g), statusCommand(&g), versionCommand())
+	root.AddCommand(attachCommand(&g), detachCommand(&g), attachmentsCommand(&g), peeringCommand(&g), statusCommand(&g), profileCommand(), versionCommand())
 	return root
 }
 

@@ -11,7 +11,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/gateway"
+	"github.com/sallyport-net/sallyport/internal/allowance"
+	"github.com/sallyport-net/sallyport/internal/config"
 )
 
 func listenAdmin(a netip.AddrPort) (net.Listener, error) {
@@ -24,11 +27,12 @@ func listenAdmin(a netip.AddrPort) (net.Listener, error) {
 
 // admin is what the operator's machines ask: metrics and health, and on this machine
 // read-outs of the tables. Without a gateway, host is nil: a control plane is ready once
-// it serves.
-func admin(host *gateway.Host) http.Handler {
+// it serves. Profiles have a token of their own, or are not served.
+func admin(host *gateway.Host, token string) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{PidFn: func() (int, error) { return os.Getpid(), nil }}))
+	registry.MustRegister(machineMetrics()...)
 	if host != nil {
 		registry.MustRegister(host)
 	}
@@ -42,9 +46,48 @@ func admin(host *gateway.Host) http.Handler {
 		}
 		fmt.Fprintln(w, "ready")
 	})
+	profiles := http.Handler(http.HandlerFunc(noProfiles))
+	if token != "" {
+		profiles = newProfiler(token)
+	}
+	mux.Handle("GET /debug/pprof/{kind}", profiles)
 	if host != nil {
 		mux.HandleFunc("GET /v1/networks/{network}/ports", local(readPorts(host)))
 		mux.HandleFunc("GET /v1/networks/{network}/sessions", local(readSessions(host)))
 	}
 	return mux
+}
+
+// machineMetrics say what the machine and its control groups allow, as at the start.
+func machineMetrics() []prometheus.Collector {
+	here := allowance.Here()
+	gauge := func(name, help string, v float64, labels prometheus.Labels) prometheus.Collector {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "sallyport_" + name, Help: help, ConstLabels: labels})
+		g.Set(v)
+		return g
+	}
+	return []prometheus.Collector{
+		gauge("machine_info", "Always 1; the label is the kernel's release.", 1, prometheus.Labels{"kernel": here.Kernel}),
+		gauge("cores_allowed", "Cores that the process may run on (affinity).", float64(here.Cores), nil),
+		gauge("cpu_quota_cores", "Cores that the control groups let the process have at a time; 0: no quota.", here.Cgroup.CPU.Value, nil),
+		gauge("cgroup_memory_bytes", "Memory that the control groups let the process have; 0: no limit.", float64(here.Cgroup.Memory.Value), nil),
+	}
+}
+
+// adminSide is what the operator's machines ask, and where.
+type adminSide struct {
+	listener net.Listener
+	handler  http.Handler
+}
+
+// adminToken reads the token for profiles; empty: there is none.
+func adminToken(a config.Admin) (string, error) {
+	if a.TokenFile == "" {
+		return "", nil
+	}
+	token, err := api.ReadTokenFile(a.TokenFile)
+	if err != nil {
+		return "", fmt.Errorf("admin.token_file: %w", err)
+	}
+	return token, nil
 }

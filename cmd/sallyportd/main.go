@@ -5,6 +5,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -12,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sallyport-net/sallyport/gateway"
+	"github.com/sallyport-net/sallyport/internal/allowance"
 )
 
 // version is set by the linker.
@@ -94,8 +97,9 @@ func checkCommand() *cobra.Command {
 		Long: `Read the files that "run" would read, and say what is wrong with them. It may be done
 on any machine that has them.
 
-With --host it says besides whether this machine can give what the uplink asks of it,
-and what is missing: /dev/net/tun, privileges, interfaces, forwarding and rp_filter,
+With --host it says besides what the kernel does for the tunnels and what limits it
+(GSO, GRO, socket buffers, cores, memory), whether this machine can give what the uplink
+asks of it, and what is missing: /dev/net/tun, privileges, interfaces, forwarding and rp_filter,
 the hook; and (where the desired state is here) which dedicated addresses are where
 they must not be, or, with kernel sockets, are not here. Run it as the daemon's user. It changes nothing, and does not mind a
 gateway that runs.`,
@@ -111,13 +115,9 @@ gateway that runs.`,
 			if err := s.checkFiles(); err != nil {
 				return err
 			}
-			if host && s.daemon.Roles.Gateway {
-				warning, err := gateway.CheckHost(s.daemon, s.state)
-				if warning != "" {
-					_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: uplink: warning: %s\n", file, warning)
-				}
-				if err != nil {
-					return fmt.Errorf("%s: uplink: %w", file, err)
+			if host {
+				if err := checkHost(cmd, file, s); err != nil {
+					return err
 				}
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good: %s\n", file, s)
@@ -127,6 +127,36 @@ gateway that runs.`,
 	configFlag(cmd, &file)
 	cmd.Flags().BoolVar(&host, "host", false, "look at this machine, too, for what the uplink needs")
 	return cmd
+}
+
+// checkHost looks at this machine.
+func checkHost(cmd *cobra.Command, file string, s settings) error {
+	log := facts(cmd.OutOrStdout())
+	allowance.Here().Tell(log, os.Getenv(memoryVariable))
+	if !s.daemon.Roles.Gateway {
+		return nil
+	}
+	if err := gateway.TellProbe(s.daemon, log); err != nil {
+		return fmt.Errorf("%s: wireguard: %w", file, err)
+	}
+	warning, err := gateway.CheckHost(s.daemon, s.state)
+	if warning != "" {
+		_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: uplink: warning: %s\n", file, warning)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: uplink: %w", file, err)
+	}
+	return nil
+}
+
+// facts writes what a start would log, without time, and without level where it is no warning.
+func facts(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey && a.Value.String() == slog.LevelInfo.String()) {
+			return slog.Attr{}
+		}
+		return a
+	}}))
 }
 
 func configFlag(cmd *cobra.Command, file *string) {

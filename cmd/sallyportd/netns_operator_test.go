@@ -110,7 +110,7 @@ func tunRefusals(t *testing.T, w *world, before string) {
 		})
 	}
 	good := w.write("refused.yaml", netnsDaemon+byTun.settings())
-	if out := toolOn(t, w.iad1, program, "check", "--host", "--config", good); !strings.Contains(out, "good") {
+	if out := toolOn(t, w.iad1, program, "check", "--host", "--config", good); !strings.Contains(out, "good") || !strings.Contains(out, `msg="WireGuard sockets" gso=`) {
 		t.Errorf("of a host on which nothing is missing check says %q", out)
 	}
 }

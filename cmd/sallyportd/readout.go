@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -36,6 +37,9 @@ func fromHere(r *http.Request) bool {
 		if len(r.Header.Values(by)) > 0 {
 			return false
 		}
+	}
+	if at, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && at.Network() == "unix" {
+		return true
 	}
 	from, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {

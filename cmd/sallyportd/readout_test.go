@@ -12,7 +12,7 @@ import (
 // TestReadoutRequests: read-outs are for this machine alone, and whoever asks wrongly is told
 // what to write.
 func TestReadoutRequests(t *testing.T) {
-	handler := admin(new(gateway.Host))
+	handler := admin(new(gateway.Host), "")
 	const ports, sessions = "/v1/networks/net_a/ports", "/v1/networks/net_a/sessions"
 	for _, c := range []struct {
 		from, path string

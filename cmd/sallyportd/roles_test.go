@@ -137,7 +137,7 @@ func TestRolesApart(t *testing.T) {
 	}
 	plane := startRole(t, filepath.Join(dir, "control.yaml"))
 	plane.awaitAnswer("/readyz", http.StatusOK, "ready")
-	if code, body := plane.get("/metrics"); code != http.StatusOK || strings.Contains(body, "sallyport_") || !strings.Contains(body, "go_goroutines") {
+	if code, body := plane.get("/metrics"); code != http.StatusOK || strings.Contains(body, "sallyport_packets") || !strings.Contains(body, "sallyport_cores_allowed") {
 		t.Errorf("metrics of a control plane: status %d", code)
 	}
 	for _, name := range []string{"secret", "gateway-state.json"} {

@@ -8,17 +8,21 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"runtime"
+	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sallyport-net/sallyport/gateway"
+	"github.com/sallyport-net/sallyport/internal/allowance"
 	"github.com/sallyport-net/sallyport/internal/config"
 )
 
 // shutdownTime bounds how long open API calls may take once the daemon ends.
 const shutdownTime = 3 * time.Second
+
+// memoryVariable is how an operator limits the memory of a Go program.
+const memoryVariable = "GOMEMLIMIT"
 
 // run brings everything of the daemon's roles up, or nothing, and serves until
 // ctx ends and the gateway has drained.
@@ -48,14 +52,20 @@ func run(ctx context.Context, s settings, stderr io.Writer) error {
 		defer client.Close()
 		source = client
 	}
+	profileToken, err := adminToken(s.daemon.Admin)
+	if err != nil {
+		return err
+	}
 	adminListener, err := listenAdmin(s.daemon.Admin.Listen)
 	if err != nil {
 		return err
 	}
 	defer adminListener.Close()
 
-	log.Info("starting", "version", version, "roles", s.daemon.Roles.String(), "host", s.daemon.Host, "region", s.daemon.Region,
-		"gomaxprocs", runtime.GOMAXPROCS(0), "go", runtime.Version())
+	log.Info("starting", "version", version, "roles", s.daemon.Roles.String(), "host", s.daemon.Host, "region", s.daemon.Region)
+	here, operator := allowance.Here(), os.Getenv(memoryVariable)
+	here.LimitMemory(operator)
+	here.Tell(log, operator)
 	var host *gateway.Host
 	if s.daemon.Roles.Gateway {
 		if host, err = openGateway(ctx, s, keys, source, log); err != nil {
@@ -74,14 +84,14 @@ func run(ctx context.Context, s settings, stderr io.Writer) error {
 		}()
 	}
 	log.Info("serving", "what", s.String(), "admin", adminListener.Addr().String())
-	err = serveAll(ctx, plane, host, adminListener)
+	err = serveAll(ctx, plane, host, adminSide{adminListener, admin(host, profileToken)})
 	log.Info("ended")
 	return err
 }
 
 // serveAll serves until ctx ends. The API and the admin's listener outlive the
 // gateway, which drains first and tells the control plane so.
-func serveAll(ctx context.Context, plane *controlPlane, host *gateway.Host, adminListener net.Listener) error {
+func serveAll(ctx context.Context, plane *controlPlane, host *gateway.Host, a adminSide) error {
 	g, ctx := errgroup.WithContext(ctx)
 	last, end := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error {
@@ -95,7 +105,7 @@ func serveAll(ctx context.Context, plane *controlPlane, host *gateway.Host, admi
 	if plane != nil {
 		g.Go(func() error { return plane.serve(last) })
 	}
-	g.Go(func() error { return serve(last, "admin", adminListener, admin(host)) })
+	g.Go(func() error { return serve(last, "admin", a.listener, a.handler) })
 	return g.Wait()
 }
 

@@ -28,6 +28,8 @@ type TunConfig struct {
 	Addresses []netip.Addr
 	// Fragments bounds the memory of datagrams that come in fragments.
 	Fragments packet.ReassemblyConfig
+	// NoOffload leaves segmentation and checksums to this process.
+	NoOffload bool
 	// Log gets what an operator has to know. Default slog.Default().
 	Log *slog.Logger
 }
@@ -79,7 +81,7 @@ func NewTun(cfg TunConfig) (*Tun, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tun uplink: %w", err)
 	}
-	dev, err := openTun(cfg.Interface)
+	dev, err := openTun(cfg.Interface, !cfg.NoOffload)
 	if err != nil {
 		return nil, fmt.Errorf("tun uplink: %w", err)
 	}
@@ -101,8 +103,8 @@ func NewTun(cfg TunConfig) (*Tun, error) {
 }
 
 // openTun makes the device, or says what is missing and what would do without.
-func openTun(name string) (*tundev.Device, error) {
-	f, err := tundev.CreateTUN(name, true)
+func openTun(name string, offload bool) (*tundev.Device, error) {
+	f, err := tundev.CreateTUN(name, offload)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("%w; `uplink: sockets` needs neither /dev/net/tun nor CAP_NET_ADMIN, only the dedicated addresses on the host", err)
 	}
@@ -112,7 +114,7 @@ func openTun(name string) (*tundev.Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	dev, err := tundev.FromTUN(f, tundev.Config{MTU: maxPacket, Offload: true})
+	dev, err := tundev.FromTUN(f, tundev.Config{MTU: maxPacket, Offload: offload})
 	if err != nil {
 		_ = f.Close()
 	}
@@ -320,7 +322,7 @@ func (t *Tun) Release(Flow) {}
 
 // Stats implements Uplink.
 func (t *Tun) Stats() Stats {
-	var s Stats
+	s := Stats{Offload: t.dev.Offload()}
 	for i := range t.drops {
 		s.Inward[i] = t.inward[i].Load()
 		s.Drops[i] = t.drops[i].Load() + s.Inward[i]

@@ -28,6 +28,7 @@ import (
 	"net/netip"
 
 	"github.com/sallyport-net/sallyport/internal/packet"
+	"github.com/sallyport-net/sallyport/internal/tundev"
 )
 
 // Uplink carries the translated packets of one network.
@@ -130,4 +131,9 @@ type Stats struct {
 	TCP, UDP, ICMP int
 	// Pending is how many connects the remote end has not answered yet.
 	Pending int
+	// Offload is what the kernel granted an interface; sockets have none.
+	Offload Offload
 }
+
+// Offload is what the kernel of a TUN interface does in the uplink's place.
+type Offload = tundev.Offload

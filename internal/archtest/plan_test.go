@@ -29,6 +29,8 @@ var plan = []room{
 		why: "a simulated internet knows packets only; one that knew the code under test could agree with its mistakes"},
 	{path: "internal/console",
 		why: "how text gets onto a terminal depends on nothing that it tells; every program's commands may print by it"},
+	{path: "internal/allowance",
+		why: "what machine and control groups let a process have is the same question for every program; what to do with the answer is theirs"},
 	{path: "internal/netlab", may: []string{"internal/hostnet"},
 		why: "a laboratory of real namespaces serves every room's tests; one that imported a room would close a circle with them"},
 	{path: "internal/archtest",

@@ -102,7 +102,7 @@ func (d *document) wireGuard(raw rawWireGuard) WireGuard {
 	if raw.Ports.First == 0 || raw.Ports.Last < raw.Ports.First {
 		d.wrong("wireguard.ports", fmt.Sprintf("%v is not a range of ports", raw.Ports), "write one such as 51820-52843")
 	}
-	return WireGuard(raw)
+	return WireGuard{Address: raw.Address, Ports: raw.Ports, NoGSO: !raw.GSO, NoGRO: !raw.GRO}
 }
 
 // upstreams reads the resolvers: an address, or an address and a port.

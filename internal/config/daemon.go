@@ -106,6 +106,8 @@ type API struct {
 type Admin struct {
 	// Listen is not valid where a sidecar serves none. Port 0 is any free port.
 	Listen netip.AddrPort
+	// TokenFile holds the bearer token of the daemon's profiles; empty: none are served.
+	TokenFile string
 }
 
 // WireGuard is the side of the tunnels.
@@ -115,6 +117,8 @@ type WireGuard struct {
 	Address netip.Addr
 	// Ports are the UDP ports of the networks' devices, one each.
 	Ports spec.PortRange
+	// NoGSO and NoGRO keep the kernel from cutting and joining datagrams.
+	NoGSO, NoGRO bool
 }
 
 // DNS is the forwarder on each network's first address.
@@ -195,12 +199,15 @@ type rawAPI struct {
 }
 
 type rawAdmin struct {
-	Listen netip.AddrPort `yaml:"listen"`
+	Listen    netip.AddrPort `yaml:"listen"`
+	TokenFile string         `yaml:"token_file"`
 }
 
 type rawWireGuard struct {
 	Address netip.Addr     `yaml:"address"`
 	Ports   spec.PortRange `yaml:"ports"`
+	GSO     bool           `yaml:"gso"`
+	GRO     bool           `yaml:"gro"`
 }
 
 type rawDNS struct {
@@ -241,9 +248,9 @@ func defaultDaemon() rawDaemon {
 		Roles:     []string{roleControl, roleGateway},
 		API:       rawAPI{Listen: "unix:///run/sallyport/api.sock"},
 		Admin:     rawAdmin{Listen: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 9469)},
-		WireGuard: rawWireGuard{Ports: spec.PortRange{First: 51820, Last: 52843}},
+		WireGuard: rawWireGuard{Ports: spec.PortRange{First: 51820, Last: 52843}, GSO: true, GRO: true},
 		Uplink:    UplinkSockets,
-		Tun:       rawTun{Announce: announceNone, HookTimeout: 10 * time.Second},
+		Tun:       rawTun{Announce: announceNone, Offload: true, HookTimeout: 10 * time.Second},
 		Limits: rawLimits{
 			SessionsPerIP:                 1 << 20,
 			PortsPerIP:                    1 << 20,

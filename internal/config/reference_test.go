@@ -123,7 +123,7 @@ func TestTunReference(t *testing.T) {
 		t.Errorf("got %+v", d.Tun)
 	}
 	std := defaultDaemon().Tun
-	if d.Tun.AnnounceARP != (std.Announce == announceARP) || d.Tun.Table != defaultTable || d.Tun.HookTimeout != std.HookTimeout || d.Tun.SetSysctls != std.SetSysctls {
+	if d.Tun.AnnounceARP != (std.Announce == announceARP) || d.Tun.Table != defaultTable || d.Tun.HookTimeout != std.HookTimeout || d.Tun.SetSysctls != std.SetSysctls || d.Tun.NoOffload == std.Offload {
 		t.Errorf("a value is not the default that its comment says: %+v", d.Tun)
 	}
 }
@@ -135,7 +135,7 @@ func TestReferenceFilesAreValid(t *testing.T) {
 	std := defaultDaemon()
 	if d.Limits != Limits(std.Limits) || d.Timers != Timers(std.Timers) || d.Log != Log(std.Log) ||
 		d.Drain != std.Drain || d.Health.Interval != std.Health.Interval || d.Roles != (Roles{Control: true, Gateway: true}) ||
-		d.Admin.Listen != std.Admin.Listen || d.WireGuard.Ports != std.WireGuard.Ports || d.Uplink != std.Uplink ||
+		d.Admin != (Admin{Listen: std.Admin.Listen}) || d.WireGuard.Ports != std.WireGuard.Ports || d.WireGuard.NoGSO == std.WireGuard.GSO || d.WireGuard.NoGRO == std.WireGuard.GRO || d.Uplink != std.Uplink ||
 		d.API.Network != "unix" || "unix://"+d.API.Address != std.API.Listen {
 		t.Errorf("%s: a value is not the default that its comment says: %+v", name, d)
 	}
@@ -147,7 +147,7 @@ func TestReferenceFilesAreValid(t *testing.T) {
 		t.Errorf("got %+v", d)
 	}
 	sidecar := read(t, filepath.Join(deploy, "sallyport-sidecar.yaml"), ReadSidecar)
-	if sidecar.Failover != Failover(defaultFailover()) {
+	if sidecar.Failover != Failover(defaultFailover()) || sidecar.NoGSO || sidecar.NoGRO || !sidecar.Offload {
 		t.Errorf("a value of failover is not the default that its comment says: %+v", sidecar.Failover)
 	}
 	if sidecar.API != "unix:///run/sallyport/api.sock" || sidecar.TokenFile != filepath.Join(deploy, "api-token") || sidecar.Region != d.Region {

@@ -25,6 +25,9 @@ func (d *document) daemon(raw rawDaemon) Daemon {
 		Admin:  Admin{Listen: d.admin("admin.listen", raw.Admin.Listen)},
 		Log:    d.log(raw.Log),
 	}
+	if raw.Admin.TokenFile != "" {
+		out.Admin.TokenFile = d.path(raw.Admin.TokenFile)
+	}
 	if roles.Control {
 		out.DesiredState = d.file("desired_state", raw.DesiredState, "name the file with the desired state")
 		out.API = d.api(raw.API)

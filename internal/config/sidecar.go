@@ -31,6 +31,8 @@ type Sidecar struct {
 	Failover Failover
 	// Offload lets sandboxes' kernels leave segmentation and checksums to the sidecar.
 	Offload bool
+	// NoGSO and NoGRO keep the kernel from cutting and joining datagrams of tunnels.
+	NoGSO, NoGRO bool
 	// Admin is where metrics are served; its Listen is not valid where they are not.
 	Admin Admin
 	Log   Log
@@ -62,8 +64,18 @@ type rawSidecar struct {
 	Regions   map[string]rawControl `yaml:"regions"`
 	Failover  rawFailover           `yaml:"failover"`
 	Offload   bool                  `yaml:"offload"`
-	Admin     rawAdmin              `yaml:"admin"`
+	WireGuard rawSockOffload        `yaml:"wireguard"`
+	Admin     rawMetrics            `yaml:"admin"`
 	Log       rawLog                `yaml:"log"`
+}
+
+type rawMetrics struct {
+	Listen netip.AddrPort `yaml:"listen"`
+}
+
+type rawSockOffload struct {
+	GSO bool `yaml:"gso"`
+	GRO bool `yaml:"gro"`
 }
 
 type rawFailover struct {
@@ -100,8 +112,8 @@ func ReadSidecar(name string, r io.Reader) (Sidecar, error) {
 		API:      "unix:///run/sallyport/api.sock",
 		Socket:   "/run/sallyport/sidecar.sock",
 		Failover: defaultFailover(),
-		Offload:  true,
-		Log:      defaultLog(),
+		Offload:  true, WireGuard: rawSockOffload{GSO: true, GRO: true},
+		Log: defaultLog(),
 	}
 	d.decode(&raw)
 	out := Sidecar{
@@ -112,8 +124,9 @@ func ReadSidecar(name string, r io.Reader) (Sidecar, error) {
 		Regions:   d.regions(raw),
 		Failover:  d.failover(raw.Failover),
 		Offload:   raw.Offload,
-		Admin:     Admin{Listen: d.admin("admin.listen", raw.Admin.Listen)},
-		Log:       d.log(raw.Log),
+		NoGSO:     !raw.WireGuard.GSO, NoGRO: !raw.WireGuard.GRO,
+		Admin: Admin{Listen: d.admin("admin.listen", raw.Admin.Listen)},
+		Log:   d.log(raw.Log),
 	}
 	if err := d.problems.err(); err != nil {
 		return Sidecar{}, err

@@ -42,6 +42,8 @@ type Tun struct {
 	HookTimeout time.Duration
 	// SetSysctls allows the gateway to set what forwarding needs.
 	SetSysctls bool
+	// NoOffload leaves segmentation and checksums to the gateway.
+	NoOffload bool
 }
 
 type rawSockets struct {
@@ -56,6 +58,7 @@ type rawTun struct {
 	Hook        string        `yaml:"hook"`
 	HookTimeout time.Duration `yaml:"hook_timeout"`
 	SetSysctls  bool          `yaml:"set_sysctls"`
+	Offload     bool          `yaml:"offload"`
 }
 
 const (
@@ -83,7 +86,7 @@ func (d *document) tun(raw rawTun) Tun {
 	out := Tun{
 		Interface:   d.link("tun.interface", raw.Interface),
 		AnnounceARP: d.oneOf("tun.announce", raw.Announce, announceNone, announceARP) == announceARP,
-		NextHop:     raw.NextHop, Table: raw.Table, SetSysctls: raw.SetSysctls,
+		NextHop:     raw.NextHop, Table: raw.Table, SetSysctls: raw.SetSysctls, NoOffload: !raw.Offload,
 		HookTimeout: d.between("tun.hook_timeout", raw.HookTimeout, 100*time.Millisecond, time.Minute),
 	}
 	if raw.Hook != "" {

@@ -50,7 +50,7 @@ const (
 func (r *reader) init(d *Device) {
 	r.dev = d
 	r.collect = r.collectTrains
-	if r.drain = r.drainPackets; d.offloads.vnet {
+	if r.drain = r.drainPackets; d.offloads.VNet {
 		r.drain = r.drainTrains
 	}
 }
@@ -239,7 +239,7 @@ func (d *Device) Write(bufs [][]byte, offset int) (int, error) {
 func (w *writer) gather(bufs [][]byte, offset int) []packet.Train {
 	s, count := w.scratch, w.dev.count
 	n := 0
-	joins := w.dev.offloads.tcp && len(bufs) > 1
+	joins := w.dev.offloads.TCP && len(bufs) > 1
 	for _, b := range bufs {
 		b = b[min(offset, len(b)):]
 		switch {

@@ -121,7 +121,7 @@ func trainTUN(t testing.TB, ns *netlab.Namespace, c course, mtu int) *Device {
 	}
 	t.Cleanup(func() { _ = dev.Close() })
 	if c.old {
-		dev.offloads.udp = false
+		dev.offloads.UDP = false
 		err := control(dev.file, func(fd int) error {
 			return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4)
 		})

@@ -14,7 +14,7 @@ import (
 )
 
 // Offload says in a few words what the kernel does in the device's place.
-func (d *Device) Offload() string { return d.offloads.String() }
+func (d *Device) Offload() Offload { return d.offloads }
 
 // ReadTrains waits for trains and then takes all that are there and for which it has room:
 // at most len(trains), or about 190 KiB. Single packets have a whole checksum. Where trains
@@ -68,7 +68,7 @@ func (r *reader) collectTrains(fd uintptr) bool {
 func (r *reader) collectOne(fd int, s *slabScratch) (n int, err error) {
 	d, room := r.dev, s.bytes[s.used:]
 	t := &r.trains[r.n]
-	if d.offloads.vnet {
+	if d.offloads.VNet {
 		if n, err = rawRead(fd, room[:vnetLen+maxMTU]); err != nil || !d.judge(room[:n], t, &s.cutter) {
 			return 0, err
 		}
@@ -281,9 +281,9 @@ func (w *writer) prepare(t *packet.Train) bool {
 	o := d.offloads
 	train := t.Size > 0 || t.Partial
 	switch {
-	case !o.vnet && !train && len(t.Rest) == 0:
+	case !o.VNet && !train && len(t.Rest) == 0:
 		w.begins(direct)
-	case !o.vnet, len(t.Rest) > BatchSize, t.Size > 0 && !o.tcp, t.Size > 0 && !o.udp && packet.Proto(t.Head[9]) == packet.UDP:
+	case !o.VNet, len(t.Rest) > BatchSize, t.Size > 0 && !o.TCP, t.Size > 0 && !o.UDP && packet.Proto(t.Head[9]) == packet.UDP:
 		w.begins(pieces)
 	default:
 		w.begins(vectored)
@@ -309,7 +309,7 @@ func (w *writer) send(fd int, t *packet.Train) (more bool, err error) {
 		}
 		more = s.cutter.More()
 		n := len(s.piece)
-		if w.dev.offloads.vnet {
+		if w.dev.offloads.VNet {
 			s.header = vnetHeader{}
 			err = w.vector(fd, s.piece, nil)
 		} else {

@@ -101,7 +101,7 @@ func FromTUN(f *os.File, c Config) (*Device, error) {
 		return nil, err
 	}
 	m := tunMedium{&counters{}}
-	var o offloads
+	var o Offload
 	err := control(f, func(fd int) (err error) {
 		o, err = adopt(fd, c.Offload)
 		return err

@@ -112,7 +112,7 @@ type Device struct {
 	file     *os.File
 	mtu      int
 	medium   medium
-	offloads offloads
+	offloads Offload
 	scratch  *Scratch
 	count    *counters
 	events   chan tun.Event
@@ -130,7 +130,7 @@ var _ tun.Device = (*Device)(nil)
 type maker struct {
 	Config
 	medium   medium
-	offloads offloads
+	offloads Offload
 	count    *counters
 }
 

@@ -115,20 +115,20 @@ func (h *vnetHeader) put(t *packet.Train, size int) {
 	}
 }
 
-// offloads says what the kernel of a device does.
-type offloads struct {
-	vnet bool // packets have a virtio_net_hdr
-	tcp  bool // trains of TCP pass
-	udp  bool // trains of UDP pass (Linux 6.2)
+// Offload says what the kernel of a device does.
+type Offload struct {
+	VNet bool // packets have a virtio_net_hdr
+	TCP  bool // trains of TCP pass
+	UDP  bool // trains of UDP pass (Linux 6.2)
 }
 
-func (o offloads) String() string {
+func (o Offload) String() string {
 	switch {
-	case o.udp:
+	case o.UDP:
 		return "checksums, TCP and UDP segmentation"
-	case o.tcp:
+	case o.TCP:
 		return "checksums and TCP segmentation; UDP segmentation needs Linux 6.2"
-	case o.vnet:
+	case o.VNet:
 		return "none: switched off, or refused by the kernel"
 	}
 	return "none: the interface has no vnet headers"
@@ -136,8 +136,8 @@ func (o offloads) String() string {
 
 // adopt finds out whether packets of the TUN have vnet headers, and has the kernel offload
 // as much as it can, or nothing. It needs no privilege.
-func adopt(fd int, wanted bool) (offloads, error) {
-	var o offloads
+func adopt(fd int, wanted bool) (Offload, error) {
+	var o Offload
 	req, err := unix.NewIfreq("")
 	if err != nil {
 		return o, err
@@ -159,15 +159,15 @@ func adopt(fd int, wanted bool) (offloads, error) {
 }
 
 // ask asks a kernel for as much as it has; set says whether it takes a set of offloads.
-func ask(wanted bool, set func(bits int) bool) offloads {
+func ask(wanted bool, set func(bits int) bool) Offload {
 	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO_ECN
 	switch {
 	case !wanted:
 	case set(tcp | unix.TUN_F_USO4 | unix.TUN_F_USO6): // the kernel wants both of the latter or none
-		return offloads{vnet: true, tcp: true, udp: true}
+		return Offload{VNet: true, TCP: true, UDP: true}
 	case set(tcp):
-		return offloads{vnet: true, tcp: true}
+		return Offload{VNet: true, TCP: true}
 	}
 	set(0) // a kernel that refuses this offloads nothing anyhow
-	return offloads{vnet: true}
+	return Offload{VNet: true}
 }

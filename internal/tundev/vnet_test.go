@@ -160,7 +160,7 @@ func FuzzVnet(f *testing.F) {
 	f.Add(append(udp[:], partialUDP(500)...), 1420)
 	f.Add(append(tcp[:], partialTCP(500)...), 80)
 	f.Add(append(sum[:], partialTCP(500)...), 1420)
-	d := &Device{count: &counters{}, offloads: offloads{vnet: true}}
+	d := &Device{count: &counters{}, offloads: Offload{VNet: true}}
 	buf := make([]byte, maxMTU)
 	f.Fuzz(func(t *testing.T, frame []byte, mtu int) {
 		if len(frame) > vnetLen+maxMTU {
@@ -297,7 +297,7 @@ func TestKernelCutsAsSent(t *testing.T) {
 func TestTrainsThatTheKernelRefuses(t *testing.T) {
 	const datagrams, size = 200, 10
 	dev, far := newForwarder(t, course{vnet: true, offload: true, trains: true})
-	if !dev.offloads.udp {
+	if !dev.offloads.UDP {
 		netlab.NotRun(t, "the kernel takes no trains of UDP")
 	}
 	content := noise(datagrams * size)
@@ -408,14 +408,14 @@ func TestKernelsWithLess(t *testing.T) {
 		name   string
 		lacks  int
 		wanted bool
-		want   offloads
+		want   Offload
 		says   string
 	}{
-		{"all", 0, true, offloads{vnet: true, tcp: true, udp: true}, "UDP segmentation"},
-		{"no USO", uso, true, offloads{vnet: true, tcp: true}, "needs Linux 6.2"},
-		{"no TSO", uso | unix.TUN_F_TSO4, true, offloads{vnet: true}, "none"},
-		{"nothing", ^0, true, offloads{vnet: true}, "none"},
-		{"switched off", 0, false, offloads{vnet: true}, "none"},
+		{"all", 0, true, Offload{VNet: true, TCP: true, UDP: true}, "UDP segmentation"},
+		{"no USO", uso, true, Offload{VNet: true, TCP: true}, "needs Linux 6.2"},
+		{"no TSO", uso | unix.TUN_F_TSO4, true, Offload{VNet: true}, "none"},
+		{"nothing", ^0, true, Offload{VNet: true}, "none"},
+		{"switched off", 0, false, Offload{VNet: true}, "none"},
 	} {
 		last := -1
 		got := ask(c.wanted, func(bits int) bool {
@@ -428,7 +428,7 @@ func TestKernelsWithLess(t *testing.T) {
 		if got != c.want || !strings.Contains(got.String(), c.says) {
 			t.Errorf("%s: %+v, %q; want %+v", c.name, got, got, c.want)
 		}
-		if tcp, udp := last&unix.TUN_F_TSO4 != 0, last&unix.TUN_F_USO4 != 0; tcp != c.want.tcp || udp != c.want.udp {
+		if tcp, udp := last&unix.TUN_F_TSO4 != 0, last&unix.TUN_F_USO4 != 0; tcp != c.want.TCP || udp != c.want.UDP {
 			t.Errorf("%s: the kernel was left with %#x", c.name, last)
 		}
 	}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sallyport-net/sallyport/control/api"
+)
+
+const (
+	// profileTime is more than the longest profile takes.
+	profileTime = 90 * time.Second
+	// maxProfile is more than a profile has, in bytes; traces of a busy gateway are the largest.
+	maxProfile = 1 << 30
+	// maxRefusal is how many bytes of a refusal are shown.
+	maxRefusal = 1 << 10
+)
+
+// profileQuery is which profile is asked for, and where.
+type profileQuery struct {
+	kind, admin, tokenFile, out string
+	seconds                     int
+}
+
+func profileCommand() *cobra.Command {
+	var q profileQuery
+	cmd := &cobra.Command{
+		Use:   "profile KIND --out FILE",
+		Short: "Take a profile of the sallyportd on this machine",
+		Long: `Take a profile of the sallyportd on this machine, for "go tool pprof" (a trace: "go
+tool trace"). KIND is cpu, heap, allocs, goroutine, mutex, block or trace.
+
+It asks the daemon's admin listener (admin.listen) with the token of its own that
+admin.token_file of the daemon's configuration names. One profile is taken at a time,
+of 60 seconds at most; it slows the daemon by a few per cent.`,
+		Example: "  sallyport profile cpu --seconds 30 --out cpu.pb.gz --admin-token-file /etc/sallyport/admin-token\n  go tool pprof -top cpu.pb.gz",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q.kind = args[0]
+			n, err := q.save(cmd.Context())
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d bytes\n", q.out, n)
+			return err
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&q.out, "out", "", "`FILE` to write (needed)")
+	f.StringVar(&q.admin, "admin", "127.0.0.1:9469", "`ADDRESS` and port of the daemon's admin listener")
+	f.StringVar(&q.tokenFile, "admin-token-file", "/etc/sallyport/admin-token", "`FILE` with the token of admin.token_file")
+	f.IntVar(&q.seconds, "seconds", 0, "how long, 1 to 60; 0: 30 for cpu, 1 for trace, 10 for mutex and block, what there is for the others")
+	if err := cmd.MarkFlagRequired("out"); err != nil {
+		panic(err) // the flag is defined above
+	}
+	return cmd
+}
+
+// save asks for the profile and writes it. Nothing is left behind if that fails.
+func (q profileQuery) save(ctx context.Context) (n int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, profileTime)
+	defer cancel()
+	body, err := q.ask(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer body.Close()
+	f, err := os.OpenFile(q.out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return 0, fmt.Errorf("--out: %w", err)
+	}
+	n, err = io.Copy(f, io.LimitReader(body, maxProfile))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return 0, errors.Join(fmt.Errorf("write the profile to %s: %w", q.out, err), os.Remove(q.out))
+	}
+	return n, nil
+}
+
+// ask returns the profile as it comes.
+func (q profileQuery) ask(ctx context.Context) (io.ReadCloser, error) {
+	token, err := api.ReadTokenFile(q.tokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("--admin-token-file: %w", err)
+	}
+	kind := q.kind
+	if kind == "cpu" {
+		kind = "profile" // as net/http/pprof calls it
+	}
+	u := url.URL{Scheme: "http", Host: q.admin, Path: "/debug/pprof/" + kind}
+	if q.seconds != 0 {
+		u.RawQuery = "seconds=" + strconv.Itoa(q.seconds)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("--admin %s: %w", q.admin, err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	transport := &http.Transport{DisableKeepAlives: true} // and no proxy: the token is for this machine
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask sallyportd's admin listener for a profile (--admin, and admin.listen of its configuration): %w", err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal)) // what came of it is shown
+	return nil, fmt.Errorf("sallyportd at %s gives no profile: %s", q.admin, cmp.Or(strings.TrimSpace(string(text)), resp.Status))
+}
