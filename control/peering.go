@@ -53,8 +53,14 @@ func (s *Store) Peering(id string) (api.PeeringStatus, error) {
 
 // peeringStatus puts together what is wished for and what the site tunnel's host reported.
 func (s *Store) peeringStatus(p spec.Peering, n spec.Network, now time.Time) api.PeeringStatus {
-	p.State = p.StateAt(now)
-	out := api.PeeringStatus{Peering: p, NetworkCIDR: n.CIDR, Ranges: s.state.RangesOf(p, n.ID)}
+	awaits := ""
+	if !s.state.Accepted(p) {
+		awaits = p.PeerNetwork
+	}
+	if p.State = s.state.PeeringStateAt(p, now); p.State != spec.PeeringPending {
+		awaits = "" // it is final, or the other side does not know of it yet
+	}
+	out := api.PeeringStatus{Peering: p, Awaits: awaits, NetworkCIDR: n.CIDR, Ranges: s.state.RangesOf(p, n.ID)}
 	if n.Site == nil {
 		return out
 	}
@@ -81,7 +87,7 @@ func (s *Store) peeringsPerNetwork() map[string]map[spec.PeeringState]int {
 		if counts[p.Network] == nil {
 			counts[p.Network] = make(map[spec.PeeringState]int)
 		}
-		counts[p.Network][p.StateAt(now)]++
+		counts[p.Network][s.state.PeeringStateAt(p, now)]++
 	}
 	return counts
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +20,22 @@ import (
 func metState(peerings ...spec.Peering) spec.State {
 	s := siteState(peerings...)
 	s.Networks[1].CIDR = netip.MustParsePrefix("10.44.0.0/16")
+	for _, p := range peerings {
+		for i := range s.Networks {
+			if n := &s.Networks[i]; n.ID == p.PeerNetwork {
+				n.AcceptedPeerings = append(slices.Clone(n.AcceptedPeerings), spec.Acceptance{Peering: p.ID, Network: p.Network})
+			}
+		}
+	}
+	return s
+}
+
+// unaccepted takes back what networks have said to a peering.
+func unaccepted(s spec.State, id string) spec.State {
+	for i := range s.Networks {
+		n := &s.Networks[i]
+		n.AcceptedPeerings = slices.DeleteFunc(n.AcceptedPeerings, func(a spec.Acceptance) bool { return a.Peering == id })
+	}
 	return s
 }
 
@@ -122,7 +139,8 @@ func TestNetworksMeet(t *testing.T) {
 		echo(t, c, 1<<10)
 	}
 
-	r.replace(metState(back))
+	// The owner of the other network takes its word back.
+	r.replace(unaccepted(metState(there, back), there.ID))
 	for _, host := range []string{"gw-a", "gw-b"} {
 		n := r.hosts[host].find("net_a")
 		r.hosts[host].await("the first connection has ended", func(spec.HostReport, spec.Cursor) bool {
@@ -139,6 +157,15 @@ func TestNetworksMeet(t *testing.T) {
 	}
 	clients["gw-a"].refused(at(servers["gw-a"].addr, database.Port()))
 	c, _ := servers["gw-b"].dialTo(at(clients["gw-a"].addr, database.Port()))
+	c.Close()
+
+	// Its word opens the way, and no restart.
+	r.replace(metState(there, back))
+	a.await("the connection is accepted", func(spec.HostReport, spec.Cursor) bool {
+		return a.find("net_a").fwd.peered.Load().find(servers["gw-a"].addr) != nil
+	})
+	c, _ = clients["gw-a"].dialTo(at(servers["gw-a"].addr, database.Port()))
+	echo(t, c, 1<<10)
 	c.Close()
 	r.close()
 }

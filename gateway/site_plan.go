@@ -22,11 +22,14 @@ const siteKeepalive = 25 * time.Second
 // ID of a peering connection.
 const relayPeer = "the network's other host"
 
+// passes says whether a connection carries packets: both sides want it.
+func (h *Host) passes(p spec.Peering) bool { return h.state.PeeringState(p) == spec.PeeringActive }
+
 // peeredRanges are the ranges that a network's sandboxes reach by active peering
 // connections.
 func (h *Host) peeredRanges(network string) (ranges []netip.Prefix) {
 	for _, p := range h.state.Peerings {
-		if p.Network == network && p.State == spec.PeeringActive {
+		if p.Network == network && h.passes(p) {
 			ranges = append(ranges, h.state.RangesOf(p, network)...)
 		}
 	}
@@ -69,7 +72,7 @@ func (h *Host) planSite(n spec.Network) (plan sitePlan, err error) {
 	for _, p := range h.state.Peerings {
 		ranges := h.state.RangesOf(p, n.ID)
 		switch {
-		case p.State != spec.PeeringActive || len(ranges) == 0:
+		case !h.passes(p) || len(ranges) == 0:
 		case p.Network == n.ID:
 			plan.ranges[p.ID] = ranges
 		default:
@@ -98,7 +101,7 @@ func (h *Host) planSite(n spec.Network) (plan sitePlan, err error) {
 	}
 	h.planLinks(n, &plan)
 	for _, p := range h.state.Peerings {
-		if p.Network != n.ID || p.State != spec.PeeringActive || p.By() != spec.ByWireGuard {
+		if p.Network != n.ID || !h.passes(p) || p.By() != spec.ByWireGuard {
 			continue
 		}
 		key, err := tunnel.ParseKey(p.PublicKey)
@@ -141,7 +144,7 @@ func (h *Host) planLinks(n spec.Network, plan *sitePlan) {
 func (h *Host) forgetJunctions() {
 	active := map[string]bool{}
 	for _, p := range h.state.Peerings {
-		active[p.ID] = p.State == spec.PeeringActive
+		active[p.ID] = h.passes(p)
 	}
 	maps.DeleteFunc(h.junctions, func(id string, _ *junction) bool { return !active[id] })
 }

@@ -109,7 +109,7 @@ func peeringsTable(list []api.PeeringStatus) *console.Table {
 				handshake = timeText(r.Handshake)
 			}
 		}
-		t.Row(p.ID, p.Network, p.By(), byText(p), cidrsText(p.Ranges), stateText(p.State, r.Trouble), p.Host, handshake, r.Egress.Packets, r.Ingress.Packets, r.Foreign)
+		t.Row(p.ID, p.Network, p.By(), byText(p), cidrsText(p.Ranges), stateText(p, r.Trouble), p.Host, handshake, r.Egress.Packets, r.Ingress.Packets, r.Foreign)
 	}
 	return t
 }
@@ -137,6 +137,9 @@ func peeringTable(p api.PeeringStatus) *console.Table {
 		t.Row("ROUTE THEY NEED", fmt.Sprintf("%v to the address of host %s on %s, on %s", p.NetworkCIDR, p.Host, p.Interface, where))
 	case spec.ByNetwork:
 		t.Row("THEIR NETWORK", p.PeerNetwork)
+		if p.Awaits != "" {
+			t.Row("TO BE ACCEPTED BY", fmt.Sprintf("network %s, in its acceptedPeerings: {peering: %s, network: %s}", p.Awaits, p.ID, p.Network))
+		}
 		t.Row("THEIR RANGES", cidrsText(p.Ranges))
 		t.Row("ROUTE THEY NEED", "none")
 	default:
@@ -162,11 +165,14 @@ func peeringTable(p api.PeeringStatus) *console.Table {
 }
 
 // stateText is a connection's state, with a word where nothing can pass.
-func stateText(state spec.PeeringState, trouble string) string {
-	if trouble != "" {
-		return string(state) + ", down"
+func stateText(p api.PeeringStatus, trouble string) string {
+	switch {
+	case p.Awaits != "":
+		return string(p.State) + " by " + p.Awaits
+	case trouble != "":
+		return string(p.State) + ", down"
 	}
-	return string(state)
+	return string(p.State)
 }
 
 // byText is what a connection passes by, in a word.

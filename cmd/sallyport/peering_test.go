@@ -108,13 +108,16 @@ func TestPeeringKinds(t *testing.T) {
 		})
 		s.Peerings = append(s.Peerings,
 			spec.Peering{ID: "peer_c", Network: "net_1", Kind: spec.ByInterface, CIDRs: []netip.Prefix{netip.MustParsePrefix("10.50.0.0/16")}, Interface: "eth1", NextHop: netip.MustParseAddr("10.9.0.1"), State: spec.PeeringActive},
-			spec.Peering{ID: "peer_d", Network: "net_1", Kind: spec.ByNetwork, PeerNetwork: "net_2", State: spec.PeeringActive})
+			spec.Peering{ID: "peer_d", Network: "net_1", Kind: spec.ByNetwork, PeerNetwork: "net_2", State: spec.PeeringActive},
+			spec.Peering{ID: "peer_e", Network: "net_2", Kind: spec.ByNetwork, PeerNetwork: "net_1", State: spec.PeeringActive})
+		s.Networks[len(s.Networks)-1].AcceptedPeerings = []spec.Acceptance{{Peering: "peer_d", Network: "net_1"}}
 		r.Networks[0].Site.Peerings = append(r.Networks[0].Site.Peerings, spec.PeeringReport{ID: "peer_c", Egress: spec.Traffic{Packets: 7}, Foreign: 2, Trouble: "interface eth1 is down"})
 	})
 	list := words(w.must("peering", "list"))
 	for _, want := range []string{
 		"\npeer_c net_1 interface eth1 via 10.9.0.1 10.50.0.0/16 active, down gw-a - 7 0 2\n",
 		"\npeer_d net_1 network net_2 10.44.0.0/16 active gw-a - 0 0 0",
+		"\npeer_e net_2 network net_1 10.20.0.0/16 pending-acceptance by net_1 gw-a - 0 0 0",
 	} {
 		if !strings.Contains(list, want) {
 			t.Errorf("there is no\n%s\nin\n%s", want, list)
@@ -141,6 +144,9 @@ DOWN interface eth1 is down`
 		t.Errorf("no word of a peering that is down in\n%s", got)
 	}
 	if got := w.must("peering", "show", "peer_d"); cell(t, got, "THEIR NETWORK") != "net_2" || cell(t, got, "THEIR RANGES") != "10.44.0.0/16" || cell(t, got, "ROUTE THEY NEED") != "none" {
+		t.Errorf("got\n%s", got)
+	}
+	if got := w.must("peering", "show", "peer_e"); cell(t, got, "STATE") != "pending-acceptance" || cell(t, got, "TO BE ACCEPTED BY") != "network net_1, in its acceptedPeerings: {peering: peer_e, network: net_2}" {
 		t.Errorf("got\n%s", got)
 	}
 	if _, err := w.sallyport("peering", "show", "peer_c", "--format", "wg-quick"); err == nil || !strings.Contains(err.Error(), "kind interface") {

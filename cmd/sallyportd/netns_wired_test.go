@@ -33,10 +33,13 @@ const wiredPeerings = `peerings:
   - {id: peer-books, network: net-acme, kind: network, peerNetwork: net-books, state: active}
 `
 
+// booksAccept is the word of net-books for the peering that net-acme asks for.
+const booksAccept = ", acceptedPeerings: [{peering: peer-books, network: net-acme}]"
+
 // wiredState is estateState with a site for all networks of iad1, and net-books.
 func wiredState(peerings string) string {
 	s := strings.Replace(estateState, "pair: [203.0.113.4, 203.0.113.5]}", `pair: [203.0.113.4, 203.0.113.5], site: {host: gw-a, port: 51891}}
-  - {id: net-books, team: globex, region: iad1, cidr: 10.44.0.0/16, pair: [203.0.113.6, 203.0.113.7], site: {host: gw-a, port: 51892}}`, 1)
+  - {id: net-books, team: globex, region: iad1, cidr: 10.44.0.0/16, pair: [203.0.113.6, 203.0.113.7], site: {host: gw-a, port: 51892}`+booksAccept+`}`, 1)
 	return s + "  - id: books\n    team: globex\n    environments:\n      - {name: production, active: [net-books]}\n" + peerings
 }
 

@@ -77,7 +77,7 @@ func (w *wired) accepted(t *testing.T) {
 			}
 			return nil
 		})
-		w.reload(t, strings.Replace(state, "peerNetwork: net-books, state: active", "peerNetwork: net-books, state: pending-acceptance", 1), "desired state read anew")
+		w.reload(t, strings.Replace(state, booksAccept, "", 1), "desired state read anew")
 		select {
 		case a := <-ended:
 			if a.Errno != syscall.ECONNRESET {
@@ -85,6 +85,9 @@ func (w *wired) accepted(t *testing.T) {
 			}
 		case <-time.After(soon):
 			t.Errorf("the connection of %v is open %v after its peering ended", b.inner, soon)
+		}
+		if text := w.mustCLI("peering", "list"); !strings.Contains(text, "pending-acceptance by net-books") {
+			t.Errorf("nobody is said to have to accept in %s", text)
 		}
 		if a := b.fails(t, task{Do: "connect", Target: to}); a.Took > soon {
 			t.Errorf("a connect without acceptance fails after %v: %s", a.Took, a.Failure)

@@ -128,8 +128,11 @@ type PeeringList struct {
 
 // PeeringStatus is one peering connection with all that its other side must know.
 type PeeringStatus struct {
-	// Peering is the connection; its State is that of now (a request may have expired).
+	// Peering is the connection; its State is that of now, by what both sides say (a request
+	// may have expired).
 	spec.Peering
+	// Awaits is the ID of the network that has to accept the connection; empty: none has.
+	Awaits string `json:"awaits,omitempty"`
 	// NetworkCIDR is where its traffic comes from: the other side routes it into the tunnel,
 	// or to the host.
 	NetworkCIDR netip.Prefix `json:"networkCIDR"`

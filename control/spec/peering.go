@@ -2,6 +2,7 @@ package spec
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -52,7 +53,8 @@ func (s State) RangesOf(p Peering, network string) []netip.Prefix {
 type PeeringState string
 
 // The states. The customer's request makes a connection; the owner of the other
-// network accepts or rejects it; either side deletes it.
+// network accepts it ([Network.AcceptedPeerings], where that is one of this
+// installation) or rejects it; either side deletes it.
 const (
 	// PeeringInitiating: asked for, the other side does not know yet.
 	PeeringInitiating PeeringState = "initiating-request"
@@ -92,12 +94,39 @@ func (s PeeringState) Open() bool {
 	return false
 }
 
-// StateAt is the connection's state at a time: a request that nobody accepted
-// within [PeeringExpiry] has expired.
-func (p Peering) StateAt(now time.Time) PeeringState {
-	waiting := p.State == PeeringInitiating || p.State == PeeringPending
+// Accepted reports whether the other side of a connection has accepted it: of kind
+// [ByNetwork] the other network says so. For other kinds nobody else is asked here.
+func (s State) Accepted(p Peering) bool {
+	if p.By() != ByNetwork {
+		return true
+	}
+	other, ok := s.Network(p.PeerNetwork)
+	return ok && slices.Contains(other.AcceptedPeerings, Acceptance{Peering: p.ID, Network: p.Network})
+}
+
+// PeeringState is the state of a connection by what both sides say. Of kind [ByNetwork]
+// the network that asks writes pending-acceptance or active, which mean the same: it is
+// active as long as the other network accepts it, and pending else.
+func (s State) PeeringState(p Peering) PeeringState {
+	if p.By() != ByNetwork {
+		return p.State
+	}
+	switch accepted := s.Accepted(p); {
+	case accepted && p.State == PeeringPending:
+		return PeeringActive
+	case !accepted && (p.State == PeeringProvisioning || p.State == PeeringActive):
+		return PeeringPending
+	}
+	return p.State
+}
+
+// PeeringStateAt is the same at a time: a request that nobody accepted within
+// [PeeringExpiry] has expired.
+func (s State) PeeringStateAt(p Peering, now time.Time) PeeringState {
+	state := s.PeeringState(p)
+	waiting := state == PeeringInitiating || state == PeeringPending
 	if waiting && !p.Requested.IsZero() && now.Sub(p.Requested) >= PeeringExpiry {
 		return PeeringExpired
 	}
-	return p.State
+	return state
 }

@@ -16,6 +16,7 @@ func kinds() State {
 	s := valid()
 	s.Networks = append(s.Networks, Network{
 		ID: "net_4", Team: "team_b", Region: "iad1", CIDR: prefix("10.44.0.0/16"), Pair: pair("203.0.113.5", "203.0.113.6"), Site: &Site{Host: "gw-a", Port: 51997},
+		AcceptedPeerings: []Acceptance{{"peer_net", "net_1"}},
 	})
 	s.Peerings = append(s.Peerings,
 		Peering{ID: "peer_if", Network: "net_1", Kind: ByInterface, CIDRs: prefixes("10.50.0.0/16"), Interface: "eth1", NextHop: addr("10.9.0.1"), State: PeeringActive},
@@ -73,11 +74,12 @@ func TestValidateKinds(t *testing.T) {
 		{"interface without a site", func(s *State) {
 			s.Peerings = append(s.Peerings, Peering{ID: "peer_x", Network: "net_3", Kind: ByInterface, CIDRs: prefixes("10.51.0.0/16"), Interface: "eth2", State: PeeringActive})
 		}, "peerings[5].network", []string{"net_3", "no site"}},
-		{"no network", func(s *State) { s.Peerings[byNetwork].PeerNetwork = "" }, "peerings[4].peerNetwork", []string{"names none"}},
-		{"unknown network", func(s *State) { s.Peerings[byNetwork].PeerNetwork = "net_9" }, "peerings[4].peerNetwork", []string{"net_9", "wireguard"}},
-		{"itself", func(s *State) { s.Peerings[byNetwork].PeerNetwork = "net_1" }, "peerings[4].peerNetwork", []string{"both sides"}},
+		{"no network", func(s *State) { s.Networks[3].AcceptedPeerings = nil; s.Peerings[byNetwork].PeerNetwork = "" }, "peerings[4].peerNetwork", []string{"names none"}},
+		{"unknown network", func(s *State) { s.Networks[3].AcceptedPeerings = nil; s.Peerings[byNetwork].PeerNetwork = "net_9" }, "peerings[4].peerNetwork", []string{"net_9", "wireguard"}},
+		{"itself", func(s *State) { s.Networks[3].AcceptedPeerings = nil; s.Peerings[byNetwork].PeerNetwork = "net_1" }, "peerings[4].peerNetwork", []string{"both sides"}},
 		{"network elsewhere", func(s *State) {
 			s.Peerings[byNetwork].PeerNetwork, s.Networks[1].CIDR = "net_2", prefix("10.45.0.0/16")
+			s.Networks[3].AcceptedPeerings = nil
 		}, "peerings[4].peerNetwork", []string{"iad1", "fra1"}},
 		{"network of the same CIDR", func(s *State) { s.Networks[3].CIDR = prefix("10.20.0.0/17") }, "peerings[4].peerNetwork", []string{"net_1", "net_4", "10.20.0.0/16"}},
 		{"network without a site", func(s *State) { s.Networks[3].Site = nil }, "peerings[4].peerNetwork", []string{"net_4", "no site"}},

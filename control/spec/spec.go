@@ -109,6 +109,10 @@ type Network struct {
 	// Site is where the network's site tunnel is; nil: it has none, and no peering
 	// of it can be in state provisioning or active.
 	Site *Site `json:"site,omitempty"`
+	// AcceptedPeerings are the connections of kind [ByNetwork] with this network on the other
+	// side that its owner accepts. Without it they wait, whatever their state says; taken
+	// out, a connection ends at once.
+	AcceptedPeerings []Acceptance `json:"acceptedPeerings,omitempty"`
 	// Policy says what the network's sandboxes may reach; its zero value allows all
 	// that is not always denied.
 	Policy Policy `json:"policy,omitzero"`
@@ -122,6 +126,15 @@ type Site struct {
 	// Port is the device's UDP port on the host's endpoint, the same on whichever
 	// host has the tunnel. No other network of the region has it.
 	Port uint16 `json:"port"`
+}
+
+// Acceptance is a network's word for a connection that another network asks for. It names
+// both, so that it says nothing of a connection of the same ID from elsewhere.
+type Acceptance struct {
+	// Peering is the connection's ID.
+	Peering string `json:"peering"`
+	// Network is the ID of the network that asks, whose sandboxes begin connections.
+	Network string `json:"network"`
 }
 
 // TCPMapping is the mapping behaviour of RFC 4787 section 4.1, for TCP.
@@ -190,7 +203,8 @@ type Peering struct {
 	// PeerNetwork is the ID of the other network, for [ByNetwork]: of any team, in the
 	// same region, with its site on the same host. Its sandboxes answer and do not begin.
 	PeerNetwork string `json:"peerNetwork,omitempty"`
-	// State is where in its life the connection is.
+	// State is where in its life the connection is, as far as the network that asks can
+	// say; see [State.PeeringStateAt].
 	State PeeringState `json:"state"`
 	// Requested is when the connection was asked for. Optional; without it the
 	// connection never expires.

@@ -162,11 +162,11 @@ func TestPeeringExpires(t *testing.T) {
 		{PeeringRejected, PeeringExpiry, PeeringRejected},
 	} {
 		p := Peering{State: tc.state, Requested: asked}
-		if got := p.StateAt(asked.Add(tc.after)); got != tc.want {
+		if got := (State{}).PeeringStateAt(p, asked.Add(tc.after)); got != tc.want {
 			t.Errorf("%s after %v: got %s, want %s", tc.state, tc.after, got, tc.want)
 		}
 	}
-	if got := (Peering{State: PeeringPending}).StateAt(asked); got != PeeringPending {
+	if got := (State{}).PeeringStateAt(Peering{State: PeeringPending}, asked); got != PeeringPending {
 		t.Errorf("without a request's time: got %s", got)
 	}
 }

@@ -30,6 +30,7 @@ func (s State) Validate() Problems {
 	c.checkNetworks()
 	c.checkProjects()
 	c.checkPeerings()
+	c.checkAcceptances()
 	return c.problems
 }
 

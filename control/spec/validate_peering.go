@@ -57,7 +57,7 @@ func (c *checker) checkPeerings() {
 		}
 		n := c.state.Networks[j]
 		r := c.reachOf(reaches, n, i)
-		if p.carried() && n.Site == nil {
+		if c.carried(p) && n.Site == nil {
 			c.add(at("peerings", i, "network"), fmt.Sprintf("peering %q is in state %s, but network %q has no site tunnel", p.ID, p.State, n.ID),
 				"give the network a site (a host and a port)")
 		}
@@ -74,9 +74,10 @@ func (c *checker) checkPeerings() {
 	}
 }
 
-// carried reports whether the connection needs what carries its packets.
-func (p Peering) carried() bool {
-	return p.State == PeeringProvisioning || p.State == PeeringActive
+// carried reports whether the connection needs what carries its packets, or will once it
+// is accepted.
+func (c *checker) carried(p Peering) bool {
+	return p.State == PeeringProvisioning || p.State == PeeringActive || c.state.PeeringState(p) == PeeringActive
 }
 
 // reachOf returns what the peerings of a network have taken, and counts one more, the
@@ -166,7 +167,7 @@ func (c *checker) take(path string, r *reach, t taken) {
 func (c *checker) checkPeer(i int, p Peering, n Network, r *reach) {
 	path := at("peerings", i, "publicKey")
 	if p.PublicKey == "" {
-		if p.carried() {
+		if c.carried(p) {
 			c.add(path, fmt.Sprintf("peering %q is in state %s without a public key", p.ID, p.State), "write the WireGuard public key of the other side, as `wg pubkey` prints it")
 		}
 	} else if err := CheckPublicKey(p.PublicKey); err != nil {
@@ -271,9 +272,9 @@ func (c *checker) checkPeerNetwork(i int, p Peering, n Network, reaches map[stri
 	switch {
 	case n.Region != other.Region:
 		c.add(path, fmt.Sprintf("network %q is in region %q and network %q in region %q", n.ID, n.Region, other.ID, other.Region), "peer networks of one region; between regions use kind wireguard")
-	case p.carried() && other.Site == nil:
+	case c.carried(p) && other.Site == nil:
 		c.add(path, fmt.Sprintf("peering %q is in state %s, but network %q has no site tunnel", p.ID, p.State, other.ID), "give both networks a site on one host: there they meet")
-	case p.carried() && n.Site != nil && n.Site.Host != other.Site.Host:
+	case c.carried(p) && n.Site != nil && n.Site.Host != other.Site.Host:
 		c.add(path, fmt.Sprintf("the site of network %q is on host %q, that of network %q on host %q", n.ID, n.Site.Host, other.ID, other.Site.Host),
 			"put both sites on one host, where they meet (their other hosts relay to it), or use kind wireguard")
 	}
