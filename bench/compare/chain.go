@@ -67,6 +67,7 @@ type chain struct {
 	end                      *netlab.WireGuard
 	small                    *source // of small packets, through a tunnel of its own
 	remote                   *remote // where they go
+	short                    *short  // connections, through a tunnel of their own
 	port                     int     // of the last transfer, counted from the first
 }
 
@@ -80,7 +81,7 @@ func (b *bench) newChain(ctx context.Context, variant string) (c *chain, err err
 		return c, err
 	}
 	var peers []*peer
-	for range 2 {
+	for range 3 {
 		p := &peer{}
 		if p.private, p.public, err = netlab.NewWireGuardKey(); err != nil {
 			return c, err
@@ -119,7 +120,10 @@ func (c *chain) connect(ctx context.Context, cfg *Config, peers []*peer) (err er
 	if c.remote, err = newRemote(c.server); err != nil {
 		return err
 	}
-	c.small, err = newSource(c.sandbox, c.tunnel, peers[1])
+	if c.small, err = newSource(c.sandbox, c.tunnel, peers[1]); err != nil {
+		return err
+	}
+	c.short, err = newShort(c, peers[2])
 	return err
 }
 
@@ -152,6 +156,9 @@ func (c *chain) close() error {
 	}
 	if c.remote != nil {
 		c.remote.close()
+	}
+	if c.short != nil {
+		c.short.close()
 	}
 	err := errors.Join(c.what.stop(), c.lab.Close())
 	if err != nil {

@@ -74,7 +74,11 @@ func masquerade(gw *netlab.Namespace) error {
 	}
 }
 `, linkOut, innerCIDR, pair[0]))
-	return gw.Run(cmd)
+	if err := gw.Run(cmd); err != nil {
+		return err
+	}
+	forgetSoon(gw)
+	return nil
 }
 
 // direct is a gateway without a tunnel: what the chain itself can do.

@@ -94,6 +94,8 @@ func scenarios() []scenario {
 		one("tcp-in", fmt.Sprintf("TCP, %d streams, ingress", streams), false, bulkFigures(), true, bulk),
 		one("udp-out", fmt.Sprintf("UDP, %d-byte packets of %d flows, egress", smallSize, flows), true, smallFigures(), false, small),
 		one("udp-in", fmt.Sprintf("UDP, %d-byte packets of %d flows, ingress", smallSize, flows), true, smallFigures(), true, small),
+		{"connections", fmt.Sprintf("short TCP connections to %d destinations", destinations), true, shortFigures(), spread1000},
+		{"connections-one", "short TCP connections to one destination", true, shortFigures(), single},
 	}
 }
 
