@@ -33,7 +33,7 @@ type Counts struct {
 	Datagrams   uint64 // that came, joined ones each for itself
 	Answered    uint64 // datagrams that were sent in answer
 	Generated   uint64 // datagrams that were sent by order
-	Dropped     uint64 // datagrams that came and found the sockets' buffers full; 0 after Close
+	Dropped     uint64 // datagrams that came and found the sockets' buffers full
 	Unsent      uint64 // answers and generated ones that the kernel did not take
 	Connections uint64
 	Asked       uint64 // requests over TCP that were answered

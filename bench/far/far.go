@@ -43,9 +43,15 @@ type Config struct {
 
 // Limits bound what the harness can order, of each run.
 type Limits struct {
-	Rate uint64        // packets per second over UDP; 2,000,000 unless given
-	For  time.Duration // of an order, and of a connection; 10 minutes unless given
+	Rate uint64        // packets per second over UDP; DefaultRate unless given
+	For  time.Duration // of an order, and of a connection; DefaultFor unless given
 }
+
+// Limits unless others are given.
+const (
+	DefaultRate = 2_000_000
+	DefaultFor  = 10 * time.Minute
+)
 
 func (c *Config) complete() error {
 	c.Listen = netip.AddrPortFrom(c.Listen.Addr().Unmap(), c.Listen.Port())
@@ -58,10 +64,10 @@ func (c *Config) complete() error {
 		}
 	}
 	if c.Limits.Rate == 0 {
-		c.Limits.Rate = 2_000_000
+		c.Limits.Rate = DefaultRate
 	}
 	if c.Limits.For == 0 {
-		c.Limits.For = 10 * time.Minute
+		c.Limits.For = DefaultFor
 	}
 	if c.Sockets == 0 {
 		c.Sockets = min(max(runtime.GOMAXPROCS(0)/2, 1), 4)
@@ -79,6 +85,7 @@ type Server struct {
 	sockets  []*socket
 	listener *os.File
 	quit     chan struct{}
+	failed   chan struct{}
 	ending   sync.Once
 	work     sync.WaitGroup
 
@@ -98,7 +105,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("start a far side: %w", err)
 	}
 	s := &Server{
-		cfg: cfg, wild: len(cfg.Prefixes) > 0 || cfg.Listen.Addr().IsUnspecified(), filler: make([]byte, fillerSize), quit: make(chan struct{}),
+		cfg: cfg, wild: len(cfg.Prefixes) > 0 || cfg.Listen.Addr().IsUnspecified(), filler: make([]byte, fillerSize), quit: make(chan struct{}), failed: make(chan struct{}),
 		table: newTable(cfg.Limits), connections: map[*connection]struct{}{},
 	}
 	listen := s.listen
@@ -156,12 +163,18 @@ func (s *Server) serves(a netip.Addr) bool {
 	return s.cfg.Listen.Addr().IsUnspecified()
 }
 
-// spawn runs f, whose error ends nothing and is told by Close.
+// Failed is closed when a part of it could not go on; Close says why.
+func (s *Server) Failed() <-chan struct{} { return s.failed }
+
+// spawn runs f, whose error ends nothing else.
 func (s *Server) spawn(f func() error) {
 	s.work.Go(func() {
 		if err := f(); err != nil {
 			s.mu.Lock()
 			defer s.mu.Unlock()
+			if s.err == nil {
+				close(s.failed)
+			}
 			s.err = errors.Join(s.err, err)
 		}
 	})
@@ -194,7 +207,7 @@ func (s *Server) Counts() Counts {
 func (s *Server) Buffer() int { return s.sockets[0].buffer }
 
 // dropped is how many datagrams the kernel dropped because nobody fetched those before
-// in time, or damaged. It never falls before Close.
+// in time, or damaged. It never falls.
 func (s *Server) dropped() (n uint64) {
 	for _, k := range s.sockets {
 		n += uint64(k.dropped())
@@ -223,6 +236,7 @@ func (s *Server) Report(run uint64) (wire.Report, bool) {
 // Close ends all connections and goroutines. The error says what did not work before.
 func (s *Server) Close() error {
 	s.ending.Do(func() {
+		s.dropped() // is kept
 		close(s.quit)
 		for _, k := range s.sockets {
 			_ = k.conn.Close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -36,7 +37,8 @@ type socket struct {
 	raw    syscall.RawConn
 	step   func(fd uintptr) bool
 	sealer *wire.Sealer
-	buffer int // how many bytes may wait
+	buffer int           // how many bytes may wait
+	lost   atomic.Uint32 // see dropped
 
 	msgs     [batch]message
 	iovecs   [batch]unix.Iovec
@@ -105,19 +107,19 @@ func setUDP(fd int, v4, wild bool) error {
 	return err
 }
 
-// dropped is what the kernel says of the socket; 0 after its end, and where the kernel
-// does not say.
-func (k *socket) dropped() (n uint32) {
+// dropped is what the kernel says of the socket; after its end what it said last, and 0
+// where it does not say.
+func (k *socket) dropped() uint32 {
 	var info [unix.SK_MEMINFO_VARS]uint32
 	size := uint32(unsafe.Sizeof(info))
 	_ = k.raw.Control(func(fd uintptr) {
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
 			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
 		if errno == 0 && size > unix.SK_MEMINFO_DROPS*4 {
-			n = info[unix.SK_MEMINFO_DROPS]
+			k.lost.Store(info[unix.SK_MEMINFO_DROPS])
 		}
 	})
-	return n
+	return k.lost.Load()
 }
 
 // serve works until the socket is closed. The error is nil then.
