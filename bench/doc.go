@@ -3,5 +3,6 @@
 // Each folder below it is one question: demo asks whether the promises hold,
 // failover how soon another gateway takes over, compare what a packet costs beside
 // other gateways. They run the programs by daemon, look at machine, and report by
-// document.
+// document. What a load sends and what takes it in beyond the gateway speak by wire;
+// far is the latter.
 package bench

@@ -1,6 +1,12 @@
 // Package far is the far side of the load-testing harness: what stands beyond the
 // gateway, takes in what comes from sandboxes, counts it, answers it, and sends back.
 // It speaks what package wire says, over UDP and TCP on one port.
+//
+// It must never be what a measurement stops at. On a Zen 4 it needs 0.6 us of a core
+// for a datagram of 64 bytes that it counts, 3.2 us for one that it echoes and 2.5 us
+// for one that it generates, the loopback's part of sending among them, and 17.5 us for
+// a connection that asks, is answered and closed (go test -bench . ./bench/far); none
+// of the datagrams takes an allocation. What it loses itself it reports as Dropped.
 package far
 
 import (

@@ -115,7 +115,7 @@ func serve(ctx context.Context, o *serveOptions, out io.Writer) error {
 // summary prints what came, and why things were refused.
 func summary(out io.Writer, n far.Counts) error {
 	var t, refused console.Table
-	t.Row("COUNTED", "")
+	t.Row("COUNTED", "NUMBER")
 	for _, r := range []struct {
 		what string
 		n    uint64
@@ -126,7 +126,7 @@ func summary(out io.Writer, n far.Counts) error {
 	} {
 		t.Row(r.what, r.n)
 	}
-	refused.Row("REFUSED", "")
+	refused.Row("REFUSED", "NUMBER")
 	for i, count := range n.Refused {
 		if count > 0 {
 			refused.Row(far.Refusal(i), count)
