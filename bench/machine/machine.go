@@ -21,6 +21,8 @@ type Facts struct {
 	Go     string `json:"go"`
 	// Virtual says that a hypervisor is below.
 	Virtual bool `json:"virtual"`
+	// Line is all but the settings in a line.
+	Line string `json:"line"`
 	// Settings are of the kernel, by the names that sysctl knows.
 	Settings map[string]string `json:"settings,omitempty"`
 }
@@ -66,6 +68,7 @@ func Here() Facts {
 		}
 		m.Settings[name] = strings.TrimSpace(string(b))
 	}
+	m.Line = m.String()
 	return m
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/sallyport-net/sallyport/bench/chart"
 	"github.com/sallyport-net/sallyport/bench/document"
@@ -86,7 +87,7 @@ func readPart(path string) (*report.Part, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return report.Read(f)
+	return report.Read(strings.TrimSuffix(filepath.Base(path), ".json"), f)
 }
 
 // page is the report for a browser: pictures of all figures.

@@ -12,6 +12,9 @@ import (
 // gobenchYardstick is the comparator among benchmarks whose names end by whose figure it is.
 const gobenchYardstick = "gvisor"
 
+// gobenchOurs begins the names of those that are measured beside it.
+const gobenchOurs = "sallyport"
+
 // GoBenchmarks reads what `go test -bench` printed. A figure's ID is the benchmark's name
 // and the unit, "EgressEstablished/1k ns/packet". Where a name ends by whose figure it is,
 // gvisor or ours, those are variants of one figure, with ratios to gVisor's. Benchmarks that
@@ -60,7 +63,7 @@ func (g *gobench) line(text string) error {
 		}
 	}
 	variant := ""
-	if head, last, ok := cutLast(name); ok && (last == gobenchYardstick || isOurs(last)) {
+	if head, last, ok := cutLast(name); ok && (last == gobenchYardstick || strings.HasPrefix(last, gobenchOurs)) {
 		name, variant = head, last
 	}
 	for i := 2; i+1 < len(f); i += 2 {

@@ -1,6 +1,9 @@
 package report
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+)
 
 // measure is what of a value is held to a limit.
 type measure uint8
@@ -9,7 +12,7 @@ const (
 	byMedian measure = iota // its median
 	byRatio                 // its ratio to the comparator's
 	byMore                  // what it is above the comparator's
-	byFirst                 // its ratio to another figure of the same part
+	byFirst                 // its ratio to another value of the same part
 )
 
 // target is one row of what the gateway is held to.
@@ -18,8 +21,9 @@ type target struct {
 	// part, figure and variant name the value.
 	part, figure, variant string
 	by                    measure
-	// first is the figure to which the value is compared by byFirst.
-	first string
+	// first is the figure, and firstVariant the variant, to which the value is compared by
+	// byFirst; empty: the same.
+	first, firstVariant string
 	// limit is the most that meets the target, or with least set the least. With open set
 	// there is none: the row is there to be read.
 	limit       float64
@@ -73,7 +77,7 @@ func (t target) judge(parts map[string]*Part) row {
 		}
 		r.judged = *r.value.More
 	case byFirst:
-		_, first := r.part.find(t.first, t.variant)
+		_, first := r.part.find(cmp.Or(t.first, t.figure), cmp.Or(t.firstVariant, t.variant))
 		if first == nil || first.Median == 0 {
 			return r
 		}
@@ -99,14 +103,14 @@ func (r *row) ours() string {
 	return r.figure.cell(r.value) + " " + r.figure.Unit
 }
 
-// others are the figures of what it is measured beside, which are those that are not ours.
+// others are the figures of what it is measured beside.
 func (r *row) others() (text string) {
-	if r.value == nil || r.by == byFirst {
+	if r.value == nil {
 		return ""
 	}
 	for i := range r.figure.Values {
 		v := &r.figure.Values[i]
-		if isOurs(v.Variant) {
+		if !isYardstick(v.Variant) {
 			continue
 		}
 		if text != "" {
@@ -117,10 +121,10 @@ func (r *row) others() (text string) {
 	return text
 }
 
-// isOurs tells the gateway's variants from what they are measured beside.
-func isOurs(variant string) bool {
+// isYardstick tells what the gateway is measured beside from its own variants.
+func isYardstick(variant string) bool {
 	switch variant {
-	case "", "sockets", "tun", "sallyport-single", "sallyport-batch":
+	case "direct", "wireguard-go", "gvisor", "kernel":
 		return true
 	}
 	return false

@@ -111,9 +111,9 @@ func (p *Part) Pictures() (list []string) {
 		c := chart.Bars{Title: f.What + ", " + f.Unit}
 		for k := range f.Values {
 			v := &f.Values[k]
-			colour := 1
-			if isOurs(v.Variant) {
-				colour = 0
+			colour := 0
+			if isYardstick(v.Variant) {
+				colour = 1
 			}
 			c.Bars = append(c.Bars, chart.Bar{Name: v.Variant, Value: v.Median, Least: v.Least, Most: v.Most, Colour: colour, Text: f.number(v.Median)})
 		}

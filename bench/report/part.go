@@ -82,21 +82,38 @@ func SpreadOf(values []float64) Spread {
 	return Spread{n, (sorted[(n-1)/2] + sorted[n/2]) / 2, sorted[0], sorted[n-1]}
 }
 
-// Read reads a part. It passes over fields that it does not know.
-func Read(r io.Reader) (*Part, error) {
-	p := &Part{}
-	if err := json.NewDecoder(r).Decode(p); err != nil {
-		return nil, fmt.Errorf("read a part of the report: %w", err)
+// Read reads a part by the name of its file, without .json. What `sallyport-bench run` wrote
+// becomes a part, too. It passes over fields that it does not know.
+func Read(name string, r io.Reader) (*Part, error) {
+	var both struct {
+		Part
+		Scenarios json.RawMessage `json:"scenarios"`
 	}
-	if err := p.validate(); err != nil {
+	text, err := io.ReadAll(r)
+	if err == nil {
+		err = json.Unmarshal(text, &both)
+	}
+	p := &both.Part
+	if err == nil && both.Scenarios != nil {
+		var run scenarioRun
+		err = json.Unmarshal(text, &run)
+		p = run.part(name)
+	}
+	if err == nil {
+		err = p.validate(name)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read a part of the report: %w", err)
 	}
 	return p, nil
 }
 
-func (p *Part) validate() error {
-	if p.Name == "" || p.Command == "" || p.Machine == "" {
-		return errors.New("it has no name, no command or no machine")
+func (p *Part) validate(name string) error {
+	switch {
+	case p.Name != name:
+		return fmt.Errorf("it is called %q, and its file %q", p.Name, name)
+	case p.Command == "" || p.Machine == "":
+		return errors.New("it has no command or no machine")
 	}
 	if _, err := time.Parse(time.DateOnly, p.Date); err != nil {
 		return fmt.Errorf("%s: its date is not like 2026-01-31: %w", p.Name, err)
@@ -111,6 +128,9 @@ func (p *Part) validate() error {
 	return nil
 }
 
+// anyVariant stands for the only one.
+const anyVariant = "*"
+
 // find returns a value; nil: it was not measured.
 func (p *Part) find(figure, variant string) (*Figure, *Value) {
 	for i := range p.Figures {
@@ -119,7 +139,7 @@ func (p *Part) find(figure, variant string) (*Figure, *Value) {
 			continue
 		}
 		for k := range f.Values {
-			if f.Values[k].Variant == variant {
+			if f.Values[k].Variant == variant || variant == anyVariant {
 				return f, &f.Values[k]
 			}
 		}

@@ -39,16 +39,58 @@ func TestPart(t *testing.T) {
 
 func TestRead(t *testing.T) {
 	good := `{"name":"a","command":"c","machineLine":"m","date":"2026-01-31","other":1,"figures":[{"id":"x"},{"id":"y"}]}`
-	if p, err := Read(strings.NewReader(good)); err != nil || len(p.Figures) != 2 {
+	if p, err := Read("a", strings.NewReader(good)); err != nil || len(p.Figures) != 2 {
 		t.Errorf("%v, %+v", err, p)
 	}
 	for _, bad := range []string{
 		`{`, `{"name":"a","command":"c","date":"2026-01-31"}`,
 		strings.Replace(good, "2026-01-31", "yesterday", 1), strings.Replace(good, `"y"`, `"x"`, 1),
 	} {
-		if _, err := Read(strings.NewReader(bad)); err == nil {
+		if _, err := Read("a", strings.NewReader(bad)); err == nil {
 			t.Errorf("%s passed", bad)
 		}
+	}
+	if _, err := Read("b", strings.NewReader(good)); err == nil {
+		t.Error("a part by another name passed")
+	}
+}
+
+const scenarioText = `{"version":1,"date":"2026-01-31T23:00:00Z","command":"sallyport-bench run --chain","sallyport":"v1","machine":{"line":"a machine"},
+"load1":0.5,"gateway":{"kind":"chain","uplink":"tun"},"problems":[],"scenarios":[
+{"name":"sandboxes","title":"many sandboxes","steps":[
+ {"name":"1 sandbox","figures":{"processMicros":5,"unknown":1},"latency":{"p50":100,"p99":200},"sources":{"wrong":0,"checked":true}},
+ {"name":"10,000 sandboxes","figures":{"processMicros":5.5},"marks":["noisy"],"refused":true}]},
+{"name":"attach","title":"attach storm","notRun":"no API","steps":[]}]}`
+
+// What run writes becomes a part, whose variants are its steps.
+func TestReadScenarios(t *testing.T) {
+	p, err := Read("sandboxes", strings.NewReader(scenarioText))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, v := p.find("sandboxes/processMicros", "10,000 sandboxes"); v == nil || v.Median != 5.5 || !v.Noisy {
+		t.Errorf("%+v", v)
+	}
+	if _, v := p.find("sandboxes/p99", anyVariant); v == nil || v.Median != 200 {
+		t.Errorf("%+v", v)
+	}
+	if _, v := p.find("sandboxes/wrongSources", "1 sandbox"); v == nil || v.Median != 0 {
+		t.Errorf("%+v", v)
+	}
+	if text := strings.Join(p.Missing, "; "); text != "attach: no API; sandboxes: 10,000 sandboxes: noisy" && text != "sandboxes: 10,000 sandboxes: noisy; attach: no API" {
+		t.Error(text)
+	}
+	parts := map[string]*Part{"sandboxes": p}
+	for _, want := range targets() {
+		if want.part != "sandboxes" {
+			continue
+		}
+		if r := want.judge(parts); r.verdict != met || r.compared() != "1.10x" {
+			t.Errorf("%s: %v, %s", r.what, r.verdict, r.compared())
+		}
+	}
+	if strings.Contains(p.Markdown(), "unknown") || p.Date != "2026-01-31" {
+		t.Error(p.Markdown())
 	}
 }
 

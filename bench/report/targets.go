@@ -7,6 +7,9 @@ const (
 	partLatency     = "latency"
 	partConnections = "connections"
 	partTranslator  = "translator"
+	partSandboxes   = "sandboxes"
+	partSessions    = "sessions"
+	partAttach      = "attach"
 	partScale       = "scale"
 )
 
@@ -57,9 +60,9 @@ func smallTargets() []target {
 
 func connectionTargets() []target {
 	return []target{
-		{what: "new TCP connections/s to 1,000 destinations, `tun`", want: ">= 1.5x", part: partConnections, figure: "connections/peak", variant: "tun", by: byRatio, limit: 1.5, least: true},
+		{what: "new TCP connections/s to 1,000 destinations, `tun`", want: ">= 1.5x", part: partConnections, figure: "connections/connectionPeak", variant: "tun", by: byRatio, limit: 1.5, least: true},
 		{what: "the same, failures", want: "0", part: partConnections, figure: "connections/failed", variant: "tun"},
-		{what: "new TCP connections/s to one destination, `tun`", part: partConnections, figure: "connections-one/peak", variant: "tun", by: byRatio, open: true},
+		{what: "new TCP connections/s to one destination, `tun`", part: partConnections, figure: "connections-one/connectionPeak", variant: "tun", by: byRatio, open: true},
 	}
 }
 
@@ -93,4 +96,16 @@ func translatorTargets() []target {
 	}
 }
 
-func scaleTargets() []target { return nil }
+func scaleTargets() []target {
+	const process = "/processMicros"
+	return []target{
+		{what: "CPU per packet, 10,000 sandboxes to 1", want: "<= 1.1x, <= 2x", part: partSandboxes, figure: "sandboxes" + process, variant: "10,000 sandboxes", by: byFirst, firstVariant: "1 sandbox", limit: 1.1},
+		{what: "CPU per packet, 1 M sessions to 1 k", want: "<= 2x", part: partSessions, figure: "sessions" + process, variant: "1,000,000 sessions", by: byFirst, firstVariant: "1,000 sessions", limit: 2},
+		{what: "attach to the first answered byte at 100/s, p99", want: "<= 50 ms", part: partAttach, figure: "attach/firstByteMillisP99", variant: anyVariant, limit: 50},
+		{what: "memory of an idle sandbox on the gateway", want: "<= 2048 B", part: partScale, figure: "sandboxes/resident memory", limit: 2048},
+		{what: "memory of an idle network on the gateway", part: partScale, figure: "networks/resident memory", open: true},
+		{what: "goroutines of an idle network", part: partScale, figure: "networks/goroutines", open: true},
+		{what: "memory of the sidecar for each warm path", want: "<= 2 MiB", part: partScale, figure: "paths/resident memory", limit: 2},
+		{what: "memory of a sidecar with 200 networks, three paths each", want: "<= 1536 MiB", part: partScale, figure: "sidecar/resident memory", limit: 1536},
+	}
+}
