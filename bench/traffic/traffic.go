@@ -1,14 +1,32 @@
 // Package traffic is the harness's source of packets: thousands of sandboxes in this
 // process, behind a few WireGuard devices or one each.
+//
+// A packet that leaves: WireGuard asks an end for packets -> the end writes those that
+// are due by the load's schedule, and those of clients, where they will be encrypted ->
+// the tunnel sends runs of them with one system call. One that arrives: the tunnel
+// decrypts a batch -> the end checks each packet's checksums and whose it is -> the load
+// counts it, or its client gets it.
+//
+// Nothing waits for anything that comes back: a load is sent on schedule, and an answer's
+// time is counted from when its request was due. So a gateway that stalls is measured as
+// one that stalls.
 package traffic
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/sallyport-net/sallyport/bench/histogram"
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/sallyport-net/sallyport/bench/wire"
+	"github.com/sallyport-net/sallyport/tunnel"
 )
 
 // Gateway is a gateway's end of a tunnel, as its sandboxes know it.
@@ -37,133 +55,183 @@ type Config struct {
 	Ends []End
 	// Place is where the devices' sockets are opened; nil: where the process is.
 	Place Place
+	// Key is what far sides know the harness by, if they are to report or to send.
+	Key [wire.KeySize]byte
+	// Log takes what an operator has to know of the sockets. Nil is silence.
+	Log *slog.Logger
 }
 
-// Source sends and receives as many sandboxes. One load runs at a time; clients may be
-// attached beside it.
-type Source struct{}
+const (
+	usualMTU = 1420
+	// remembered is how many loads before the last one are known by their packets.
+	remembered = 64
+	// outboxSize is how many messages to far sides may wait at an end.
+	outboxSize = 16
+)
 
-// New makes the devices. No packet leaves before Connect or a load.
-func New(cfg Config) (*Source, error) { return nil, errors.ErrUnsupported }
+// Source sends and receives as many sandboxes. One load, report or order runs at a time,
+// and another one waits for it; clients may be attached beside it.
+type Source struct {
+	began  time.Time
+	ends   []*end
+	count  int // of sandboxes
+	shards []*shard
+	mail   mail
+	key    [wire.KeySize]byte
 
-// Connect shakes hands with the gateway on every device and waits for the last.
-func (s *Source) Connect(ctx context.Context) error { return errors.ErrUnsupported }
+	busy   sync.Mutex // of the load or message under way; guards what follows
+	sealer *wire.Sealer
+	orders uint64 // to far sides, so far
+
+	runs atomic.Pointer[[]uint64]
+}
+
+// New makes the devices. No packet leaves before Connect.
+func New(cfg Config) (*Source, error) {
+	s := &Source{began: time.Now(), mail: newMail(), key: cfg.Key, sealer: wire.NewSealer(cfg.Key)}
+	s.runs.Store(new([]uint64))
+	for range min(shards, len(cfg.Ends)) {
+		s.shards = append(s.shards, new(shard))
+	}
+	if len(cfg.Ends) == 0 {
+		return nil, errors.New("make a source of packets: it has no end of a tunnel")
+	}
+	open := func() error {
+		for i, e := range cfg.Ends {
+			if err := s.add(e, cfg.Log); err != nil {
+				return fmt.Errorf("make end %d of a source of packets: %w", i, err)
+			}
+		}
+		return nil
+	}
+	var err error
+	if cfg.Place != nil {
+		err = cfg.Place.Do(open)
+	} else {
+		err = open()
+	}
+	if err == nil && s.count > wireFlows {
+		err = fmt.Errorf("make a source of packets: %d sandboxes are more than %d", s.count, wireFlows)
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// add makes an end.
+func (s *Source) add(cfg End, log *slog.Logger) error {
+	private, err := tunnel.ParseKey(cfg.PrivateKey)
+	if err != nil {
+		return err
+	}
+	public, err := tunnel.ParseKey(cfg.Gateway.PublicKey)
+	if err != nil {
+		return fmt.Errorf("of the gateway: %w", err)
+	}
+	if !cfg.Gateway.Endpoint.IsValid() {
+		return errors.New("the gateway has no endpoint")
+	}
+	e := &end{
+		number: len(s.ends), source: s, inners: slices.Clone(cfg.Inners), mtu: cfg.Gateway.MTU,
+		events: make(chan tun.Event), key: public, gateway: cfg.Gateway,
+		shard: s.shards[len(s.ends)%len(s.shards)], outbox: make(chan []byte, outboxSize),
+		owners: make(map[uint32]owner, len(cfg.Inners)),
+	}
+	if e.mtu == 0 {
+		e.mtu = usualMTU
+	}
+	e.clients.Store(new([]*Attachment))
+	for _, inner := range cfg.Inners {
+		if !inner.Is4() {
+			return fmt.Errorf("a sandbox's address is %v, which is not IPv4", inner)
+		}
+		if n := addressNumber(inner); e.owners[n].began {
+			return fmt.Errorf("two sandboxes have the address %v", inner)
+		} else {
+			e.owners[n] = owner{began: true}
+		}
+	}
+	if e.alarm, err = newAlarm(); err != nil {
+		return err
+	}
+	if e.tunnel, err = tunnel.New(tunnel.Config{PrivateKey: private, Device: e, Log: log}); err != nil {
+		return err
+	}
+	s.ends = append(s.ends, e)
+	s.count += len(cfg.Inners)
+	return nil
+}
 
 // Sandboxes is how many there are: those of all ends, in order.
-func (s *Source) Sandboxes() int { return 0 }
+func (s *Source) Sandboxes() int { return s.count }
 
 // Close ends all devices.
-func (s *Source) Close() {}
-
-// Load says what a run sends.
-type Load struct {
-	// Run is a number that each packet carries, so that the far side can tell runs apart.
-	Run uint64
-	// Rate is how many packets per second all sandboxes together send, For how long.
-	Rate float64
-	For  time.Duration
-	// Size is that of the IP packet in bytes, from 64 to the tunnel's MTU.
-	Size int
-	// Sandboxes is how many take part, the first ones; 0: all.
-	Sandboxes int
-	// Remotes are where packets go.
-	Remotes []netip.AddrPort
-	// Flows is how many pairs of a sandbox's port and a remote there are: they are spread
-	// over sandboxes first, then over remotes, then over ports. 0: one for each sandbox.
-	// Each is sent one packet, in an order that looks random, before any gets its next.
-	Flows int
-	// Patience is how long an answer may take. What is later counts as lost. When nothing
-	// at all was answered for so long, the gateway is taken for dead. 0: 2 s.
-	Patience time.Duration
+func (s *Source) Close() {
+	var wg sync.WaitGroup
+	for _, e := range s.ends {
+		wg.Go(e.tunnel.Close)
+	}
+	wg.Wait()
 }
 
-// Sent is what a run sent.
-type Sent struct {
-	// Packets left, Bytes of them from the IP header on.
-	Packets, Bytes uint64
-	// Due is how many packets the schedule asked for until the run ended. What the source
-	// could not make up for within bounds was left out.
-	Due uint64
-	// Reached is Packets per Due, 1 being all.
-	Reached float64
-	// Took is from the first packet's time to the end of sending.
-	Took time.Duration
-	// Behind is by how much packets left after they were due, the first of each batch.
-	Behind *histogram.Histogram
-	// Asked is how many packets asked for an answer: all in Echo, about 20 a second in Blast.
-	Asked uint64
-	// Answered of them, within Load.Patience.
-	Answered uint64
-	// Latency of those, from when they were due to be sent.
-	Latency *histogram.Histogram
+// now is the source's clock.
+func (s *Source) now() time.Duration { return time.Since(s.began) }
+
+// knows says whether a run is one of the last.
+func (s *Source) knows(run uint64) bool { return slices.Contains(*s.runs.Load(), run) }
+
+// Received reads the counts.
+func (s *Source) Received() (r Received) {
+	for _, sh := range s.shards {
+		sh.mu.Lock()
+		r.add(&sh.received)
+		sh.mu.Unlock()
+	}
+	return r
 }
 
-// Answers is what came of requests.
-type Answers struct {
-	Sent
-	Lost     uint64 // not answered within Load.Patience
-	Late     uint64 // of Lost, those that were answered after it
-	Received Received
-}
-
-// Received are counts of packets that came, since the last load began.
-type Received struct {
-	// Packets are those of the run that arrived right, duplicates included; Bytes of them
-	// from the IP header on.
-	Packets, Bytes uint64
-	// Ranges are the same packets by flow: a range holds 1/16 of all flows.
-	Ranges [16]uint64
-	// Duplicates came before, Reordered after a later one of the same kind; both are found
-	// within the last 2^20 packets.
-	Duplicates, Reordered uint64
-	// Wrong packets.
-	Wrong Wrong
-}
-
-// Wrong are packets that should not have come, by reason.
-type Wrong struct {
-	Foreign uint64 // for an address that is none of the device's sandboxes
-	Damaged uint64 // a checksum or length does not fit
-	Strange uint64 // nobody here asked for it: neither of the run nor of a client
-}
-
-// Blast sends packets at a fixed rate, on schedule whatever comes back.
+// Blast sends packets at a fixed rate, on schedule whatever comes back. It asks for an
+// answer some 20 times a second, for which the far side must know the run (see Report).
+// With an error it returns what was measured until then.
 func (s *Source) Blast(ctx context.Context, l Load) (Sent, error) {
-	return Sent{}, errors.ErrUnsupported
+	s.busy.Lock()
+	defer s.busy.Unlock()
+	r, err := s.prepare(l, wire.KindData)
+	if err != nil {
+		return Sent{}, fmt.Errorf("send packets: %w", err)
+	}
+	if !l.Unasked {
+		r.pulse = max(1, uint64(l.Rate/pulses))
+	}
+	err = s.perform(ctx, r)
+	return r.result(), wrap("send packets", err)
 }
 
 // Echo sends requests at a fixed rate, on schedule whatever comes back, and waits for the
-// answers.
+// answers. With an error it returns what was measured until then.
 func (s *Source) Echo(ctx context.Context, l Load) (Answers, error) {
-	return Answers{}, errors.ErrUnsupported
+	s.busy.Lock()
+	defer s.busy.Unlock()
+	r, err := s.prepare(l, wire.KindEcho)
+	if err != nil {
+		return Answers{}, fmt.Errorf("send requests: %w", err)
+	}
+	err = s.perform(ctx, r)
+	a := Answers{Sent: r.result(), Received: s.Received()}
+	for _, sh := range s.shards {
+		sh.mu.Lock()
+		a.Late += sh.late
+		sh.mu.Unlock()
+	}
+	a.Lost = a.Asked - min(a.Asked, a.Answered)
+	return a, wrap("send requests", err)
 }
 
-// Received reads the counts.
-func (s *Source) Received() Received { return Received{} }
-
-// Client sends and takes raw IPv4 packets as sandboxes of one end. Its methods are called
-// by the end's own goroutines, Deliver by one and Fill by another; neither may wait.
-type Client interface {
-	// Deliver takes packets that came, whole and with right checksums. They are the
-	// caller's again when it returns.
-	Deliver(packets [][]byte)
-	// Fill writes packets that are to leave into bufs, from offset on, and their lengths
-	// into sizes. It returns how many, and in what time it is to be asked again if neither
-	// a call of Wake nor anything else makes it sooner; 0: not by itself.
-	Fill(bufs [][]byte, sizes []int, offset int) (n int, again time.Duration)
+func wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
-
-// Attachment is a client's hold on its sandboxes.
-type Attachment struct{}
-
-// Attach gives addresses of an end, by its number in Config.Ends, to a client: all that
-// arrives for them is its own. Without addresses it gets all of the end's.
-func (s *Source) Attach(end int, c Client, inners ...netip.Addr) (*Attachment, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// Wake has the client's Fill be called soon.
-func (a *Attachment) Wake() {}
-
-// Close detaches the client. No method of it is called after that.
-func (a *Attachment) Close() {}
