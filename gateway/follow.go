@@ -179,7 +179,11 @@ func (h *Host) apply(u spec.Update) error {
 	}
 	err := h.bring(u.State != nil, u.Full, attached, detached)
 	if n := len(h.roster.orphans); u.Full && n > 0 {
-		h.cfg.Log.Warn("the control plane is another than before; sandboxes that it does not know stay until they are attached again", "count", n, "for", adoptionGrace)
+		if h.cfg.Daemon.Roles.Control { // it is in this process, and begins anew with it
+			h.cfg.Log.Info("sandboxes of before the start stay until their workers attach them again", "count", n, "for", adoptionGrace)
+		} else {
+			h.cfg.Log.Warn("the control plane is another than before; sandboxes that it does not know stay until they are attached again", "count", n, "for", adoptionGrace)
+		}
 	}
 	h.at = u.Cursor()
 	h.keeper.touch()

@@ -289,7 +289,9 @@ func (h *Host) report() spec.HostReport {
 	h.mu.Unlock()
 	r := spec.HostReport{Host: h.cfg.Daemon.Host, Region: h.cfg.Daemon.Region, Draining: h.draining.Load()}
 	for _, n := range h.list() {
-		r.Networks = append(r.Networks, n.report(netip.AddrPortFrom(address, n.tun.ListenPort())))
+		report := n.report(netip.AddrPortFrom(address, n.tun.ListenPort()))
+		report.Uplink, report.UplinkChecked = h.cfg.Daemon.Uplink, len(h.cfg.Daemon.Health.Targets) > 0
+		r.Networks = append(r.Networks, report)
 	}
 	return r
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -67,6 +68,9 @@ func newHostSide(d config.Daemon, log *slog.Logger) (*hostSide, error) {
 	}
 	if err := kernel.Claim(hostTag); err != nil {
 		_ = kernel.Close()
+		if !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
 		return nil, fmt.Errorf("another sallyportd on this host changes its network stack, too, which is one's job: end it first, or have one of the two do without (`uplink: sockets`, no sockets.add_addresses_to): %w", err)
 	}
 	s.host = kernel

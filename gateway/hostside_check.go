@@ -16,10 +16,40 @@ import (
 )
 
 // CheckHost says all that keeps this machine from being the host of the configuration's
-// uplink. It changes nothing, and may be asked beside a gateway that runs. The
-// desired state, if it is known, tells the dedicated addresses. The warning, if there is
-// one, is about what may be wrong and may be meant.
-func CheckHost(d config.Daemon, state spec.State) (warning string, err error) {
+// uplink, and of the peerings by an interface whose site it has. It changes nothing, and
+// may be asked beside a gateway that runs. The desired state, if it is known, tells the
+// dedicated addresses and the peerings. Warnings are about what may be wrong and may be
+// meant, or of which the rest does not depend.
+func CheckHost(d config.Daemon, state spec.State) (warnings []string, err error) {
+	warning, err := checkUplink(d, state)
+	if warning != "" {
+		warnings = append(warnings, warning)
+	}
+	if d.Uplink == config.UplinkSockets {
+		if err := uplink.CheckEcho(); err != nil {
+			warnings = append(warnings, err.Error())
+		}
+	}
+	return warnings, errors.Join(err, checkWires(d, state))
+}
+
+// checkWires says what keeps peerings by an interface from passing here.
+func checkWires(d config.Daemon, state spec.State) error {
+	var errs []error
+	for _, p := range state.Peerings {
+		n, ok := state.Network(p.Network)
+		if !ok || n.Region != d.Region || n.Site == nil || n.Site.Host != d.Host || p.By() != spec.ByInterface || state.PeeringState(p) != spec.PeeringActive {
+			continue
+		}
+		if err := uplink.CheckWire(wireConfig(p, n)); err != nil {
+			errs = append(errs, fmt.Errorf("peering %s: %w", p.ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkUplink is CheckHost of the uplink alone.
+func checkUplink(d config.Daemon, state spec.State) (warning string, err error) {
 	tun := d.Uplink == config.UplinkTun
 	if !tun && d.Sockets.AddAddressesTo == "" {
 		return "", socketsFind(d, state)

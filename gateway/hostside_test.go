@@ -163,7 +163,8 @@ func TestHostSideNextHop(t *testing.T) {
 		d.Tun.NextHop, d.Tun.AnnounceARP = netip.MustParseAddr(c.hop), false
 		log := &lockedBuffer{}
 		err := ns.Do(func() error {
-			warning, err := CheckHost(d, spec.State{})
+			warnings, err := CheckHost(d, spec.State{})
+			warning := strings.Join(warnings, "")
 			if (c.warned == "") != (warning == "") || !strings.Contains(warning, c.warned) {
 				t.Errorf("%s: the check warns %q", c.hop, warning)
 			}

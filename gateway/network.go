@@ -185,6 +185,7 @@ func (n *network) run(ctx context.Context) error {
 	g.Go(func() error { return n.svc.Run(ctx) })
 	g.Go(func() error { return n.pumpLocal() })
 	g.Go(func() error { return n.keep(ctx) })
+	g.Go(func() error { return n.tend(ctx) })
 	for side, held := range n.held {
 		if held {
 			g.Go(func() error { return n.watch(ctx, side) })
@@ -249,13 +250,10 @@ func (n *network) pumpLocal() error {
 	}
 }
 
-// keep sweeps the tables, carries events between tables and uplink, and sees to it
-// that the site is reached.
+// keep sweeps the tables, and carries events between tables and uplink.
 func (n *network) keep(ctx context.Context) error {
 	timer := time.NewTicker(tick)
 	defer timer.Stop()
-	relay := time.NewTicker(insistInterval)
-	defer relay.Stop()
 	events := make([]nat.Event, 512)
 	for {
 		select {
@@ -266,14 +264,29 @@ func (n *network) keep(ctx context.Context) error {
 				return nil
 			}
 			n.uplinkEvent(e)
-		case <-relay.C:
+		case <-timer.C:
+			n.sweep(events)
+			n.noteFull()
+		}
+	}
+}
+
+// tend sees to it that the site is reached and that links lead where they should. It asks
+// the kernel for that, which may take long: the tables do not wait for it.
+func (n *network) tend(ctx context.Context) error {
+	timer := time.NewTicker(insistInterval)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-n.tun.Done():
+			return nil
+		case <-timer.C:
 			n.insist()
 			n.tendLinks()
 			n.locatePeers()
 			n.fwd.settleReturns()
-		case <-timer.C:
-			n.sweep(events)
-			n.noteFull()
 		}
 	}
 }

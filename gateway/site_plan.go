@@ -126,7 +126,7 @@ func (h *Host) planLinks(n spec.Network, plan *sitePlan) {
 		}
 		switch p.By() {
 		case spec.ByInterface:
-			plan.links[p.ID] = linkPlan{wire: uplink.WireConfig{ID: p.ID, Network: n.CIDR, Ranges: p.CIDRs, Interface: p.Interface, NextHop: p.NextHop}}
+			plan.links[p.ID] = linkPlan{wire: wireConfig(p, n)}
 		case spec.ByNetwork:
 			side := 0
 			if p.Network != n.ID {
@@ -138,6 +138,11 @@ func (h *Host) planLinks(n spec.Network, plan *sitePlan) {
 			plan.links[p.ID] = linkPlan{junction: h.junctions[p.ID], side: side}
 		}
 	}
+}
+
+// wireConfig is what a peering by an interface asks for.
+func wireConfig(p spec.Peering, n spec.Network) uplink.WireConfig {
+	return uplink.WireConfig{ID: p.ID, Network: n.CIDR, Ranges: p.CIDRs, Interface: p.Interface, NextHop: p.NextHop}
 }
 
 // forgetJunctions lets those go whose peering is no more.

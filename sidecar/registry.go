@@ -70,6 +70,7 @@ func (s *Sidecar) attach(ctx context.Context, req sandboxRequest) (Attached, err
 		s.tellDetached(context.WithoutCancel(ctx), s.home, a.ID)
 		return Attached{}, err
 	}
+	s.cfg.Log.Info("sandbox attached", "sandbox", a.ID, "project", req.Project, "environment", req.Environment, "network", a.Network, "bypass", string(a.Bypass))
 	if a.Bypass != "" {
 		return Attached{ID: a.ID, Bypass: a.Bypass}, nil
 	}
@@ -336,7 +337,7 @@ func (s *Sidecar) detach(ctx context.Context, id, why string) bool {
 	}
 	s.mu.Unlock()
 
-	s.cfg.Log.Debug("detach", "sandbox", id, "why", why)
+	s.cfg.Log.Info("sandbox detached", "sandbox", id, "why", why)
 	if sw != nil {
 		sw.stop()
 	} else if proxied != nil {

@@ -161,18 +161,30 @@ func TestStatusShowsSitesAndTroubles(t *testing.T) {
 			Pair: [2]netip.Addr{netip.MustParseAddr("203.0.113.3"), netip.MustParseAddr("203.0.113.4")},
 		})
 		s.Peerings = append(s.Peerings, spec.Peering{ID: "peer_c", Network: "net_2", State: spec.PeeringRejected})
-		r.Draining, r.Networks[0].UplinkLost = true, true
+		r.Draining, r.Networks[0].UplinkLost, r.Networks[0].Uplink = true, true, "tun"
 	})
 	out := words(w.must("status"))
 	for _, want := range []string{
 		"iad1 203.0.113.0/28 gw-a 192.0.2.1 2 2025-01-02 03:04:05 draining\n",
-		"net_1 (main) gw-a 192.0.2.1:51820 lost 2 " + hostKey + "\n",
+		"net_1 (main) gw-a 192.0.2.1:51820 tun lost 2 " + hostKey + "\n",
 		"\nNETWORK PEERINGS SITE HOST SITE ENDPOINT FOREIGN SOURCE SITE PUBLIC KEY\n" +
 			"net_1 (main) 1 active, 1 pending-acceptance gw-a 192.0.2.1:51700 3 " + siteKey + "\n" +
 			"net_2 1 rejected - - - -\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("there is no\n%s\nin\n%s", want, out)
+		}
+	}
+}
+
+// TestUplinkText: the column says which far side it is and whether anything comes back.
+func TestUplinkText(t *testing.T) {
+	for want, r := range map[string]spec.NetworkReport{
+		"": {}, "lost": {UplinkLost: true}, "tun unchecked": {Uplink: "tun"},
+		"sockets up": {Uplink: "sockets", UplinkChecked: true}, "sockets lost": {Uplink: "sockets", UplinkChecked: true, UplinkLost: true},
+	} {
+		if got := uplinkText(r); got != want {
+			t.Errorf("%+v: got %q, want %q", r, got, want)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sallyport-net/sallyport/control/api"
+	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/internal/console"
 )
 
@@ -115,10 +116,25 @@ func keysTable(s api.Status) *console.Table {
 	t.Row("NETWORK", "HOST", "ENDPOINT", "UPLINK", "PEERS", "PUBLIC KEY")
 	for _, n := range s.Networks {
 		for _, h := range n.Hosts {
-			t.Row(titled(n.ID, n.Name), h.Host, endpointText(h.Endpoint), flagText(h.UplinkLost, "lost"), h.Peers, h.PublicKey)
+			t.Row(titled(n.ID, n.Name), h.Host, endpointText(h.Endpoint), uplinkText(h.NetworkReport), h.Peers, h.PublicKey)
 		}
 	}
 	return t
+}
+
+// uplinkText is a host's far side of a network: its kind, and whether what leaves comes
+// back, where health.targets are there to find that out.
+func uplinkText(r spec.NetworkReport) string {
+	state := "unchecked"
+	switch {
+	case r.UplinkLost:
+		state = "lost"
+	case r.Uplink == "":
+		return "" // a host that does not say
+	case r.UplinkChecked:
+		state = "up"
+	}
+	return strings.TrimSpace(r.Uplink + " " + state)
 }
 
 // sitesTable lists the networks with a site tunnel or a peering connection.

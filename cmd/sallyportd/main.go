@@ -139,8 +139,8 @@ func checkHost(cmd *cobra.Command, file string, s settings) error {
 	if err := gateway.TellProbe(s.daemon, log); err != nil {
 		return fmt.Errorf("%s: wireguard: %w", file, err)
 	}
-	warning, err := gateway.CheckHost(s.daemon, s.state)
-	if warning != "" {
+	warnings, err := gateway.CheckHost(s.daemon, s.state)
+	for _, warning := range warnings {
 		_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: uplink: warning: %s\n", file, warning)
 	}
 	if err != nil {

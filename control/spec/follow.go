@@ -113,6 +113,10 @@ type NetworkReport struct {
 	// UplinkLost says that what leaves from the host's addresses of the pair does
 	// not come back: none of the configured targets answers.
 	UplinkLost bool `json:"uplinkLost,omitempty"`
+	// Uplink is the kind of the far side, sockets or tun; empty: the host does not say.
+	Uplink string `json:"uplink,omitempty"`
+	// UplinkChecked says that there are targets by which UplinkLost is found out.
+	UplinkChecked bool `json:"uplinkChecked,omitempty"`
 	// Site is the network's site tunnel, on the host that holds it; nil elsewhere.
 	Site *SiteReport `json:"site,omitempty"`
 }

@@ -237,7 +237,7 @@ func validInterface(s string) bool {
 		return false
 	}
 	for i := range len(s) {
-		if b := s[i]; b <= ' ' || b > '~' || b == '/' || b == ':' {
+		if b := s[i]; b <= ' ' || b > '~' || b == '/' || b == ':' || b == '%' {
 			return false
 		}
 	}

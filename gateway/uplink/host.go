@@ -46,6 +46,14 @@ func CheckAddress(a netip.Addr) error {
 	return nil
 }
 
+// CheckEcho says why ICMP echo requests of sandboxes cannot leave by sockets.
+func CheckEcho() error {
+	if pingAllowed() {
+		return nil
+	}
+	return fmt.Errorf("the kernel gives this user no ping sockets: echo requests of sandboxes are dropped (icmp_unavailable); have net.ipv4.ping_group_range (now %s) include a group of the daemon's, as `sysctl -w net.ipv4.ping_group_range='0 2147483647'` does", sysctl("ipv4/ping_group_range", " "))
+}
+
 // pingAllowed finds out whether the kernel gives this process ping sockets.
 func pingAllowed() bool {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/internal/packet"
@@ -107,7 +108,7 @@ func wireName(id string) string {
 // instead is what an error ends with where another kind would do.
 const instead = "or reach the other side by kind wireguard, which needs no interface and no privilege"
 
-func (w *Wire) open() error {
+func (w *Wire) open() (err error) {
 	if _, err := w.look(); err != nil {
 		return err
 	}
@@ -118,6 +119,10 @@ func (w *Wire) open() error {
 	if w.dev, err = tundev.FromTUN(f, tundev.Config{MTU: maxPacket, Offload: true}); err != nil {
 		return errors.Join(err, f.Close())
 	}
+	if err := claimWires(w.kernel); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.kernel.Release(wireTag)) }()
 	found, err := findWires(w.kernel)
 	if err != nil {
 		return err
@@ -349,16 +354,41 @@ func (w *Wire) end() error {
 
 // SweepWires takes away what wires of processes that have died left behind. Before that,
 // those that go on are opened.
-func SweepWires() error {
+func SweepWires() (err error) {
 	k, err := hostnet.Here()
 	if err != nil {
 		return err
 	}
-	found, err := findWires(k)
-	if err == nil {
-		err = k.Undo(found.of(func(n int) bool { return !found.live[n] }))
+	defer func() { err = errors.Join(err, k.Close()) }()
+	if found, err := findWires(k); err != nil || found.held.Empty() {
+		return err
 	}
-	return errors.Join(err, k.Close())
+	if err := claimWires(k); err != nil {
+		return err
+	}
+	found, err := findWires(k)
+	if err != nil {
+		return err
+	}
+	return k.Undo(found.of(func(n int) bool { return !found.live[n] }))
+}
+
+// claimPatience is how long another opening of a wire on this machine, by whatever
+// process, is waited for; claimPause is the time between two tries.
+const (
+	claimPatience = 5 * time.Second
+	claimPause    = 5 * time.Millisecond
+)
+
+// claimWires waits until nobody else on this machine looks for a number, or takes one.
+func claimWires(k *hostnet.Kernel) error {
+	for began := time.Now(); ; {
+		err := k.Claim(wireTag)
+		if !errors.Is(err, os.ErrExist) || time.Since(began) > claimPatience {
+			return err
+		}
+		time.Sleep(claimPause)
+	}
 }
 
 // foundWires is what there is in the kernel of all wires.

@@ -115,7 +115,7 @@ func (d *document) tun(raw rawTun) Tun {
 
 // link checks the name of an interface that may be missing.
 func (d *document) link(key, name string) string {
-	if len(name) > maxInterface || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n") {
+	if len(name) > maxInterface || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r%") {
 		d.wrong(key, fmt.Sprintf("%q is not the name of an interface", name), fmt.Sprintf("write one of at most %d bytes, such as eth0 (`ip link` lists them)", maxInterface))
 	}
 	return name

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
@@ -159,7 +161,7 @@ func TestClaim(t *testing.T) {
 	if err := second.Claim(tag + 1); err != nil {
 		t.Errorf("another tag: %v", err)
 	}
-	if err := second.Claim(tag); !errors.Is(err, os.ErrExist) || !strings.Contains(err.Error(), "sallyport-hostnet-83") {
+	if err := second.Claim(tag); !errors.Is(err, os.ErrExist) || !strings.Contains(err.Error(), "sallyclaim83") {
 		t.Errorf("beside one who has it: %v", err)
 	}
 	if err := first.Close(); err != nil {
@@ -167,6 +169,34 @@ func TestClaim(t *testing.T) {
 	}
 	if err := second.Claim(tag); err != nil {
 		t.Errorf("after the first one let go: %v", err)
+	}
+	if err := second.Release(tag); err != nil {
+		t.Error(err)
+	}
+	if err := second.Claim(tag); err != nil {
+		t.Errorf("anew: %v", err)
+	}
+}
+
+// Whoever takes the name that stands for a claim where there is no TUN keeps nobody from
+// one who may make interfaces.
+func TestClaimIsNobodysToTake(t *testing.T) {
+	ns := newNamespace(t)
+	squatter := -1
+	if err := ns.Do(func() (err error) {
+		if squatter, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		return unix.Bind(squatter, &unix.SockaddrUnix{Name: fmt.Sprintf("@sallyport-hostnet-%d", tag)})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(squatter)
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skip("NOT RUN: no /dev/net/tun")
+	}
+	if err := kernelOf(t, ns).Claim(tag); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -206,8 +206,8 @@ func (l Link) validate() error {
 
 // CheckName says why a name cannot be that of an interface.
 func CheckName(name string) error {
-	if name == "" || len(name) > maxName || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r") {
-		return fmt.Errorf("link %q: not a name of an interface (1 to %d bytes, without slash, colon or whitespace)", name, maxName)
+	if name == "" || len(name) > maxName || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r%") {
+		return fmt.Errorf("link %q: not a name of an interface (1 to %d bytes, without slash, colon, whitespace or %%, which the kernel takes for a pattern)", name, maxName)
 	}
 	return nil
 }

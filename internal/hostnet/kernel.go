@@ -25,8 +25,8 @@ type Kernel struct {
 	ioctls int // a socket of the namespace, for requests that netlink does not take
 	// own is the namespace's netlink socket for requests that the library does not know.
 	own *nl.SocketHandle
-	// claims are the sockets that hold what was claimed.
-	claims []int
+	// claims are the descriptors that hold what was claimed.
+	claims map[Tag]int
 }
 
 var _ Host = (*Kernel)(nil)
@@ -64,7 +64,7 @@ func (n *Namespace) Host() (*Kernel, error) {
 
 // newKernel takes ownership of ns if it succeeds.
 func newKernel(ns *Namespace) (*Kernel, error) {
-	k := &Kernel{ns: ns}
+	k := &Kernel{ns: ns, claims: map[Tag]int{}}
 	err := ns.Do(func() (err error) {
 		if k.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 			return fmt.Errorf("hostnet: open netlink socket: %w", err)
@@ -98,31 +98,6 @@ func (k *Kernel) Close() error {
 		errs = append(errs, unix.Close(fd))
 	}
 	return errors.Join(append(errs, unix.Close(k.ioctls), k.ns.Close())...)
-}
-
-// Claim makes this process the only one in the namespace that changes what carries the
-// tag, until Close or its end. It is called before the Kernel is shared. The error
-// satisfies errors.Is(err, [os.ErrExist]) where another one has the claim.
-//
-// The claim is the name of an abstract unix socket (unix(7)): such names belong to a
-// network namespace, whatever container looks at it, and no crash leaves one behind.
-func (k *Kernel) Claim(tag Tag) error {
-	return k.ns.Do(func() error {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("hostnet: open socket for a claim: %w", err)
-		}
-		name := fmt.Sprintf("@sallyport-hostnet-%d", tag)
-		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
-			_ = unix.Close(fd)
-			if errors.Is(err, unix.EADDRINUSE) {
-				err = fmt.Errorf("another process has (`ss -xap | grep %s` names it): %w", name[1:], os.ErrExist)
-			}
-			return fmt.Errorf("hostnet: claim what carries tag %d in this network namespace: %w", tag, err)
-		}
-		k.claims = append(k.claims, fd)
-		return nil
-	})
 }
 
 // Apply implements Host. It needs CAP_NET_ADMIN in the namespace, except for
