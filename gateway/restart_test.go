@@ -437,7 +437,7 @@ func TestHostReportsLostUplink(t *testing.T) {
 	if h := r.find("net_a").health.Health(); h != packet.HealthUplinkLost {
 		t.Errorf("health is %b", h)
 	}
-	r.wantMetrics(map[string]float64{"sallyport_tunnel_lost_total": 0, "sallyport_tunnel_uncut_total": 0, "sallyport_uplink_lost": 1, "sallyport_full": 0, "sallyport_ready": 1, "sallyport_draining": 0})
+	r.wantMetrics(map[string]float64{"sallyport_tunnel_lost_total": 0, "sallyport_tunnel_uncut_total": 0, "sallyport_tunnel_offload": 1, "sallyport_uplink_lost": 1, "sallyport_full": 0, "sallyport_ready": 1, "sallyport_draining": 0})
 	refuse()
 	r.await("the uplink is back", func(report spec.HostReport, _ spec.Cursor) bool {
 		return len(report.Networks) == 1 && !report.Networks[0].UplinkLost

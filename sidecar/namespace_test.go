@@ -236,6 +236,7 @@ func TestAttachNamespaceRefusals(t *testing.T) {
 		"resolv machine": {NamespaceRequest{Path: ns.path, ResolvConf: "/etc/resolv.conf"}, 400, []string{"resolv.conf"}},
 		"long name":      {NamespaceRequest{Path: ns.path, Link: "much-too-long-a-name"}, 400, []string{`"much-too-long-a-name"`, "1 to 15 bytes"}},
 		"name of a path": {NamespaceRequest{Path: ns.path, Link: "a/b"}, 400, []string{`"a/b"`, "slash"}},
+		"pattern":        {NamespaceRequest{Path: ns.path, Link: "tun%d"}, 400, []string{`"tun%d"`, "pattern"}},
 		"spaced name":    {NamespaceRequest{Path: ns.path, Link: "a b"}, 400, []string{`"a b"`, "whitespace"}},
 		"dot":            {NamespaceRequest{Path: ns.path, Link: "."}, 400, []string{`"."`, "not a name of an interface"}},
 		"dots":           {NamespaceRequest{Path: ns.path, Link: ".."}, 400, []string{`".."`, "not a name of an interface"}},

@@ -235,6 +235,9 @@ func TestRegionAwayIsSaidOnce(t *testing.T) {
 	if per, all := log.count("WARN a sandbox"), log.count("WARN a control plane does not answer"); per != 0 || all != 1 {
 		t.Errorf("warnings: %d of sandboxes, %d of the region; want 0 and 1", per, all)
 	}
+	if n := log.count("INFO sandbox attached"); n != 3 {
+		t.Errorf("%d sandboxes are said to be attached, want 3", n)
+	}
 	if n := log.count("DEBUG a sandbox is not attached"); n != 3 {
 		t.Errorf("%d remarks about sandboxes, want 3", n)
 	}

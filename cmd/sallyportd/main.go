@@ -101,8 +101,9 @@ With --host it says besides what the kernel does for the tunnels and what limits
 (GSO, GRO, socket buffers, cores, memory), whether this machine can give what the uplink
 asks of it, and what is missing: /dev/net/tun, privileges, interfaces, forwarding and rp_filter,
 the hook; and (where the desired state is here) which dedicated addresses are where
-they must not be, or, with kernel sockets, are not here. Run it as the daemon's user. It changes nothing, and does not mind a
-gateway that runs.`,
+they must not be, or, with kernel sockets, are not here, and what keeps peerings by an
+interface from passing. Run it as the daemon's user. It changes nothing, and does not
+mind a gateway that runs.`,
 		Example: `  sallyportd check --config /etc/sallyport/sallyportd.yaml
   systemd-run --pipe --wait --uid sallyport -p AmbientCapabilities="CAP_NET_ADMIN CAP_NET_RAW" \
     /usr/local/bin/sallyportd check --host --config /etc/sallyport/sallyportd.yaml`,
