@@ -28,7 +28,8 @@ func (k *Kernel) Claim(tag Tag) error {
 		return err
 	})
 	if err != nil {
-		if _, none := k.Link(claimLink(tag)); none == nil {
+		// It may have let go since: then the error alone tells.
+		if _, none := k.Link(claimLink(tag)); none == nil || errors.Is(err, unix.EBUSY) {
 			err = fmt.Errorf("another process has (`grep -l %s /proc/[0-9]*/fdinfo/*` names it): %w", claimLink(tag), os.ErrExist)
 		} else if errors.As(err, new(noClaim)) {
 			err = k.ns.Do(func() (err error) {
