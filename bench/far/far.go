@@ -12,11 +12,14 @@ package far
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-net/sallyport/bench/wire"
 )
@@ -129,22 +132,37 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// listen makes all sockets. With port 0 the first one draws it.
+// listen makes all sockets. A port that UDP draws may be taken for TCP: then it draws
+// another.
 func (s *Server) listen() (err error) {
-	at := s.cfg.Listen
-	if s.wild {
-		any := netip.IPv4Unspecified()
-		if !at.Addr().Is4() {
-			any = netip.IPv6Unspecified()
+	const draws = 20
+	for range draws {
+		err = s.listenOn(s.cfg.Listen)
+		if err == nil || s.cfg.Listen.Port() != 0 || !errors.Is(err, unix.EADDRINUSE) {
+			return err
 		}
-		at = netip.AddrPortFrom(any, at.Port())
+		for _, k := range s.sockets {
+			_ = k.conn.Close()
+		}
+		s.sockets = nil
+	}
+	return err
+}
+
+func (s *Server) listenOn(at netip.AddrPort) error {
+	if s.wild {
+		all := netip.IPv4Unspecified()
+		if !at.Addr().Is4() {
+			all = netip.IPv6Unspecified()
+		}
+		at = netip.AddrPortFrom(all, at.Port())
 	}
 	for range s.cfg.Sockets {
 		c, err := listenUDP(at, s.wild)
 		if err != nil {
 			return err
 		}
-		at = netip.AddrPortFrom(at.Addr(), c.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort().Port())
+		at = netip.AddrPortFrom(at.Addr(), c.LocalAddr().(*net.UDPAddr).AddrPort().Port())
 		k, err := newSocket(s, c)
 		if err != nil {
 			return errors.Join(err, c.Close())
@@ -152,6 +170,7 @@ func (s *Server) listen() (err error) {
 		s.sockets = append(s.sockets, k)
 	}
 	s.addr = netip.AddrPortFrom(s.cfg.Listen.Addr(), at.Port())
+	var err error
 	s.listener, err = listenTCP(at)
 	return err
 }

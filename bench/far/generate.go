@@ -66,7 +66,7 @@ func (g *generator) work() error {
 func (g *generator) collect(now time.Time, n int) bool {
 	g.server.mu.Lock()
 	defer g.server.mu.Unlock()
-	if g.run.number != g.number {
+	if g.run.number != g.number || g.run.over {
 		return false
 	}
 	g.run.used = now

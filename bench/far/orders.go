@@ -66,7 +66,7 @@ func (s *Server) connected(h wire.Head, from netip.Addr) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.table.runs[h.Run]
-	if r == nil {
+	if r == nil || r.over {
 		s.counters.refuse(RefusedRun)
 		return false
 	}

@@ -8,12 +8,16 @@ import (
 )
 
 // Bounds of what authentic requests may take up, in all runs together. A run and a
-// window's page take some kilobytes, a join about a hundred bytes.
+// page of windows take some kilobytes, a join about a hundred bytes.
 const (
-	maxRuns  = 256
-	maxPages = 1 << 10 // of 256 flows each
-	maxJoins = 1 << 17
+	maxRuns  = 1 << 12
+	maxPages = 1 << 11 // of 256 flows each
+	maxJoins = 1 << 18
 )
+
+// closeAfter is how long a run must be idle before others may take the room of its
+// flows. The harness asks for its report soon after its last packet.
+const closeAfter = 5 * time.Second
 
 // forgetAfter is how long a run must be idle before another may take its place. No
 // request is valid for that long, so that none can be repeated to a run that was
@@ -33,9 +37,12 @@ type join struct {
 	from     local
 }
 
-// run is what is known of one run.
+// run is what is known of one run. It is over when others took the room of its flows:
+// then it takes nothing in and sends nothing. Its counters and the numbers of requests
+// are kept until it is forgotten, so that no old request is done twice.
 type run struct {
 	id    uint64
+	over  bool
 	tally tally
 	used  time.Time // when something of it was last seen
 	// dropped is what sockets had dropped before.
@@ -53,6 +60,7 @@ type table struct {
 	limits Limits
 	budget budget
 	runs   map[uint64]*run
+	looked time.Time // when nothing was found to reclaim
 }
 
 func newTable(l Limits) *table {
@@ -93,9 +101,46 @@ func (t *table) forget(now time.Time) bool {
 	if now.Sub(oldest.used) < forgetAfter {
 		return false
 	}
-	oldest.tally.release()
-	t.budget.joins += len(oldest.joins)
+	t.close(oldest)
 	delete(t.runs, oldest.id)
+	return true
+}
+
+// close makes a run one that is over.
+func (t *table) close(r *run) {
+	r.tally.release()
+	t.budget.joins += len(r.joins)
+	r.joins, r.joined, r.over = nil, nil, true
+}
+
+// reclaim makes room for flows by the run that is idle for longest, if it is for long
+// enough. Where none is it does not look again at once.
+func (t *table) reclaim(now time.Time) bool {
+	const pause = 100 * time.Millisecond
+	if now.Before(t.looked.Add(pause)) {
+		return false
+	}
+	var oldest *run
+	for _, r := range t.runs {
+		if !r.over && r.tally.report.Joined+r.tally.report.Flows > 0 && (oldest == nil || r.used.Before(oldest.used)) {
+			oldest = r
+		}
+	}
+	if oldest == nil || now.Sub(oldest.used) < closeAfter {
+		t.looked = now
+		return false
+	}
+	t.close(oldest)
+	return true
+}
+
+// data takes in a datagram; false if there is no room for its flow.
+func (t *table) data(r *run, h wire.Head, size int, now time.Time) bool {
+	for !r.tally.data(h, size) {
+		if !t.reclaim(now) {
+			return false
+		}
+	}
 	return true
 }
 
@@ -105,7 +150,9 @@ func (t *table) forget(now time.Time) bool {
 func (t *table) join(r *run, h wire.Head, to *sockaddr, from netip.Addr) wire.Reason {
 	i, ok := r.joined[h.Flow]
 	switch {
-	case !ok && t.budget.joins == 0:
+	case r.over:
+		return wire.ReasonRun
+	case !ok && t.budget.joins == 0 && !t.reclaim(r.used):
 		return wire.ReasonFlows
 	case !ok:
 		t.budget.joins--
@@ -130,6 +177,8 @@ func (t *table) generate(r *run, h wire.Head, o wire.Order) (fresh bool, reason 
 		return false, wire.ReasonNumber
 	case h.Sequence == r.number:
 		return false, wire.ReasonNone
+	case r.over:
+		return false, wire.ReasonRun
 	case o.Rate == 0: // the end of what is sent
 	case len(r.joins) == 0:
 		return false, wire.ReasonFlows

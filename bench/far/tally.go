@@ -67,12 +67,9 @@ type tally struct {
 	last    int
 }
 
-// data takes in a datagram of a payload of size bytes. It is false where there is no
-// room for the flow or its sequence is none; then it is not counted.
+// data takes in a datagram of a payload of size bytes, whose sequence is one. It is
+// false where there is no room for the flow; then it is not counted.
 func (t *tally) data(h wire.Head, size int) bool {
-	if h.Sequence > maxSequence {
-		return false
-	}
 	p := t.pages[h.Flow/pageFlows]
 	if p == nil {
 		if t.budget.pages == 0 {
@@ -132,8 +129,9 @@ func (t *tally) result() wire.Report {
 
 // release gives back what the run took of the budget.
 func (t *tally) release() {
-	for _, p := range t.pages {
+	for i, p := range t.pages {
 		if p != nil {
+			t.pages[i] = nil
 			t.budget.pages++
 		}
 	}

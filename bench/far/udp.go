@@ -230,7 +230,8 @@ func (k *socket) read(now time.Time, b []byte, from, to netip.Addr, name *sockad
 		return nil
 	}
 	if k.run == nil || k.run.id != h.Run {
-		if k.run = s.table.runs[h.Run]; k.run == nil {
+		if k.run = s.table.runs[h.Run]; k.run == nil || k.run.over {
+			k.run = nil
 			s.counters.refuse(RefusedRun)
 			return nil
 		}
@@ -244,7 +245,7 @@ func (k *socket) read(now time.Time, b []byte, from, to netip.Addr, name *sockad
 		h.Put(b)
 		return b
 	}
-	if !t.data(h, len(b)) {
+	if h.Sequence > maxSequence || !s.table.data(k.run, h, len(b), now) {
 		s.counters.refuse(RefusedFlow)
 		return nil
 	}
