@@ -72,6 +72,10 @@ func (c *Config) complete() error {
 			return fmt.Errorf("the prefix %v is not of the same version of IP as the address %v", p, c.Listen.Addr())
 		}
 	}
+	const most = 64 // sockets
+	if c.Sockets < 0 || c.Sockets > most || c.Limits.For < 0 {
+		return fmt.Errorf("%d sockets and sending for %v: give 0 to %d, and no time below 0", c.Sockets, c.Limits.For, most)
+	}
 	if c.Limits.Rate == 0 {
 		c.Limits.Rate = DefaultRate
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/bench/far"
 	"github.com/sallyport-net/sallyport/bench/wire"
+	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
 var key = [wire.KeySize]byte{9, 8, 7}
@@ -190,6 +191,43 @@ func TestEchoIsTheSame(t *testing.T) {
 	}
 	if r, _ := s.Report(1); r.Echoed != 200 || r.Packets != 0 {
 		t.Errorf("%+v", r)
+	}
+}
+
+// Both versions of IP, and all addresses of a machine.
+func TestListensOn(t *testing.T) {
+	for _, listen := range []string{"0.0.0.0:0", "[::1]:0", "[::]:0"} {
+		t.Run(listen, func(t *testing.T) {
+			at := netip.MustParseAddrPort(listen)
+			if at.Addr().Is6() {
+				l, err := net.Listen("tcp6", "[::1]:0")
+				if err != nil {
+					netlab.NotRun(t, "there is no IPv6: "+err.Error())
+				}
+				_ = l.Close()
+			}
+			s := start(t, far.Config{Listen: at})
+			s.Open(1)
+			f := dial(t, s)
+			f.send(message(wire.Head{Kind: wire.KindEcho, Run: 1}, 36))
+			if h, ok := wire.Decode(f.receive(patience)); !ok || h.Kind != wire.KindEchoAnswer {
+				t.Errorf("the echo is %+v, %t", h, ok)
+			}
+			f.ask(wire.KindJoin, wire.Head{Run: 1}, wire.Order{})
+			f.ask(wire.KindGenerate, wire.Head{Run: 1, Sequence: 1}, wire.Order{Rate: 1000, For: time.Minute, Size: 36})
+			if h, ok := wire.Decode(f.receive(patience)); !ok || h.Kind != wire.KindGenerated {
+				t.Errorf("generated: %+v, %t", h, ok)
+			}
+			c := connect(t, s)
+			c.send(message(wire.Head{Kind: wire.KindAsk, Run: 1}, wire.HeadSize))
+			if h, ok := wire.Decode(c.all()); !ok || h.Kind != wire.KindAskAnswer {
+				t.Errorf("the answer is %+v, %t", h, ok)
+			}
+			r, _ := s.Report(1)
+			if want := f.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(); len(r.Sources) != 1 || r.Sources[0].Addr != want || r.Failed != 0 {
+				t.Errorf("%+v, want all from %v", r, want)
+			}
+		})
 	}
 }
 
@@ -421,6 +459,7 @@ func TestBadConfig(t *testing.T) {
 		"no address":      {},
 		"another version": {Listen: netip.MustParseAddrPort("127.0.0.1:0"), Prefixes: []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")}},
 		"not here":        {Listen: netip.MustParseAddrPort("192.0.2.1:9")},
+		"below 0":         {Listen: netip.MustParseAddrPort("127.0.0.1:0"), Sockets: -1},
 		"tcp is taken":    {Listen: taken.Addr()},
 	} {
 		if s, err := far.New(cfg); err == nil {
