@@ -65,10 +65,9 @@ type chain struct {
 	gatewayPID               int
 	tunnel                   *tunnel // nil: there is none
 	end                      *netlab.WireGuard
-	small                    *source // of small packets, through a tunnel of its own
-	remote                   *remote // where they go
-	short                    *short  // connections, through a tunnel of their own
-	port                     int     // of the last transfer, counted from the first
+	datagrams                *datagrams // through a tunnel of its own
+	short                    *short     // connections, through a tunnel of their own
+	port                     int        // of the last transfer, counted from the first
 }
 
 // newChain starts a variant with all that measures it, and stops its processes.
@@ -117,10 +116,7 @@ func (c *chain) connect(ctx context.Context, cfg *Config, peers []*peer) (err er
 	if err := c.end.Up(c.tunnel.mtu, []netip.Prefix{netip.PrefixFrom(peers[0].inner, 32)}, []netip.Prefix{everything}); err != nil {
 		return err
 	}
-	if c.remote, err = newRemote(c.server); err != nil {
-		return err
-	}
-	if c.small, err = newSource(c.sandbox, c.tunnel, peers[1]); err != nil {
+	if c.datagrams, err = newDatagrams(ctx, c, peers[1]); err != nil {
 		return err
 	}
 	c.short, err = newShort(c, peers[2])
@@ -151,11 +147,8 @@ func (c *chain) signal(s syscall.Signal) error {
 // close ends all of it.
 func (c *chain) close() error {
 	_ = c.signal(unix.SIGCONT) // what ended has said so before
-	if c.small != nil {
-		c.small.close()
-	}
-	if c.remote != nil {
-		c.remote.close()
+	if c.datagrams != nil {
+		c.datagrams.close()
 	}
 	if c.short != nil {
 		c.short.close()

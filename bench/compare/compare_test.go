@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/sallyport-net/sallyport/bench/report"
 	"github.com/sallyport-net/sallyport/internal/netlab"
-	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
 // TestMain is also the gateway of WireGuard and gVisor, when it is called as one.
@@ -68,62 +66,6 @@ func TestConfig(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q in it", err, want)
 		}
-	}
-}
-
-// The packets are what a parser of ours and a kernel take: the checksums are right.
-func TestSmallPackets(t *testing.T) {
-	b := make([]byte, smallSize)
-	from := netip.MustParseAddrPort("10.20.0.3:20007")
-	fillSmall(b, from, remoteAddress, 7)
-	var p packet.Packet
-	if outcome := packet.Parse(&p, b); outcome != packet.Pass {
-		t.Fatal(outcome)
-	}
-	if sum(0, b[:20]) != 0xffff {
-		t.Error("the header's checksum is wrong")
-	}
-	if sum(uint32(17+len(b)-20)+uint32(sum(0, b[12:20])), b[20:]) != 0xffff {
-		t.Error("the datagram's checksum is wrong")
-	}
-	if b[smallHeader] != 0 || b[smallHeader+1] != 7 {
-		t.Error("the flow's number is not in the payload")
-	}
-}
-
-func TestPacer(t *testing.T) {
-	p := pacer{woken: make(chan struct{}, 1)}
-	start := time.Unix(0, 0)
-	if _, n, wait := p.take(start.Add(time.Hour), 10); n != 0 || wait != idleWait {
-		t.Errorf("without a pace: %d, %v", n, wait)
-	}
-	p.set(start, 10000, time.Second)
-	var first uint64
-	for now := start; now.Before(start.Add(2 * time.Second)); now = now.Add(50 * time.Microsecond) {
-		f, n, wait := p.take(now, 128)
-		switch {
-		case n > 0 && f != first:
-			t.Fatalf("packet %d comes after %d", f, first)
-		case n == 0 && wait <= 0:
-			t.Fatal("nothing is due, and there is nothing to wait for")
-		}
-		first += uint64(n)
-	}
-	if n := p.sent(); n < 9990 || n > 10000 {
-		t.Errorf("%d packets in a second at 10,000/s", n)
-	}
-	// What was held up is made up for in part only.
-	p.set(start, 100000, time.Second)
-	before, sum := p.sent(), 0
-	for {
-		_, n, _ := p.take(start.Add(500*time.Millisecond), 128)
-		if n == 0 {
-			break
-		}
-		sum += n
-	}
-	if sum != 500 || p.sent() != before+500 {
-		t.Errorf("%d packets at once after half a second, want those of 5 ms", sum)
 	}
 }
 
@@ -237,12 +179,12 @@ func TestCompare(t *testing.T) {
 	}
 	for _, s := range r.Samples {
 		for name, v := range s.Figures {
-			if v <= 0 && name != figureLoss && name != figureResent && name != figureVain && name != figureBound {
+			if v <= 0 && name != figureLoss && name != figureResent && name != figureVain && name != figureBound && name != figureWrong {
 				t.Errorf("%s: %s is %v", s.Scenario, name, v)
 			}
 		}
 	}
-	part, err := report.Read(bytes.NewReader(b))
+	part, err := report.Read("all", bytes.NewReader(b))
 	if err != nil || part.Name != "all" || !slices.ContainsFunc(part.Figures, func(f report.Figure) bool { return f.ID == "udp-out/peak" }) {
 		t.Errorf("the part of the report: %v, %+v", err, part)
 	}

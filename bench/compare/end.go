@@ -55,6 +55,9 @@ func newEnd(n *netlab.Namespace, t *tunnel, p *peer) (*end, error) {
 
 func (e *end) close() { e.device.Close() }
 
+// nap is the least time between two looks.
+const nap = 100 * time.Microsecond
+
 // use chooses whose packets come and go.
 func (e *end) use(c *tcp.Connections) { e.client.Store(c) }
 
@@ -82,7 +85,7 @@ func (e *end) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		if again == 0 {
 			again = time.Hour
 		}
-		timer.Reset(max(again, paceWait))
+		timer.Reset(max(again, nap))
 		select {
 		case <-timer.C:
 		case <-e.woken:

@@ -170,7 +170,7 @@ func (r *result) value(s scenario, f figure, variant string) (w report.Value, ok
 	if variant != r.Against {
 		w.Ratio, w.More = f.against.of(ratios, more)
 	}
-	w.Bound = (f.name == figurePeak || f.name == figurePeakPacket) && 2*bound > len(values)
+	w.Bound = slices.Contains([]string{figurePeak, figurePeakPacket, figureShortPeak, figureShortPeakCPU, figureShortPeakAll}, f.name) && 2*bound > len(values)
 	return w, len(values) > 0
 }
 

@@ -21,6 +21,11 @@ const (
 	figurePeakPacket    = "corePerPacketAtPeak"
 	figureBound         = "sourceBound"
 	figureVain          = "vainAttempts" // of iperf3
+	figureWrong         = "wrongPackets"
+	figureP50           = "p50"
+	figureP99           = "p99"
+	figureEchoRate      = "requests"
+	figureBusy          = "busy"
 )
 
 // figure is a kind of figure.
@@ -60,13 +65,25 @@ func bulkFigures() []figure {
 	}
 }
 
-func smallFigures() []figure {
+func datagramFigures() []figure {
 	return []figure{
 		{figureProcessPacket, "CPU of the process", "us/packet", byRatio, 2},
 		{figureCorePacket, "CPU of the core", "us/packet", byRatio, 2},
 		{figureLoss, "lost at that rate", "%", alone, 3},
 		{figurePeak, "most at 0.1 % loss", "1000/s", byRatio, 0},
 		{figurePeakPacket, "CPU of the core then", "us/packet", byRatio, 2},
+		{figureWrong, "packets from or to a wrong address, or damaged", "", alone, 0},
+	}
+}
+
+func latencyFigures() []figure {
+	return []figure{
+		{figureP50, "p50", "us", byMore, 0},
+		{figureP99, "p99", "us", byMore, 0},
+		{figureLoss, "not answered", "%", alone, 3},
+		{figureEchoRate, "requests", "1000/s", alone, 1},
+		{figureBusy, "the gateway's core in use", "%", alone, 0},
+		{figureWrong, "packets from or to a wrong address, or damaged", "", alone, 0},
 	}
 }
 
@@ -83,20 +100,27 @@ type scenario struct {
 }
 
 func scenarios() []scenario {
-	one := func(name, title string, tunnelled bool, f []figure, in bool,
-		run func(context.Context, *chain, *Config, bool) (figures, error)) scenario {
-		return scenario{name, title, tunnelled, f, func(ctx context.Context, c *chain, cfg *Config) (figures, error) {
-			return run(ctx, c, cfg, in)
-		}}
-	}
 	return []scenario{
-		one("tcp-out", fmt.Sprintf("TCP, %d streams, egress", streams), false, bulkFigures(), false, bulk),
-		one("tcp-in", fmt.Sprintf("TCP, %d streams, ingress", streams), false, bulkFigures(), true, bulk),
-		one("udp-out", fmt.Sprintf("UDP, %d-byte packets of %d flows, egress", smallSize, flows), true, smallFigures(), false, small),
-		one("udp-in", fmt.Sprintf("UDP, %d-byte packets of %d flows, ingress", smallSize, flows), true, smallFigures(), true, small),
+		bulkScenario("tcp-out", "egress", false), bulkScenario("tcp-in", "ingress", true),
+		datagramScenario("udp-out", "egress", way{false, smallSize}), datagramScenario("udp-in", "ingress", way{true, smallSize}),
+		datagramScenario("udp1420-out", "egress", way{false, largeSize}), datagramScenario("udp1420-in", "ingress", way{true, largeSize}),
+		{"latency-idle", fmt.Sprintf("request and answer, %d bytes, idle", echoSize), true, latencyFigures(), latencyIdle},
+		{"latency-half", fmt.Sprintf("request and answer, %d bytes, half of the comparator's load", echoSize), true, latencyFigures(), latencyHalf},
 		{"connections", fmt.Sprintf("short TCP connections to %d destinations", destinations), true, shortFigures(), spread1000},
 		{"connections-one", "short TCP connections to one destination", true, shortFigures(), single},
 	}
+}
+
+func bulkScenario(name, direction string, in bool) scenario {
+	return scenario{name, fmt.Sprintf("TCP, %d streams, %s", streams, direction), false, bulkFigures(), func(ctx context.Context, c *chain, cfg *Config) (figures, error) {
+		return bulk(ctx, c, cfg, in)
+	}}
+}
+
+func datagramScenario(name, direction string, w way) scenario {
+	return scenario{name, fmt.Sprintf("UDP, %d-byte packets of %d flows, %s", w.size, flows, direction), true, datagramFigures(), func(ctx context.Context, c *chain, cfg *Config) (figures, error) {
+		return udp(ctx, c, cfg, w)
+	}}
 }
 
 // Scenarios are the names of all.

@@ -18,9 +18,10 @@ func compareCommand(out io.Writer) *cobra.Command {
 	quick := false
 	cmd := &cobra.Command{
 		Use:   "compare",
-		Short: "Measure what a byte and a small packet cost beside other gateways",
-		Long: `Measure what a byte and a small packet cost the gateway, beside wireguard-go with
-nftables and beside the kernel without a tunnel. As root.
+		Short: "Measure what bytes, packets and requests cost beside other gateways",
+		Long: `Measure what bytes, packets and requests cost the gateway, beside wireguard-go with
+nftables, wireguard-go with gVisor's NAT, the kernel's WireGuard where there is one,
+and beside the kernel without a tunnel. As root.
 
 Each gateway has a chain of network namespaces of its own, sandbox - gateway -
 server, and one core of the machine, from which everything else is kept away.
@@ -32,20 +33,19 @@ are left. What fails is said: nothing arrived, or much was sent again. What was
 measured is reported all the same, and the exit code is not 0.
 
 All figures of CPU are seconds of the gateway's process (/proc/PID/stat) and of its
-core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work too.`,
+core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work too.
+
+Scenarios: TCP by iperf3 (tcp-out, tcp-in); datagrams of 64 and of 1420 bytes at a
+fixed rate and at the highest with at most 0.1 % lost (udp-out, udp-in, udp1420-out,
+udp1420-in); requests and answers, whose latency counts from when a request was due
+(latency-idle: 997/s; latency-half: half of what the comparator answers).`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if cfg.Bin, err = binFolder(cfg.Bin); err != nil {
 				return err
 			}
-			if quick && !cmd.Flags().Changed("rounds") {
-				cfg.Rounds = 2
-			}
-			if quick && !cmd.Flags().Changed("bulk") {
-				cfg.Bulk = 2 * time.Second
-			}
-			if quick && !cmd.Flags().Changed("try") {
-				cfg.Try = 300 * time.Millisecond
+			if quick {
+				cfg.Quicken(cmd.Flags().Changed)
 			}
 			cfg.Command = commandLine()
 			return compare.Run(cmd.Context(), cfg)
@@ -59,7 +59,7 @@ core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work
 	f.DurationVar(&cfg.Try, "try", 700*time.Millisecond, "how long a rate of small packets is tried")
 	f.IntVar(&cfg.Rate, "rate", 20000, "small packets per second, `N`, at which their cost is measured")
 	f.IntVar(&cfg.Core, "core", 0, "the gateway's core")
-	f.BoolVar(&quick, "quick", false, "2 short rounds")
+	f.BoolVar(&quick, "quick", false, "one short round of what matters most, in about a minute")
 	f.BoolVar(&cfg.Strict, "strict", false, "measure nothing on a noisy machine, and fail if a measurement stays noisy")
 	f.StringVar(&cfg.JSON, "json", "", "write everything to `FILE`, as JSON; sallyport-bench report reads it")
 	f.StringVar(&cfg.Title, "title", "The gateway beside others", "the `HEADING` of these figures in the report")
