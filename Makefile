@@ -193,10 +193,17 @@ bench-compare: comparator ## measure the gateway beside others, as root: a table
 
 # The parts of the report on benchmarks, and the harness's arguments for each. A part is a
 # file of docs/benchmarks, which keeps its figures and their date until it is measured again.
-REPORT_PARTS := tcp udp64 translator yardstick
+REPORT_PARTS := tcp udp64 udp1420 latency connections translator yardstick scale sandboxes sessions attach
 VARIANTS := wireguard-go,gvisor,kernel,sockets,tun
 REPORT_tcp = compare --title 'TCP bulk' --variants $(VARIANTS) --scenarios tcp-out,tcp-in --bulk 3s
 REPORT_udp64 = compare --title 'Packets of 64 bytes' --variants $(VARIANTS) --scenarios udp-out,udp-in --rate 50000 --try 200ms
+REPORT_udp1420 = compare --title 'Packets of 1420 bytes' --variants $(VARIANTS) --scenarios udp1420-out,udp1420-in --rate 50000 --try 200ms
+REPORT_latency = compare --title 'Requests and answers' --variants $(VARIANTS) --scenarios latency-idle,latency-half --try 300ms
+REPORT_connections = compare --title 'Short connections' --variants $(VARIANTS) --scenarios connections,connections-one --try 300ms
+REPORT_scale = scale
+REPORT_sandboxes = run --chain --uplink tun --scenarios sandboxes
+REPORT_sessions = run --chain --uplink tun --scenarios sessions
+REPORT_attach = run --chain --uplink tun --scenarios attach
 REPORT_translator = record --title 'The translator' -- $(GO) test -run ^$$ -bench . -benchmem ./nat ./internal/packet
 REPORT_yardstick = record --title 'The translator beside that of gVisor' -- $(GO) test -run ^$$ -bench SNAT ./internal/netstack
 
