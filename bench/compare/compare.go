@@ -64,7 +64,8 @@ type Config struct {
 	// Out takes what happens, and a table at the end.
 	Out io.Writer
 
-	half *halfLoad
+	half     *halfLoad
+	attempts int // at a measurement without noise; 0: the usual
 }
 
 // Quicken makes it about a minute's work, but for what the user has chosen, by the
@@ -260,7 +261,9 @@ func (b *bench) round(ctx context.Context, round int, s scenario) error {
 		sample.Variant, sample.Scenario, sample.Round = c.name, s.name, round
 		if err != nil {
 			b.failed(c.name, s.name, round, err)
-			continue
+			if len(sample.Figures) == 0 {
+				continue
+			}
 		}
 		b.line("%d/%d  %-8s  %-12s  %s", round, b.cfg.Rounds, s.name, c.name, sample)
 		if sample.Noisy && b.cfg.Strict {

@@ -180,14 +180,14 @@ func (c *chain) try(ctx context.Context, w way, rate float64, hold time.Duration
 	}
 	all := look()
 	n, got := float64(max(sent, all.sent)), float64(all.arrived)
-	if n == 0 || got == 0 {
-		return t, fmt.Errorf("of %.0f packets of %d bytes at %.0f/s %.0f arrived", n, w.size, rate, got)
+	if n == 0 {
+		return t, fmt.Errorf("no packet of %d bytes could be sent at %.0f/s", w.size, rate)
 	}
-	used := after.since(before)
+	used, each := after.since(before), max(got, 1)
 	return trial{
 		rate: inTime / hold.Seconds(), loss: max(0, 1-got/n), late: max(0, 1-inTime/n), reached: n / hold.Seconds() / rate,
 		busy:      then.since(before).core.Seconds() / (hold + lag).Seconds(),
-		perPacket: cost{time.Duration(float64(used.process) / got), time.Duration(float64(used.core) / got)},
+		perPacket: cost{time.Duration(float64(used.process) / each), time.Duration(float64(used.core) / each)},
 		wrong:     all.wrong,
 	}, nil
 }
@@ -279,6 +279,9 @@ func udp(ctx context.Context, c *chain, cfg *Config, w way) (figures, error) {
 	fixed, err := c.try(ctx, w, float64(cfg.Rate), search.Steadily*cfg.Try)
 	if err != nil {
 		return nil, err
+	}
+	if fixed.rate == 0 {
+		return nil, fmt.Errorf("of packets of %d bytes at %d/s none arrived", w.size, cfg.Rate)
 	}
 	f := figures{figureLoss: 100 * fixed.loss, figureProcessPacket: micros(fixed.perPacket.process), figureCorePacket: micros(fixed.perPacket.core)}
 	wrong := fixed.wrong

@@ -1,6 +1,7 @@
 package compare
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,19 +62,21 @@ func shares(ctx context.Context, core int, d time.Duration) (busy, stolen float6
 // quiet measures one variant in one scenario, again where that was noisy. The last
 // measurement counts.
 func (b *bench) quiet(ctx context.Context, c *chain, s scenario) (out sample, err error) {
-	for vain := range attempts {
+	most := cmp.Or(b.cfg.attempts, attempts)
+	for vain := range most {
 		out, err = b.once(ctx, c, s)
 		if err != nil || !out.Noisy {
 			break
 		}
-		if vain < attempts-1 {
+		if vain < most-1 {
 			b.line("again: %s of %s: %s", s.name, c.name, out.noise())
 		}
 	}
 	return out, err
 }
 
-// once measures one variant in one scenario.
+// once measures one variant in one scenario. With an error there may be some figures all the
+// same.
 func (b *bench) once(ctx context.Context, c *chain, s scenario) (sample, error) {
 	var out sample
 	// The share of the gateway's core that somebody uses while all gateways are stopped.
@@ -90,10 +93,8 @@ func (b *bench) once(ctx context.Context, c *chain, s scenario) (sample, error) 
 	}
 	out.Figures, err = s.run(ctx, c, b.cfg)
 	after, err2 := readUsage(c)
-	if err = errors.Join(err, err2, c.signal(unix.SIGSTOP)); err != nil {
-		return out, err
-	}
+	err = errors.Join(err, err2, c.signal(unix.SIGSTOP))
 	out.Stolen, out.Disturbed = after.stolen(before), idle
 	out.Noisy = out.Stolen > maxStolen || idle > maxDisturbed
-	return out, nil
+	return out, err
 }

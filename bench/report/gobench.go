@@ -85,8 +85,8 @@ func cutLast(name string) (head, last string, ok bool) {
 }
 
 func (g *gobench) add(name, variant, unit string, v float64) {
-	if unit == "ns/op" && v == 0 {
-		return // the benchmark has put another unit in its place
+	if unit == "B/op" || unit == "ns/op" && v == 0 {
+		return // allocs/op says as much, and the benchmark has put another unit in its place
 	}
 	id := name + " " + unit
 	at := slices.IndexFunc(g.figures, func(f Figure) bool { return f.ID == id })

@@ -3,6 +3,7 @@ package report
 import (
 	"cmp"
 	"fmt"
+	"strings"
 )
 
 // measure is what of a value is held to a limit.
@@ -139,4 +140,35 @@ func (r *row) compared() string {
 		return fmt.Sprintf("%.2fx", r.judged.Median)
 	}
 	return r.figure.against(r.value)
+}
+
+// strays sums up, over all parts, what came from or to an address that it should not, by
+// our variants.
+func strays(parts map[string]*Part) row {
+	r := row{target: target{what: "packets with a wrong source, in any scenario", want: "0", part: "all"}}
+	sum, scenarios := 0.0, 0
+	for _, p := range parts {
+		for i := range p.Figures {
+			f := &p.Figures[i]
+			if !strings.HasSuffix(f.ID, "/wrongPackets") && !strings.HasSuffix(f.ID, "/wrongSources") {
+				continue
+			}
+			for _, v := range f.Values {
+				if !isYardstick(v.Variant) {
+					sum += v.Most
+					scenarios++
+				}
+			}
+		}
+	}
+	if scenarios == 0 {
+		return r
+	}
+	r.figure = &Figure{Unit: fmt.Sprintf("in %d scenarios and variants", scenarios)}
+	r.value = &Value{Spread: Spread{1, sum, sum, sum}}
+	r.verdict = met
+	if sum > 0 {
+		r.verdict = missed
+	}
+	return r
 }

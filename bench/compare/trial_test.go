@@ -1,0 +1,81 @@
+package compare
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sallyport-net/sallyport/bench/histogram"
+	"github.com/sallyport-net/sallyport/bench/traffic"
+	"github.com/sallyport-net/sallyport/bench/wire"
+)
+
+// A rate of requests passes if all but a few are answered soon.
+func TestEchoTrial(t *testing.T) {
+	made := func(lost uint64, each time.Duration, reached, busy float64) echoTrial {
+		var h histogram.Histogram
+		for range 1000 {
+			h.Record(each)
+		}
+		return echoTrial{traffic.Answers{Sent: traffic.Sent{Asked: 1000, Answered: 1000 - lost, Reached: reached, Latency: &h}, Lost: lost}, busy}
+	}
+	for name, c := range map[string]struct {
+		echoTrial
+		passes, starved bool
+	}{
+		"all is well":                 {made(0, time.Millisecond, 1, 0.5), true, true},
+		"many are lost":               {made(10, time.Millisecond, 1, 1), false, false},
+		"answers wait in buffers":     {made(0, 50*time.Millisecond, 1, 1), false, false},
+		"the source could do no more": {made(0, time.Millisecond, 0.5, 0.5), false, true},
+	} {
+		if c.Passes() != c.passes || c.Starved() != c.starved {
+			t.Errorf("%s: passes %t, starved %t", name, c.Passes(), c.Starved())
+		}
+	}
+}
+
+// Half of the load is the comparator's, and found once.
+func TestHalfLoad(t *testing.T) {
+	h := &halfLoad{comparator: variantWireGuard}
+	if _, err := h.find(context.Background(), &chain{name: variantTun}, &Config{}); !errors.Is(err, errNoHalf) {
+		t.Errorf("without the comparator: %v", err)
+	}
+	h.rate = 12
+	if rate, err := h.find(context.Background(), &chain{name: variantTun}, &Config{}); rate != 12 || err != nil {
+		t.Errorf("%v, %v", rate, err)
+	}
+}
+
+func TestWrongSources(t *testing.T) {
+	r := wire.Report{Others: 2, Sources: []wire.Source{{Addr: pair[0], Count: 10}, {Addr: pair[1], Count: 5}, {Addr: netip.MustParseAddr("10.20.0.2"), Count: 3}}}
+	if n := wrongSources(r); n != 5 {
+		t.Errorf("%d wrong, want 5", n)
+	}
+}
+
+// What the user has chosen stays as it is in a quick run.
+func TestQuicken(t *testing.T) {
+	c := valid()
+	c.Quicken(func(flag string) bool { return flag == "rounds" || flag == "try" })
+	want := valid()
+	if c.Rounds != want.Rounds || c.Try != want.Try || slices.Equal(c.Variants, want.Variants) || c.Bulk == want.Bulk || c.validate() != nil {
+		t.Errorf("%+v", c)
+	}
+}
+
+// A machine that is watched has shares from 0 to 1, and a wait that ends early says so.
+func TestShares(t *testing.T) {
+	busy, stolen, err := shares(t.Context(), 0, 20*time.Millisecond)
+	if err != nil || busy < 0 || busy > 1 || stolen < 0 || stolen > 1 {
+		t.Errorf("%v, %v, %v", busy, stolen, err)
+	}
+	enough := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(enough)
+	if err := watch(ctx, 0); !errors.Is(err, enough) {
+		t.Errorf("after its end: %v", err)
+	}
+}
