@@ -152,7 +152,8 @@ func New(c Config) (*Device, error) {
 	}
 	log.SetTarget(quiet{})
 	d := &Device{config: c, queue: newQueue(c.Queue, c.Queue/4), events: make(chan tun.Event, 1)}
-	d.link = &link{mtu: c.MTU, queue: d.queue, counters: &d.counters}
+	d.link = &link{mtu: c.MTU, queue: d.queue, counters: &d.counters, everywhere: c.Intercept}
+	d.current.completes = c.Intercept
 	d.done, d.end = context.WithCancel(context.Background())
 	d.raw.New = func() any { b := make([]byte, 0, c.MTU); return &b }
 	d.copies.New = func() any { b := make([]byte, copySize); return &b }
@@ -189,6 +190,10 @@ func (d *Device) start() error {
 	if !d.config.Intercept {
 		return nil
 	}
+	every := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: everyAddress()}
+	if err := d.stack.AddProtocolAddress(nicID, every, stack.AddressProperties{}); err != nil {
+		return fmt.Errorf("be every address: %v", err)
+	}
 	if err := d.stack.SetPromiscuousMode(nicID, true); err != nil {
 		return fmt.Errorf("accept packets to every address: %v", err)
 	}
@@ -197,6 +202,11 @@ func (d *Device) start() error {
 	}
 	d.intercept()
 	return nil
+}
+
+// everyAddress is an address that nobody has, and a subnet that holds all.
+func everyAddress() tcpip.AddressWithPrefix {
+	return tcpip.AddressWithPrefix{Address: tcpip.AddrFrom4([4]byte{0, 0, 0, 1}), PrefixLen: 0}
 }
 
 // configureTCP sets what all connections of the stack begin with.

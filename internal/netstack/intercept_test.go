@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 // handler answers requests with a function.
@@ -370,5 +371,27 @@ func TestPathMTU(t *testing.T) {
 	}()
 	if got, err := io.Copy(io.Discard, c); err != nil || got != size {
 		t.Errorf("received %d, %v", got, err)
+	}
+}
+
+// TestOneAddress says that a stack that is every address has one, whoever is connected to: what
+// a packet costs does not grow with the destinations.
+func TestOneAddress(t *testing.T) {
+	arrived := make(chan struct{})
+	d := open(t, interceptConfig(func(r *Request) {
+		defer r.Drop()
+		arrived <- struct{}{}
+	}))
+	write(t, d, syn.tcp())
+	<-arrived
+	ep, err := d.stack.GetNetworkEndpoint(nicID, header.IPv4ProtocolNumber)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []netip.Addr{syn.dst.Addr(), syn.src.Addr(), netip.MustParseAddr("8.8.8.8")} {
+		got := ep.(stack.AddressableEndpoint).AcquireAssignedAddress(address(a), true, stack.NeverPrimaryEndpoint, true)
+		if got == nil || got.Temporary() || got.AddressWithPrefix() != everyAddress() {
+			t.Errorf("%v has an address of its own: %v", a, got)
+		}
 	}
 }

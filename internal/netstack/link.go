@@ -15,6 +15,7 @@ type link struct {
 	queue      *queue
 	counters   *counters
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
+	everywhere bool // the stack answers as every address
 }
 
 var (
@@ -87,7 +88,15 @@ func (l *link) MTU() uint32 { return uint32(l.mtu) }
 func (*link) SetMTU(uint32) {}
 
 // Capabilities says that the checksums of what the link delivers are verified.
-func (*link) Capabilities() stack.LinkEndpointCapabilities {
+//
+// A stack that answers as every address calls the link a loopback. To such a one every address
+// within its own address's subnet is its own (see [everyAddress]). Otherwise it makes an
+// address for each destination and, for each packet, looks through all that there are.
+// What it leaves out for a loopback are the checksums of TCP; Device.Read completes them.
+func (l *link) Capabilities() stack.LinkEndpointCapabilities {
+	if l.everywhere {
+		return stack.CapabilityRXChecksumOffload | stack.CapabilityLoopback
+	}
 	return stack.CapabilityRXChecksumOffload
 }
 

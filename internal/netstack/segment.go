@@ -29,15 +29,17 @@ type segmenter struct {
 	left    int // payload bytes not copied yet
 	mss     int
 	partial bool // checksums have to be completed
-	started bool // a packet of it was copied
-	busy    bool // a packet of it was not
+	// completes says that the stack leaves the checksums of all TCP to the link.
+	completes bool
+	started   bool // a packet of it was copied
+	busy      bool // a packet of it was not
 }
 
 // begin takes o, whose reference it keeps until the last packet of it is copied.
 func (s *segmenter) begin(o outbound) {
 	s.o = o
 	s.started, s.busy = false, true
-	if s.partial = o.pkt != nil && o.pkt.GSOOptions.Type == stack.GSOTCPv4; !s.partial {
+	if s.partial = o.pkt != nil && s.leftToUs(o.pkt); !s.partial {
 		return
 	}
 	views, offset := o.pkt.AsViewList()
@@ -47,6 +49,10 @@ func (s *segmenter) begin(o outbound) {
 	s.left = o.pkt.Size() - s.headLen
 	s.mss = int(o.pkt.GSOOptions.MSS)
 	s.take(s.head[:s.headLen])
+}
+
+func (s *segmenter) leftToUs(pkt *stack.PacketBuffer) bool {
+	return pkt.GSOOptions.Type == stack.GSOTCPv4 || s.completes && pkt.TransportProtocolNumber == header.TCPProtocolNumber
 }
 
 // next copies the next packet to dst and returns its length, and whether it was the
