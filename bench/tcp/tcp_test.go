@@ -3,6 +3,7 @@ package tcp
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -16,10 +17,23 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/sallyport-net/sallyport/bench/handshake"
+	"github.com/sallyport-net/sallyport/internal/netlab"
 	"github.com/sallyport-net/sallyport/internal/netstack"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(netlab.Enter(verified{m})) }
+
+// verified runs tests and says which goroutines are left.
+type verified struct{ m *testing.M }
+
+func (v verified) Run() int {
+	code := v.m.Run()
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
 
 var (
 	inner  = netip.MustParseAddr("10.0.0.2")
