@@ -127,7 +127,7 @@ func TestWithFar(t *testing.T) {
 	r.mu.Lock()
 	r.lose, r.came = 10, 0
 	r.mu.Unlock()
-	l.Run = 4
+	l.Run, l.Patience = 4, 300*time.Millisecond
 	in, err = s.Generate(t.Context(), l)
 	if err != nil || in.Flows != 40 || in.Lost == 0 || in.Lost != in.Report.Generated-in.Received.Packets {
 		t.Errorf("with losses: %v: %+v", err, in)
@@ -136,6 +136,7 @@ func TestWithFar(t *testing.T) {
 
 // A far side with another key says nothing, and the harness what to look at.
 func TestOtherKey(t *testing.T) {
+	t.Parallel()
 	_, s := withFar(t, [wire.KeySize]byte{2})
 	began := time.Now()
 	if _, err := s.Report(t.Context(), 1, remoteA); !errors.Is(err, ErrUnanswered) || !contains(err, remoteA.String(), "key") || time.Since(began) > 30*time.Second {

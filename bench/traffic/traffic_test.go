@@ -206,6 +206,7 @@ func (c *crooked) answer(p *packet.Packet) [][]byte {
 
 // Wrong packets are counted, each where it belongs, and are no answers.
 func TestWrong(t *testing.T) {
+	t.Parallel()
 	c := new(crooked)
 	c.n.Store(ways)
 	g, ends := newGateway(t, c, 1, 20)
@@ -257,6 +258,7 @@ func (s *slow) answer(p *packet.Packet) [][]byte {
 
 // Time is counted from when a request was due; what is later than the patience is lost.
 func TestLate(t *testing.T) {
+	t.Parallel()
 	b := &slow{by: 400 * time.Millisecond}
 	g, ends := newGateway(t, b, 1, 2)
 	b.to.Store(g)
@@ -323,6 +325,7 @@ func (d *dying) answer(p *packet.Packet) [][]byte {
 // A gateway that dies, and one that stays and passes nothing, are told apart, and what
 // was measured is kept.
 func TestDies(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		close bool
 		want  error
