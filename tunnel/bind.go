@@ -28,6 +28,7 @@ type bind struct {
 	mu     sync.RWMutex // guards the two
 	v4, v6 *udpSocket
 
+	batch   int // how many datagrams are received or sent at once at most; 0: 128
 	calls   calls
 	counts  socketCounts
 	offload Offload
@@ -116,7 +117,12 @@ func (b *bind) SetMark(mark uint32) error {
 }
 
 // BatchSize is how many datagrams are received or sent at once at most.
-func (b *bind) BatchSize() int { return conn.IdealBatchSize }
+func (b *bind) BatchSize() int {
+	if b.batch > 0 {
+		return b.batch
+	}
+	return conn.IdealBatchSize
+}
 
 // Send sends datagrams to an endpoint.
 func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 )
@@ -32,6 +33,11 @@ type Config struct {
 	Device tun.Device
 	// Offload is what is not asked of the kernel for the UDP sockets.
 	Offload Offload
+	// Batch is how many packets are moved at once at most, 1 to 128, unless Device moves
+	// more; 0 is 128. WireGuard
+	// keeps three buffers of 64 KiB for each, so that a program with very many tunnels
+	// wants less.
+	Batch int
 	// Log takes WireGuard's own messages, all at debug level, and what an operator has
 	// to know. Nil is silence.
 	Log *slog.Logger
@@ -67,8 +73,12 @@ func New(cfg Config) (*Tunnel, error) {
 		_ = cfg.Device.Close()
 		return nil, errors.New("make a WireGuard tunnel: no private key was given")
 	}
+	if cfg.Batch < 0 || cfg.Batch > conn.IdealBatchSize {
+		_ = cfg.Device.Close()
+		return nil, fmt.Errorf("make a WireGuard tunnel: batches of %d packets; choose from 1 to %d", cfg.Batch, conn.IdealBatchSize)
+	}
 	t := &Tunnel{
-		bind:      &bind{log: cfg.Log, offload: cfg.Offload},
+		bind:      &bind{batch: cfg.Batch, log: cfg.Log, offload: cfg.Offload},
 		public:    cfg.PrivateKey.Public(),
 		peers:     make(map[Key]map[netip.Prefix]struct{}),
 		owner:     make(map[netip.Prefix]Key),

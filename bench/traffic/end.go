@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/sallyport-net/sallyport/bench/wire"
@@ -22,6 +21,7 @@ type end struct {
 	source *Source
 	inners []netip.Addr // that it began with
 	mtu    int
+	batch  int // packets that are moved at once at most
 	alarm  *alarm
 	events chan tun.Event // stays empty: a tunnel is up until it is closed
 	once   sync.Once
@@ -212,4 +212,4 @@ func (e *end) File() *os.File { return nil }
 func (e *end) Events() <-chan tun.Event { return e.events }
 
 // BatchSize implements tun.Device.
-func (e *end) BatchSize() int { return conn.IdealBatchSize }
+func (e *end) BatchSize() int { return e.batch }

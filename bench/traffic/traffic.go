@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/sallyport-net/sallyport/bench/wire"
@@ -67,6 +68,10 @@ const (
 	remembered = 64
 	// outboxSize is how many messages to far sides may wait at an end.
 	outboxSize = 16
+	// The devices together have buffers for so many packets, which are what a device's
+	// memory is; but each has some.
+	allBuffers   = 16 * conn.IdealBatchSize
+	leastBuffers = 8
 )
 
 // Source sends and receives as many sandboxes. One load, report or order runs at a time,
@@ -98,7 +103,7 @@ func New(cfg Config) (*Source, error) {
 	}
 	open := func() error {
 		for i, e := range cfg.Ends {
-			if err := s.add(e, cfg.Log); err != nil {
+			if err := s.add(e, &cfg); err != nil {
 				return fmt.Errorf("make end %d of a source of packets: %w", i, err)
 			}
 		}
@@ -121,7 +126,7 @@ func New(cfg Config) (*Source, error) {
 }
 
 // add makes an end.
-func (s *Source) add(cfg End, log *slog.Logger) error {
+func (s *Source) add(cfg End, all *Config) error {
 	private, err := tunnel.ParseKey(cfg.PrivateKey)
 	if err != nil {
 		return err
@@ -135,6 +140,7 @@ func (s *Source) add(cfg End, log *slog.Logger) error {
 	}
 	e := &end{
 		number: len(s.ends), source: s, inners: slices.Clone(cfg.Inners), mtu: cfg.Gateway.MTU,
+		batch:  max(leastBuffers, min(conn.IdealBatchSize, allBuffers/len(all.Ends))),
 		events: make(chan tun.Event), key: public, gateway: cfg.Gateway,
 		shard: s.shards[len(s.ends)%len(s.shards)], outbox: make(chan []byte, outboxSize),
 		owners: make(map[uint32]owner, len(cfg.Inners)),
@@ -156,7 +162,7 @@ func (s *Source) add(cfg End, log *slog.Logger) error {
 	if e.alarm, err = newAlarm(); err != nil {
 		return err
 	}
-	if e.tunnel, err = tunnel.New(tunnel.Config{PrivateKey: private, Device: e, Log: log}); err != nil {
+	if e.tunnel, err = tunnel.New(tunnel.Config{PrivateKey: private, Device: e, Batch: e.batch, Log: all.Log}); err != nil {
 		return err
 	}
 	s.ends = append(s.ends, e)
