@@ -66,7 +66,7 @@ type chain struct {
 	tunnel                   *tunnel // nil: there is none
 	end                      *netlab.WireGuard
 	datagrams                *datagrams // through a tunnel of its own
-	short                    *short     // connections, through a tunnel of their own
+	short                    *short     // connections, through the tunnel of datagrams
 	port                     int        // of the last transfer, counted from the first
 }
 
@@ -80,7 +80,7 @@ func (b *bench) newChain(ctx context.Context, variant string) (c *chain, err err
 		return c, err
 	}
 	var peers []*peer
-	for range 3 {
+	for range 2 {
 		p := &peer{}
 		if p.private, p.public, err = netlab.NewWireGuardKey(); err != nil {
 			return c, err
@@ -119,7 +119,7 @@ func (c *chain) connect(ctx context.Context, cfg *Config, peers []*peer) (err er
 	if c.datagrams, err = newDatagrams(ctx, c, peers[1]); err != nil {
 		return err
 	}
-	c.short, err = newShort(c, peers[2])
+	c.short, err = newShort(c, peers[1])
 	return err
 }
 

@@ -52,6 +52,7 @@ func shortFigures() []figure {
 		{figureShortPeak, "most without a failure", "1000/s", byRatio, 1},
 		{figureShortPeakCPU, "CPU of the process then", "us each", byRatio, 1},
 		{figureShortPeakAll, "CPU of the core then", "us each", byRatio, 1},
+		{figureWrong, "packets from or to a wrong address, or damaged", "", alone, 0},
 	}
 }
 
@@ -87,16 +88,16 @@ func forgetSoon(gw *netlab.Namespace) {
 	}
 }
 
-// short makes short connections through a tunnel of its own.
+// short makes short connections through the tunnel of datagrams, as the same sandbox.
 type short struct {
-	end       *end
+	inner     netip.Addr
 	many, one *tcp.Connections
 	answerer  *tcp.Answerer
 }
 
 // newShort makes both sides.
 func newShort(c *chain, p *peer) (s *short, err error) {
-	s = &short{}
+	s = &short{inner: p.inner}
 	s.answerer, err = tcp.NewAnswerer(tcp.AnswererConfig{
 		AnswererConfig: handshake.AnswererConfig{Request: shortRequest, Answer: shortAnswer, Sources: pair[:], Seed: 1},
 		Place:          c.server, Link: answerLink,
@@ -119,19 +120,11 @@ func newShort(c *chain, p *peer) (s *short, err error) {
 		return s, err
 	}
 	cfg.Remotes = remotes[:1]
-	if s.one, err = tcp.NewConnections(cfg); err != nil {
-		return s, err
-	}
-	s.end, err = newEnd(c.sandbox, c.tunnel, p)
+	s.one, err = tcp.NewConnections(cfg)
 	return s, err
 }
 
-func (s *short) close() {
-	if s.end != nil {
-		s.end.close()
-	}
-	_ = s.answerer.Close()
-}
+func (s *short) close() { _ = s.answerer.Close() }
 
 func spread1000(ctx context.Context, c *chain, cfg *Config) (figures, error) {
 	return c.connections(ctx, c.short.many, cfg)
@@ -143,17 +136,17 @@ func single(ctx context.Context, c *chain, cfg *Config) (figures, error) {
 
 // shortTrial is what came of a rate of connections.
 type shortTrial struct {
-	made      tcp.Made
-	rate      float64 // ended well, per second
-	perEach   cost    // of those
-	busy      float64 // part of the time in which the gateway's core was used
-	forgeries uint64  // segments from elsewhere than the pair
+	made    tcp.Made
+	rate    float64 // ended well, per second
+	perEach cost    // of those
+	busy    float64 // part of the time in which the gateway's core was used
+	wrong   uint64  // segments from elsewhere than the pair, or damaged
 }
 
 // Passes implements search.Outcome.
 func (t shortTrial) Passes() bool {
 	m := &t.made
-	return m.Failed() == 0 && m.Skipped == 0 && t.forgeries == 0 &&
+	return m.Failed() == 0 && m.Skipped == 0 && t.wrong == 0 &&
 		float64(m.Late) <= lowLoss*float64(m.Begun) && float64(m.Resent) <= fewResent*float64(m.Counts.Sent)
 }
 
@@ -176,9 +169,12 @@ func (c *chain) tryConnections(ctx context.Context, of *tcp.Connections, rate fl
 	if err != nil {
 		return t, err
 	}
-	// All else of this process rests: packets of both kinds at a time would be other work.
-	c.short.end.use(of)
-	if t.made, err = of.Run(ctx, c.short.end, tcp.Load{Rate: rate, For: d, Lag: lag}); err != nil {
+	a, err := c.datagrams.source.Attach(0, of, c.short.inner)
+	if err != nil {
+		return t, err
+	}
+	defer a.Close()
+	if t.made, err = of.Run(ctx, a, tcp.Load{Rate: rate, For: d, Lag: lag}); err != nil {
 		return t, err
 	}
 	after, err := readUsage(c)
@@ -195,7 +191,7 @@ func (c *chain) tryConnections(ctx context.Context, of *tcp.Connections, rate fl
 	used, n := after.since(before), time.Duration(t.made.OK)
 	t.rate, t.perEach = float64(n)/d.Seconds(), cost{used.process / n, used.core / n}
 	t.busy = used.core.Seconds() / t.made.Took.Seconds()
-	t.forgeries = is.WrongSource - was.WrongSource
+	t.wrong = is.WrongSource - was.WrongSource + is.Damaged - was.Damaged + t.made.Damaged
 	return t, nil
 }
 
@@ -217,8 +213,14 @@ func (c *chain) connections(ctx context.Context, of *tcp.Connections, cfg *Confi
 		figureShortProcess: micros(fixed.perEach.process), figureShortCore: micros(fixed.perEach.core),
 		figureShortConnect: micros(fixed.made.Connect.Quantile(0.5)), figureShortTail: micros(fixed.made.Connect.Quantile(0.99)),
 	}
+	wrong := fixed.wrong
 	best, bound, err := search.Highest(search.Range{Least: shortLeast, Most: shortMost, Tries: tries, Hold: hold},
-		func(rate float64, d time.Duration) (shortTrial, error) { return c.tryConnections(ctx, of, rate, d) })
+		func(rate float64, d time.Duration) (shortTrial, error) {
+			t, err := c.tryConnections(ctx, of, rate, d)
+			wrong += t.wrong
+			return t, err
+		})
+	f[figureWrong] = float64(wrong)
 	if errors.Is(err, search.ErrNone) {
 		err = fmt.Errorf("%w: %v", err, best)
 	}

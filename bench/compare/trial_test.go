@@ -8,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/handshake"
 	"github.com/sallyport-net/sallyport/bench/histogram"
+	"github.com/sallyport-net/sallyport/bench/tcp"
 	"github.com/sallyport-net/sallyport/bench/traffic"
 	"github.com/sallyport-net/sallyport/bench/wire"
 )
@@ -77,5 +79,30 @@ func TestShares(t *testing.T) {
 	cancel(enough)
 	if err := watch(ctx, 0); !errors.Is(err, enough) {
 		t.Errorf("after its end: %v", err)
+	}
+}
+
+// TestShortTrial says which rates of connections pass, and whose limit was found where one does not.
+func TestShortTrial(t *testing.T) {
+	made := func(change func(*shortTrial)) shortTrial {
+		tr := shortTrial{made: tcp.Made{Counts: handshake.Counts{Begun: 1000, OK: 1000, Sent: 4000}}, busy: 0.5}
+		change(&tr)
+		return tr
+	}
+	for name, c := range map[string]struct {
+		change          func(*shortTrial)
+		passes, starved bool
+	}{
+		"all well":            {func(*shortTrial) {}, true, true},
+		"one failed":          {func(tr *shortTrial) { tr.made.OK, tr.made.Reset = 999, 1 }, false, false},
+		"some never began":    {func(tr *shortTrial) { tr.made.Skipped = 1 }, false, true},
+		"some are late":       {func(tr *shortTrial) { tr.made.Late = 2 }, false, true},
+		"the core was full":   {func(tr *shortTrial) { tr.made.Late, tr.busy = 2, 0.95 }, false, false},
+		"much was sent again": {func(tr *shortTrial) { tr.made.Resent = 5 }, false, false},
+		"a wrong source":      {func(tr *shortTrial) { tr.wrong = 1 }, false, true},
+	} {
+		if tr := made(c.change); tr.Passes() != c.passes || tr.Starved() != c.starved {
+			t.Errorf("%s: passes %t, starved %t", name, tr.Passes(), tr.Starved())
+		}
 	}
 }

@@ -25,9 +25,9 @@ type Answered struct {
 	Opened      uint64 `json:"synchronised"` // SYNs
 	Asked       uint64 `json:"asked"`        // requests, those that came again included
 	Closed      uint64 `json:"closed"`       // FINs, those that came again included
-	Others      uint64 `json:"others"`       // acknowledgements and RSTs, to which there is no answer
+	Others      uint64 `json:"others"`       // acknowledgements, RSTs and what is not TCP, to which there is no answer
 	Refused     uint64 `json:"refused"`      // other requests, or of connections that are none: answered by a RST
-	Damaged     uint64 `json:"damaged"`      // no segments, or with wrong checksums
+	Damaged     uint64 `json:"damaged"`      // no packets, or with wrong checksums
 	WrongSource uint64 `json:"wrongSource"`  // from somebody else than those who may; counted above, too
 }
 
@@ -61,8 +61,12 @@ func (a *Answerer) Counts() Answered { return a.counts }
 // b is the caller's again afterwards.
 func (a *Answerer) Answer(dst, b []byte) int {
 	p := &a.in
-	if packet.Parse(p, b) != packet.Pass || p.Kind != packet.KindTCP || !p.ChecksumOK() {
+	switch o := packet.Parse(p, b); {
+	case o != packet.Pass, p.Kind == packet.KindTCP && !p.ChecksumOK():
 		a.counts.Damaged++
+		return 0
+	case p.Kind != packet.KindTCP:
+		a.counts.Others++
 		return 0
 	}
 	if !a.mayConnect(p.Src) {

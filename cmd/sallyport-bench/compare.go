@@ -38,7 +38,9 @@ core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work
 Scenarios: TCP by iperf3 (tcp-out, tcp-in); datagrams of 64 and of 1420 bytes at a
 fixed rate and at the highest with at most 0.1 % lost (udp-out, udp-in, udp1420-out,
 udp1420-in); requests and answers, whose latency counts from when a request was due
-(latency-idle: 997/s; latency-half: half of what the comparator answers).`,
+(latency-idle: 997/s; latency-half: half of what the comparator answers); short TCP
+connections - connect, one request, its answer, close - at a fixed rate and at the
+highest at which none fails (connections: to 1,024 destinations; connections-one).`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if cfg.Bin, err = binFolder(cfg.Bin); err != nil {
