@@ -156,7 +156,7 @@ func openNetwork(h *Host, n spec.Network, snapshot *policy.Snapshot) (_ *network
 		return nil, fmt.Errorf("derive the WireGuard key: %w", err)
 	}
 	net.public = key.Public()
-	net.tun, err = tunnel.New(tunnel.Config{PrivateKey: key, ListenPort: h.ports[n.ID], Device: net.fwd, Offload: net.offload, Log: net.log})
+	net.tun, err = tunnel.New(tunnel.Config{PrivateKey: key, ListenPort: h.ports[n.ID], Device: net.fwd, Batch: batchSize, Offload: net.offload, Log: net.log})
 	return net, err
 }
 

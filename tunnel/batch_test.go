@@ -65,7 +65,7 @@ func TestSmallBatches(t *testing.T) {
 			i++
 		}
 	}
-	for _, batch := range []int{-1, conn.IdealBatchSize + 1} {
+	for _, batch := range []int{-1, MaxBatch + 1} {
 		d := newMemTUN()
 		if _, err := New(Config{PrivateKey: NewKey(), Device: d, Batch: batch}); err == nil || !d.isClosed() {
 			t.Errorf("batches of %d: %v, closed %t", batch, err, d.isClosed())

@@ -16,10 +16,12 @@ import (
 	"sync"
 	"syscall"
 
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 )
+
+// MaxBatch is the largest Config.Batch.
+const MaxBatch = 256
 
 // Config says what a tunnel is made of.
 type Config struct {
@@ -33,10 +35,10 @@ type Config struct {
 	Device tun.Device
 	// Offload is what is not asked of the kernel for the UDP sockets.
 	Offload Offload
-	// Batch is how many packets are moved at once at most, 1 to 128, unless Device moves
-	// more; 0 is 128. WireGuard
-	// keeps three buffers of 64 KiB for each, so that a program with very many tunnels
-	// wants less.
+	// Batch is how many packets are moved at once at most, 1 to MaxBatch, unless Device moves
+	// more; 0 is 128. WireGuard keeps three buffers of 64 KiB for each, so that a program with
+	// very many tunnels wants less. What comes in together is of more flows at high rates: one
+	// that joins it wants more.
 	Batch int
 	// Log takes WireGuard's own messages, all at debug level, and what an operator has
 	// to know. Nil is silence.
@@ -73,9 +75,9 @@ func New(cfg Config) (*Tunnel, error) {
 		_ = cfg.Device.Close()
 		return nil, errors.New("make a WireGuard tunnel: no private key was given")
 	}
-	if cfg.Batch < 0 || cfg.Batch > conn.IdealBatchSize {
+	if cfg.Batch < 0 || cfg.Batch > MaxBatch {
 		_ = cfg.Device.Close()
-		return nil, fmt.Errorf("make a WireGuard tunnel: batches of %d packets; choose from 1 to %d", cfg.Batch, conn.IdealBatchSize)
+		return nil, fmt.Errorf("make a WireGuard tunnel: batches of %d packets; choose from 1 to %d", cfg.Batch, MaxBatch)
 	}
 	t := &Tunnel{
 		bind:      &bind{batch: cfg.Batch, log: cfg.Log, offload: cfg.Offload},

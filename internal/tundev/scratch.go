@@ -8,6 +8,10 @@ import (
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
+// maxRest is how many payloads behind the first a train has at most that is written by one
+// system call. Callers' batches may be larger than BatchSize.
+const maxRest = 256
+
 // Scratch is memory that many devices use in turn: one that is idle holds none of it.
 // Its zero value is ready for use.
 type Scratch struct{ frames, slabs, out sync.Pool }
@@ -36,7 +40,7 @@ type outScratch struct {
 	coalescer *packet.Coalescer
 	cutter    packet.Cutter
 	header    vnetHeader
-	vectors   [2 + BatchSize]unix.Iovec
+	vectors   [2 + maxRest]unix.Iovec
 	// piece is one packet of a train that has to be cut, in pieces.
 	piece, pieces []byte
 }

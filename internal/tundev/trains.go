@@ -283,7 +283,7 @@ func (w *writer) prepare(t *packet.Train) bool {
 	switch {
 	case !o.VNet && !train && len(t.Rest) == 0:
 		w.begins(direct)
-	case !o.VNet, len(t.Rest) > BatchSize, t.Size > 0 && !o.TCP, t.Size > 0 && !o.UDP && packet.Proto(t.Head[9]) == packet.UDP:
+	case !o.VNet, len(t.Rest) > maxRest, t.Size > 0 && !o.TCP, t.Size > 0 && !o.UDP && packet.Proto(t.Head[9]) == packet.UDP:
 		w.begins(pieces)
 	default:
 		w.begins(vectored)
