@@ -19,6 +19,7 @@ import (
 	"github.com/sallyport-net/sallyport/control"
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
+	"github.com/sallyport-net/sallyport/internal/config"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/tunnel"
 )
@@ -298,6 +299,24 @@ func TestControlPlaneForgets(t *testing.T) {
 	stays.checkEcho(origin, "six")
 	if !stays.handshake().Equal(hands) {
 		t.Error("the sandbox was cut")
+	}
+	r.close()
+}
+
+// TestRestartTogether: where the control plane is in the same process, it begins anew with
+// the gateway, which is no reason to warn of another.
+func TestRestartTogether(t *testing.T) {
+	checkLeaks(t)
+	daemon, state := testDaemon(), testState(testNetwork("net_a", 1))
+	daemon.Roles = config.Roles{Control: true, Gateway: true}
+	r := newHostRigWith(t, daemon, state)
+	r.attach("net_a")
+	r.src.become(newStore(t, state))
+	r.await("the new store is followed", func(spec.HostReport, spec.Cursor) bool {
+		return strings.Contains(r.log.String(), "of before the start")
+	})
+	if strings.Contains(r.log.String(), "another than before") {
+		t.Errorf("the log warns of another control plane:\n%s", r.log)
 	}
 	r.close()
 }
