@@ -4,5 +4,6 @@
 // failover how soon another gateway takes over, compare what a packet costs beside
 // other gateways. They run the programs by daemon, look at machine, and report by
 // document. What a load sends and what takes it in beyond the gateway speak by wire;
-// far is the latter.
+// far is the latter, and traffic the former: as many sandboxes as one likes in the
+// harness's own process, timed into histogram's buckets.
 package bench

@@ -81,11 +81,10 @@ func withFar(t *testing.T, key [wire.KeySize]byte) (*relay, *Source) {
 	}
 	t.Cleanup(func() { _ = f.Close() })
 	r := &relay{to: f.Addr(), sockets: make(map[[2]netip.AddrPort]*net.UDPConn)}
+	t.Cleanup(r.close) // after the gateway's end
 	g, ends := newGateway(t, r, 2, 10)
 	r.gateway = g
-	s := newSource(t, Config{Ends: ends, Key: key})
-	t.Cleanup(r.close)
-	return r, s
+	return r, newSource(t, Config{Ends: ends, Key: key})
 }
 
 // The far side and the source agree on what was sent, egress, echo and ingress.

@@ -124,10 +124,10 @@ func (e *end) ask(bufs [][]byte, sizes []int, offset int) (n int, again time.Dur
 // for each peer, and there is one.
 func (e *end) Write(bufs [][]byte, offset int) (int, error) {
 	now := e.source.now()
-	l := e.run.Load()
 	e.parcels, e.handed = e.parcels[:0], e.handed[:0]
 	e.mu.RLock()
 	e.shard.mu.Lock()
+	l := e.run.Load() // under the lock: counts and run are of one load
 	for _, b := range bufs {
 		e.take(b[offset:], l, now)
 	}

@@ -22,8 +22,9 @@ var (
 )
 
 const (
-	// lead is how long after it was made a run begins.
-	lead = 2 * time.Millisecond
+	// lead is how long after it was made a run begins, and for each end so much later.
+	lead     = 2 * time.Millisecond
+	leadEach = 20 * time.Microsecond
 	// look is how often is looked for silence, settle how often for the last answers.
 	look   = 50 * time.Millisecond
 	settle = 2 * time.Millisecond
@@ -68,13 +69,11 @@ func (s *Source) prepare(l Load, kind wire.Kind) (*run, error) {
 
 // begin has the ends send.
 func (s *Source) begin(r *run) {
-	for _, sh := range s.shards {
-		sh.reset()
-	}
 	known := append([]uint64{r.load.Run}, *s.runs.Load()...)
 	known = known[:min(len(known), remembered)]
 	s.runs.Store(&known)
-	from, total, before := s.now()+lead, r.load.Rate*r.load.For.Seconds(), uint64(0)
+	from := s.now() + lead + time.Duration(len(r.lanes))*leadEach
+	total, before := r.load.Rate*r.load.For.Seconds(), uint64(0)
 	r.left.Store(int64(len(r.lanes)))
 	for i, l := range r.lanes {
 		l.mu.Lock()
@@ -96,6 +95,11 @@ func (s *Source) begin(r *run) {
 		}
 		l.mu.Unlock()
 		l.end.run.Store(l)
+	}
+	for _, sh := range s.shards { // now that nobody counts for the load before
+		sh.reset()
+	}
+	for _, l := range r.lanes {
 		l.end.alarm.wake()
 	}
 }
@@ -106,12 +110,15 @@ func (s *Source) perform(ctx context.Context, r *run) error {
 	s.begin(r)
 	defer r.stop()
 	defer func() { r.unsent = s.unsent() - unsent }()
-	if err := s.attend(ctx, r); err != nil {
-		r.stop()
-		r.ended = s.now()
+	err := s.attend(ctx, r)
+	r.stop()
+	r.ended = s.now()
+	if r.mute != nil {
+		return s.diagnose(ctx, r.mute)
+	}
+	if err != nil {
 		return err
 	}
-	r.ended = s.now()
 	tick := time.NewTicker(settle)
 	defer tick.Stop()
 	for until := r.ended + r.load.Patience; s.now() < until; {
@@ -130,11 +137,11 @@ func (s *Source) perform(ctx context.Context, r *run) error {
 	return nil
 }
 
-// attend waits until all is sent.
+// attend waits until all is sent, or a gateway is mute.
 func (s *Source) attend(ctx context.Context, r *run) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	over := time.NewTimer(lead + r.load.For + overtime)
+	over := time.NewTimer(lead + time.Duration(len(r.lanes))*leadEach + r.load.For + overtime)
 	defer over.Stop()
 	for {
 		select {
@@ -146,9 +153,8 @@ func (s *Source) attend(ctx context.Context, r *run) error {
 			return context.Cause(ctx)
 		case <-tick.C:
 		}
-		if q := r.silent(s.now()); q != nil {
-			r.stop()
-			return s.diagnose(ctx, q)
+		if r.mute = r.silent(s.now()); r.mute != nil {
+			return nil
 		}
 		for _, e := range s.ends {
 			select {
@@ -173,19 +179,22 @@ func (r *run) silent(now time.Duration) *lane {
 // diagnose finds out whether a silent gateway is there at all.
 func (s *Source) diagnose(ctx context.Context, l *lane) error {
 	e := l.end
-	since := time.Duration(l.quiet.since.Load())
+	silent := l.run.load.Patience
+	if since := l.quiet.since.Load(); since != 0 {
+		silent = (s.now() - time.Duration(since)).Round(time.Millisecond)
+	}
 	began := time.Now()
 	if err := e.tunnel.Rehandshake(e.key); err != nil {
 		return err
 	}
 	err := s.shaken(ctx, []*end{e}, began, handshake)
 	if err == nil {
-		return fmt.Errorf("%w: %v, for %v; look whether the far side runs, knows the run and is reached from the gateway", ErrSilent, e.gateway.Endpoint, (s.now() - since).Round(time.Millisecond))
+		return fmt.Errorf("%w: %v, for %v; look whether the far side runs, knows the run and is reached from the gateway", ErrSilent, e.gateway.Endpoint, silent)
 	}
 	if ctx.Err() != nil {
 		return err
 	}
-	return fmt.Errorf("%w: %v has been silent for %v and shakes hands no more; look whether it runs", ErrDead, e.gateway.Endpoint, (s.now() - since).Round(time.Millisecond))
+	return fmt.Errorf("%w: %v has been silent for %v and shakes hands no more; look whether it runs", ErrDead, e.gateway.Endpoint, silent)
 }
 
 // settled says whether all answers have come.

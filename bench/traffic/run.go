@@ -26,6 +26,7 @@ type run struct {
 	// Of whoever performs it.
 	ended  time.Duration
 	unsent uint64
+	mute   *lane // of a gateway that was silent for too long; nil: none
 }
 
 // lane is an end's part of a run.
