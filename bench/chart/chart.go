@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"html"
 	"math"
-	"slices"
 	"strings"
 )
 
@@ -57,7 +56,8 @@ const (
 	width, height                     = 720.0, 300.0
 	left, right, top, bottom          = 68.0, 18.0, 34.0, 46.0
 	plotRight, plotBottom             = width - right, height - bottom
-	tickLength, textRoom, legendEntry = 4.0, 15.0, 7.2
+	tickLength, textRoom, legendEntry = 4.0, 15.0, 6.4
+	legendLeft                        = left + 100 // beside the name of the axis
 )
 
 // Style is the style sheet of all charts on a page, for light and dark.
@@ -95,7 +95,7 @@ func (c Chart) SVG() string {
 
 // frame finds what the two axes reach over.
 func (c Chart) frame() (x, y ruler) {
-	x, y = newRuler(c.X.Scale, left, plotRight), newRuler(c.Y.Scale, plotBottom, top)
+	x, y = newRuler(c.X.Scale, left, plotRight), newRuler(c.Y.Scale, plotBottom, c.head())
 	for _, s := range c.Series {
 		for _, p := range s.Points {
 			if x.takes(p.X) && y.takes(p.Y) {
@@ -147,18 +147,37 @@ func drawSeries(b *strings.Builder, s Series, colour int, x, y ruler) {
 	b.WriteString(dots.String())
 }
 
-// drawLegend names the series, from the right; one alone is named by the title.
+// drawLegend names the series, in rows as wide as the plot; one alone is named by the title.
 func (c Chart) drawLegend(b *strings.Builder) {
 	if len(c.Series) < 2 {
 		return
 	}
-	at := plotRight
-	for i, s := range slices.Backward(c.Series) {
-		at -= legendEntry * float64(len([]rune(s.Name)))
-		fmt.Fprintf(b, `<text x="%.1f" y="%.1f">%s</text>`, at, textRoom, escape(s.Name))
-		fmt.Fprintf(b, `<circle class="s%d" cx="%.1f" cy="%.1f" r="4"/>`+"\n", i%Colours, at-8, textRoom-4)
-		at -= 24
+	at, line := legendLeft, textRoom
+	for i, s := range c.Series {
+		wide := legendWidth(s)
+		if at > legendLeft && at+wide > plotRight {
+			at, line = legendLeft, line+textRoom
+		}
+		fmt.Fprintf(b, `<circle class="s%d" cx="%.1f" cy="%.1f" r="4"/>`, i%Colours, at+4, line-4)
+		fmt.Fprintf(b, `<text x="%.1f" y="%.1f">%s</text>`+"\n", at+12, line, escape(s.Name))
+		at += wide
 	}
+}
+
+// legendWidth is the room that a series takes in the legend.
+func legendWidth(s Series) float64 { return 28 + legendEntry*float64(len([]rune(s.Name))) }
+
+// head is where the plot begins, below the legend's rows.
+func (c Chart) head() float64 {
+	at, rows := legendLeft, 0.0
+	for _, s := range c.Series {
+		wide := legendWidth(s)
+		if at > legendLeft && at+wide > plotRight {
+			at, rows = legendLeft, rows+1
+		}
+		at += wide
+	}
+	return top + rows*textRoom
 }
 
 // escape makes a text safe within XML, which allows no control characters.

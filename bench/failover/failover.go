@@ -23,6 +23,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -38,6 +40,8 @@ const FunctionCommand = "failover-function"
 type Config struct {
 	// Runs is how often each fault is made.
 	Runs int
+	// Faults are the methods by which is made to fail, of [Methods]; none: all.
+	Faults []string
 	// Load is how long the load without a fault lasts; 0: there is none.
 	Load time.Duration
 	// Report is the file that gets the report in Markdown; empty: none does.
@@ -57,12 +61,16 @@ type Config struct {
 // patience is how long all of it may take.
 func (c *Config) patience() time.Duration {
 	const start, each = time.Minute, 15 * time.Second
-	return start + c.Load + time.Duration(c.Runs*len(faults()))*each
+	return start + c.Load + time.Duration(c.Runs*len(c.faults()))*each
 }
 
 // command is the command line, without what only says where files are.
 func (c *Config) command() string {
-	return fmt.Sprintf("sallyport-bench failover --runs %d --load %v", c.Runs, c.Load)
+	line := fmt.Sprintf("sallyport-bench failover --runs %d --load %v", c.Runs, c.Load)
+	if n := len(c.Faults); n > 0 && n < len(Methods()) {
+		line += " --faults " + strings.Join(c.Faults, ",")
+	}
+	return line
 }
 
 // program is the path of one of our programs.
@@ -76,7 +84,17 @@ func (c *Config) validate() error {
 	case c.Load < 0 || c.Load > 24*time.Hour:
 		return fmt.Errorf("a load of %v cannot be: choose 0 to 24h (--load)", c.Load)
 	}
+	for _, m := range c.Faults {
+		if !slices.Contains(Methods(), m) {
+			return fmt.Errorf("there is no fault %q: choose from %s (--faults)", m, strings.Join(Methods(), ", "))
+		}
+	}
 	return nil
+}
+
+// faults are those that are asked for.
+func (c *Config) faults() []fault {
+	return slices.DeleteFunc(faults(), func(f fault) bool { return len(c.Faults) > 0 && !slices.Contains(c.Faults, string(f.how)) })
 }
 
 // Run measures and returns the exit code: 0 if everything came back each time, no
@@ -175,7 +193,7 @@ func measureAll(ctx context.Context, cfg Config) (r *report, err error) {
 func (s *stage) measure(ctx context.Context, p *printer) (*report, error) {
 	r := &report{Machine: machine.Here(), Version: s.cfg.Version, Command: s.cfg.command(), RunsEach: s.cfg.Runs}
 	for i := range s.cfg.Runs {
-		for _, f := range faults() {
+		for _, f := range s.cfg.faults() {
 			one, err := s.once(ctx, f)
 			if err != nil {
 				return nil, err

@@ -29,6 +29,9 @@ const (
 	byBlackhole method = "blackhole"
 )
 
+// Methods are the names of all.
+func Methods() []string { return []string{string(byKill), string(byStop), string(byBlackhole)} }
+
 // faults are all of them, in the order of the report.
 func faults() (all []fault) {
 	for _, region := range []bool{false, true} {

@@ -34,7 +34,9 @@ type report struct {
 func (r *report) sumUp() {
 	r.Faults, r.Problems = nil, []string{}
 	for _, f := range faults() {
-		r.Faults = append(r.Faults, summarize(f.String(), r.Runs))
+		if one := summarize(f.String(), r.Runs); one.Runs > 0 {
+			r.Faults = append(r.Faults, one)
+		}
 	}
 	r.All = summarize("", r.Runs)
 	problem := func(format string, args ...any) { r.Problems = append(r.Problems, fmt.Sprintf(format, args...)) }

@@ -120,13 +120,13 @@ func (b *Bulk) Close() error {
 
 // Transfer is what is moved.
 type Transfer struct {
-	Remote  netip.AddrPort
-	Streams int // at a time
+	Remote netip.AddrPort
 	// In says that the far side sends; else the sandbox does.
 	In  bool
 	For time.Duration
-	// Hello is what each stream sends first: how it tells the far side what it is to do.
-	Hello []byte
+	// Hellos are what the streams send first, one for each: how they tell the far side what it
+	// is to do.
+	Hellos [][]byte
 }
 
 // Moved is what came of a transfer.
@@ -151,8 +151,8 @@ const (
 
 // Run moves bytes. What was moved until then is returned with an error, too.
 func (b *Bulk) Run(ctx context.Context, t Transfer) (Moved, error) {
-	if t.Streams < 1 || t.Streams > maxStreams || t.For <= 0 {
-		return Moved{}, fmt.Errorf("%d streams for %v cannot be: 1 to %d, for a while", t.Streams, t.For, maxStreams)
+	if len(t.Hellos) < 1 || len(t.Hellos) > maxStreams || t.For <= 0 {
+		return Moved{}, fmt.Errorf("%d streams for %v cannot be: 1 to %d, for a while", len(t.Hellos), t.For, maxStreams)
 	}
 	conns, err := b.connect(ctx, t)
 	defer func() {
@@ -195,13 +195,13 @@ func (b *Bulk) Run(ctx context.Context, t Transfer) (Moved, error) {
 func (b *Bulk) connect(ctx context.Context, t Transfer) (conns []*netstack.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectPatience)
 	defer cancel()
-	for range t.Streams {
+	for _, hello := range t.Hellos {
 		c, err := b.stack.DialTCP(ctx, netip.AddrPortFrom(b.inner, 0), t.Remote)
 		if err != nil {
 			return conns, fmt.Errorf("connect stream %d to %v: %w", len(conns)+1, t.Remote, err)
 		}
 		conns = append(conns, c)
-		if _, err := c.Write(t.Hello); err != nil {
+		if _, err := c.Write(hello); err != nil {
 			return conns, fmt.Errorf("greet %v: %w", t.Remote, err)
 		}
 	}

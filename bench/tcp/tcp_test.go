@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -214,18 +215,18 @@ func TestBulk(t *testing.T) {
 	}
 	b.Use(newWire(t, b, stack))
 	for _, hello := range []string{"i", "o"} {
-		m, err := b.Run(t.Context(), Transfer{Remote: at, Streams: 3, In: hello == "i", For: 100 * time.Millisecond, Hello: []byte(hello)})
+		m, err := b.Run(t.Context(), Transfer{Remote: at, In: hello == "i", For: 100 * time.Millisecond, Hellos: slices.Repeat([][]byte{[]byte(hello)}, 3)})
 		if err != nil || m.Bytes < 1<<16 || m.Took < 100*time.Millisecond {
 			t.Errorf("%s: %+v, %v", hello, m, err)
 		}
 	}
-	if _, err := b.Run(t.Context(), Transfer{Remote: netip.AddrPortFrom(server, 81), Streams: 1, For: time.Second}); err == nil || !strings.Contains(err.Error(), ":81") {
+	if _, err := b.Run(t.Context(), Transfer{Remote: netip.AddrPortFrom(server, 81), For: time.Second, Hellos: [][]byte{nil}}); err == nil || !strings.Contains(err.Error(), ":81") {
 		t.Errorf("nobody listens: %v", err)
 	}
 	if err := b.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := b.Run(t.Context(), Transfer{Remote: at, Streams: 1, For: time.Second}); err == nil {
+	if _, err := b.Run(t.Context(), Transfer{Remote: at, For: time.Second, Hellos: [][]byte{nil}}); err == nil {
 		t.Error("a closed stack connects")
 	}
 }

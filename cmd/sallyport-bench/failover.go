@@ -38,6 +38,7 @@ are forbidden nothing runs, which is said and no failure.`,
 		},
 	}
 	cmd.Flags().IntVar(&cfg.Runs, "runs", 20, "make each fault `N` times")
+	cmd.Flags().StringSliceVar(&cfg.Faults, "faults", failover.Methods(), "make these `FAULTS`")
 	cmd.Flags().DurationVar(&cfg.Load, "load", 2*time.Minute, "how long the full load lasts; 0 for none")
 	cmd.Flags().StringVar(&cfg.Report, "out", "", "write the report to `FILE`, as Markdown")
 	cmd.Flags().BoolVar(&cfg.JSON, "json", false, "write one JSON document")

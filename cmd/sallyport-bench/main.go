@@ -35,7 +35,7 @@ func main() {
 		SilenceErrors: true,
 	}
 	root.AddCommand(demoCommand(&code, out), functionCommand(), failoverCommand(&code, out), failoverFunctionCommand(), compareCommand(out), gvisorCommand(), reportCommand(), recordCommand(out))
-	root.AddCommand(serveCommand(out))
+	root.AddCommand(serveCommand(out), runCommand(out))
 	err := root.ExecuteContext(ctx)
 	end(nil)
 	stop()

@@ -1,0 +1,268 @@
+package scenario
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/sallyport-net/sallyport/bench/chart"
+	"github.com/sallyport-net/sallyport/bench/document"
+	"github.com/sallyport-net/sallyport/internal/console"
+)
+
+// cells are the figures of a step as people read them, by their titles in order.
+func (s *step) cells() (list [][2]string) {
+	for _, f := range figures() {
+		if v, ok := s.Figures[f.name]; ok {
+			list = append(list, [2]string{f.title, number(v, f.digits)})
+		}
+	}
+	if l := s.Latency; l != nil {
+		for _, q := range []struct {
+			name  string
+			value float64
+		}{{"p50, us", l.P50}, {"p99, us", l.P99}, {"p99.9, us", l.P999}, {"max, us", l.Max}} {
+			list = append(list, [2]string{q.name, number(q.value, 0)})
+		}
+	}
+	return list
+}
+
+// number has thousands in groups where it is whole.
+func number(v float64, digits int) string {
+	if digits == 0 || math.Abs(v) >= 1e5 {
+		return group(v)
+	}
+	return fmt.Sprintf("%.*f", digits, v)
+}
+
+// rows are a table of an outcome: steps, and a column for each figure that one of them has.
+func (o *outcome) rows() [][]string {
+	head := []string{"step"}
+	column := map[string]int{}
+	order := figures()
+	for _, q := range []string{"p50, us", "p99, us", "p99.9, us", "max, us"} {
+		order = append(order, figure{title: q})
+	}
+	for _, f := range order {
+		for _, s := range o.Steps {
+			for _, c := range s.cells() {
+				if _, known := column[f.title]; c[0] == f.title && !known {
+					column[f.title] = len(head)
+					head = append(head, f.title)
+				}
+			}
+		}
+	}
+	rows := [][]string{head}
+	for _, s := range o.Steps {
+		row := make([]string, len(head))
+		row[0] = s.Name
+		for _, c := range s.cells() {
+			row[column[c[0]]] = c[1]
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// notes are what is to be known beside the figures, each with its mark.
+func (o *outcome) notes() (list []string) {
+	if o.NotRun != "" {
+		list = append(list, "NOT RUN: "+o.NotRun)
+	}
+	for _, s := range o.Steps {
+		for _, w := range s.Wrong {
+			list = append(list, "WRONG: "+s.Name+": "+w)
+		}
+		if s.Refused {
+			list = append(list, "REFUSED: "+s.Name+": its figures are thrown away: "+strings.Join(s.Noise.why(), "; "))
+		}
+		for _, m := range s.Marks {
+			list = append(list, "NOTE: "+s.Name+": "+m)
+		}
+	}
+	for _, p := range o.Problems {
+		list = append(list, "FAILED: "+p)
+	}
+	return list
+}
+
+// print writes the result for a terminal.
+func (r *result) print(w io.Writer) error {
+	var b strings.Builder
+	for _, o := range r.Scenarios {
+		fmt.Fprintf(&b, "\n%s: %s\n", o.Name, o.Title)
+		if len(o.Steps) > 0 {
+			var t console.Table
+			for _, row := range o.rows() {
+				cells := make([]any, len(row))
+				for i, c := range row {
+					cells[i] = c
+				}
+				t.Row(cells...)
+			}
+			var text strings.Builder
+			_ = t.Print(&text) // to memory
+			for line := range strings.Lines(text.String()) {
+				b.WriteString("  " + line)
+			}
+		}
+		for _, n := range o.notes() {
+			b.WriteString("  " + console.Clean(n) + "\n")
+		}
+	}
+	b.WriteString("\n" + console.Clean(strings.Join(r.conditions(), "\n")) + "\n")
+	for _, p := range r.Problems {
+		b.WriteString("FAILED: " + console.Clean(p) + "\n")
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// conditions say what was measured, with what, and how sources were checked.
+func (r *result) conditions() []string {
+	g := r.Gateway
+	what := "Gateway: " + g.Kind
+	if g.Uplink != "" {
+		what += ", uplink " + g.Uplink
+	}
+	if g.Endpoint.IsValid() {
+		what += fmt.Sprintf(", at %v", g.Endpoint)
+	}
+	what += fmt.Sprintf("; far side %v; CPU: %s", g.Far, g.CPU)
+	checked, wrong, some := true, uint64(0), false
+	for _, o := range r.Scenarios {
+		for _, s := range o.Steps {
+			if s.Sources != nil {
+				some, checked, wrong = true, checked && s.Sources.Checked, wrong+s.Sources.Wrong
+			}
+		}
+	}
+	sources := fmt.Sprintf("Source addresses: all of the pair %v", g.Pair)
+	switch {
+	case !some:
+		sources = "Source addresses: none were seen"
+	case !checked:
+		sources = "Source addresses: not checked, as nobody said what the pair is (--pair)"
+	case wrong > 0:
+		sources = fmt.Sprintf("Source addresses: %d packets or connections from others than the pair %v", wrong, g.Pair)
+	}
+	return []string{
+		what, sources,
+		fmt.Sprintf("Harness: %s; %d cores; Linux %s; %s; sallyport-bench %s; load average %.2f at the start; %s; %.0f s",
+			r.Machine.CPU, r.Machine.Cores, r.Machine.Kernel, r.Machine.Go, r.Sallyport, r.Load1, r.Date.Format(time.DateTime+" UTC"), r.Seconds),
+		"Command: " + r.Command,
+	}
+}
+
+// page is the result for a browser.
+func (r *result) page() string {
+	p := document.Page{Title: "Sallyport gateway, measured " + r.Date.Format(time.DateOnly), Lead: r.conditions(), Style: chart.Style}
+	for _, problem := range r.Problems {
+		p.Lead = append(p.Lead, "FAILED: "+problem)
+	}
+	for _, o := range r.Scenarios {
+		part := document.Part{Title: o.Name + ": " + o.Title, Marks: o.notes()}
+		if len(o.Steps) > 0 {
+			part.Table = o.rows()
+		}
+		for _, c := range o.charts() {
+			part.Pictures = append(part.Pictures, c.SVG())
+		}
+		p.Parts = append(p.Parts, part)
+	}
+	return p.HTML()
+}
+
+// charts are what a scenario's figures look like.
+func (o *outcome) charts() (list []chart.Chart) {
+	quantiles := chart.Chart{Title: o.Title + ": latency", X: chart.Axis{Label: "of all", Scale: chart.Quantile}, Y: chart.Axis{Label: "us", Scale: chart.Log}}
+	scale := chart.Chart{Title: o.Title + ": cost", X: chart.Axis{Label: o.scale(), Scale: chart.Log}, Y: chart.Axis{Label: "us of CPU per packet"}}
+	over := map[string]*chart.Chart{}
+	var units []string
+	process, core := chart.Series{Name: "process", Dots: true}, chart.Series{Name: "core", Dots: true}
+	for _, s := range o.Steps {
+		if s.Latency != nil {
+			quantiles.Series = append(quantiles.Series, chart.Series{Name: s.Name, Points: points(s.Latency.Quantiles)})
+		}
+		for _, one := range s.Series {
+			c := over[one.Unit]
+			if c == nil {
+				c = &chart.Chart{Title: o.Title + ": " + one.Unit, X: chart.Axis{Label: "s"}, Y: chart.Axis{Label: one.Unit}}
+				over[one.Unit], units = c, append(units, one.Unit)
+			}
+			c.Series = append(c.Series, chart.Series{Name: s.Name + " " + one.Name, Points: points(one.Points)})
+		}
+		if x := float64(o.size(s)); x > 0 {
+			if v, ok := s.Figures[figureProcess]; ok {
+				process.Points = append(process.Points, chart.Point{X: x, Y: v})
+			}
+			if v, ok := s.Figures[figureCore]; ok {
+				core.Points = append(core.Points, chart.Point{X: x, Y: v})
+			}
+		}
+	}
+	for _, u := range units {
+		list = append(list, *over[u])
+	}
+	if len(quantiles.Series) > 0 {
+		list = append(list, quantiles)
+	}
+	for _, one := range []chart.Series{process, core} {
+		if len(one.Points) > 0 {
+			scale.Series = append(scale.Series, one)
+		}
+	}
+	if len(scale.Series) > 0 {
+		list = append(list, scale)
+	}
+	return list
+}
+
+// scale is what a scenario's steps grow in; empty: they do not.
+func (o *outcome) scale() string {
+	switch o.Name {
+	case nameSandboxes:
+		return "sandboxes"
+	case nameSessions:
+		return "sessions"
+	}
+	return ""
+}
+
+func (o *outcome) size(s *step) int {
+	switch o.Name {
+	case nameSandboxes:
+		return s.Load.Sandboxes
+	case nameSessions:
+		return s.Load.Flows
+	}
+	return 0
+}
+
+func points(pairs [][2]float64) (list []chart.Point) {
+	for _, p := range pairs {
+		list = append(list, chart.Point{X: p[0], Y: p[1]})
+	}
+	return list
+}
+
+// write writes the result where the user wants it.
+func (r *result) write(cfg *Config) error {
+	var errs []error
+	if cfg.Out != nil {
+		errs = append(errs, r.print(cfg.Out))
+	}
+	if cfg.JSON != "" {
+		var b strings.Builder
+		errs = append(errs, document.WriteJSON(&b, r), document.Replace(cfg.JSON, b.String()))
+	}
+	if cfg.HTML != "" {
+		errs = append(errs, document.Replace(cfg.HTML, r.page()))
+	}
+	return errors.Join(errs...)
+}

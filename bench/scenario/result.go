@@ -1,0 +1,226 @@
+package scenario
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/sallyport-net/sallyport/bench/histogram"
+	"github.com/sallyport-net/sallyport/bench/machine"
+)
+
+// resultVersion is that of the JSON document. It grows when a field changes its meaning
+// or goes; new fields do not change it.
+const resultVersion = 1
+
+// result is the whole outcome, as JSON has it.
+type result struct {
+	Version   int           `json:"version"`
+	Date      time.Time     `json:"date"` // when it began, UTC
+	Command   string        `json:"command"`
+	Sallyport string        `json:"sallyport"` // version of this program
+	Machine   machine.Facts `json:"machine"`   // the harness's
+	Load1     float64       `json:"load1"`     // its load average of a minute when it began
+	Gateway   about         `json:"gateway"`
+	Seconds   float64       `json:"seconds"`
+	Scenarios []*outcome    `json:"scenarios"`
+	// Problems are what ended the run, or kept scenarios from running. What was
+	// wrong in one step stands there.
+	Problems []string `json:"problems"`
+}
+
+// about is what was measured.
+type about struct {
+	// Kind is how the harness reached it: chain, api or wireguard.
+	Kind     string         `json:"kind"`
+	Uplink   string         `json:"uplink,omitempty"` // of a chain
+	Endpoint netip.AddrPort `json:"endpoint,omitzero"`
+	// Pair are the addresses that sandboxes may leave from; empty: nobody said them.
+	Pair []netip.Addr   `json:"pair"`
+	Far  netip.AddrPort `json:"far"`
+	// CPU says whose time is counted: "process and core", "process", "core", "metrics
+	// (process)", or "none".
+	CPU string `json:"cpu"`
+}
+
+// outcome is what came of a scenario.
+type outcome struct {
+	Name  string  `json:"name"`
+	Title string  `json:"title"`
+	Steps []*step `json:"steps"`
+	// NotRun says why the scenario was left out, where that is no failure.
+	NotRun string `json:"notRun,omitempty"`
+	// Problems are why the scenario ended before its end.
+	Problems []string `json:"problems,omitempty"`
+
+	place string // in the run, for people
+}
+
+// step is one measurement.
+type step struct {
+	Name string `json:"name"`
+	// At is when it began, in seconds since the run did.
+	At   float64 `json:"at"`
+	Load load    `json:"load"`
+	// Figures are there as far as they could be measured; see [figures].
+	Figures values   `json:"figures"`
+	Latency *latency `json:"latency,omitempty"`
+	Series  []series `json:"series,omitempty"`
+	Sources *sources `json:"sources,omitempty"`
+	Noise   noise    `json:"noise"`
+	// Refused says that figures were thrown away for the noise (--strict).
+	Refused bool `json:"refused,omitempty"`
+	// Marks are why the figures are to be read with care.
+	Marks []string `json:"marks,omitempty"`
+	// Wrong is what a gateway must not do, and did.
+	Wrong []string `json:"wrong,omitempty"`
+}
+
+// load is what was offered.
+type load struct {
+	Rate      float64 `json:"rate,omitempty"`      // per second: packets, connections, requests or attaches
+	Size      int     `json:"size,omitempty"`      // of packets, in bytes from the IP header on
+	Sandboxes int     `json:"sandboxes,omitempty"` // that took part
+	Flows     int     `json:"flows,omitempty"`
+	Seconds   float64 `json:"seconds,omitempty"`
+}
+
+// values are figures by name.
+type values map[string]float64
+
+// latency is how long something took, in microseconds.
+type latency struct {
+	Count uint64  `json:"count"`
+	P50   float64 `json:"p50"`
+	P90   float64 `json:"p90"`
+	P99   float64 `json:"p99"`
+	P999  float64 `json:"p999"`
+	Max   float64 `json:"max"`
+	// Quantiles are pairs of a part of all, from 0 to 1, and the most it took.
+	Quantiles [][2]float64 `json:"quantiles"`
+}
+
+func latencyOf(h *histogram.Histogram) *latency {
+	if h == nil || h.Count() == 0 {
+		return nil
+	}
+	at := func(q float64) float64 { return micros(h.Quantile(q)) }
+	l := &latency{Count: h.Count(), P50: at(0.5), P90: at(0.9), P99: at(0.99), P999: at(0.999), Max: micros(h.Max())}
+	for _, q := range []float64{0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99999} {
+		if (1-q)*float64(h.Count()) >= 1 { // beyond, one value would be all there is
+			l.Quantiles = append(l.Quantiles, [2]float64{q, at(q)})
+		}
+	}
+	l.Quantiles = append(l.Quantiles, [2]float64{1, l.Max})
+	return l
+}
+
+// series is a figure over time.
+type series struct {
+	Name string `json:"name"`
+	Unit string `json:"unit"`
+	// Points are pairs of seconds since the step began and a value.
+	Points [][2]float64 `json:"points"`
+}
+
+// sources is where packets came from, as the far side saw it.
+type sources struct {
+	Seen []netip.Addr `json:"seen"`
+	// More is how many addresses it saw beyond those that it tells.
+	More uint64 `json:"more,omitempty"`
+	// Wrong counts addresses that are none of the pair.
+	Wrong uint64 `json:"wrong"`
+	// Checked is false where nobody said what the pair is.
+	Checked bool `json:"checked"`
+}
+
+// fail notes what a gateway must not do.
+func (s *step) fail(format string, args ...any) {
+	s.Wrong = append(s.Wrong, fmt.Sprintf(format, args...))
+}
+
+// mark notes why the figures are to be read with care.
+func (s *step) mark(format string, args ...any) {
+	s.Marks = append(s.Marks, fmt.Sprintf(format, args...))
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+
+// faults counts what makes the exit code differ from 0.
+func (r *result) faults() (n int) {
+	n = len(r.Problems)
+	for _, o := range r.Scenarios {
+		n += len(o.Problems)
+		for _, s := range o.Steps {
+			n += len(s.Wrong)
+			if s.Refused {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// A figure's names in JSON say its unit. The order is that of the reports.
+const (
+	figureRate        = "rate"             // per second, arrived, answered, or done
+	figureGbps        = "gbps"             // Gbit/s of payload (TCP) or of IP packets
+	figureLoss        = "lossPercent"      // of what was sent
+	figurePeak        = "peakRate"         // the highest rate that passes
+	figureFailed      = "failed"           // connections, requests or attaches
+	figureResent      = "resentPerGB"      // TCP segments of the harness
+	figureProcess     = "processMicros"    // of the gateway's process, per packet or connection
+	figureCore        = "coreMicros"       // of the gateway's core
+	figureProcessGB   = "processSecondsGB" // per GB
+	figureCoreGB      = "coreSecondsGB"
+	figureBusy        = "coreBusyPercent" // of the gateway's core
+	figureDuplicates  = "duplicates"
+	figureReordered   = "reordered"
+	figureDamaged     = "damaged"
+	figureAttachP50   = "attachMillisP50"
+	figureAttachP99   = "attachMillisP99"
+	figureReady       = "firstByteMillisP50"
+	figureReadyP99    = "firstByteMillisP99"
+	figureAttached    = "attached"
+	figureMemory      = "gatewayMiB" // resident memory of the gateway's process
+	figureFailoverP50 = "failoverMillisP50"
+	figureFailoverP99 = "failoverMillisP99"
+	figureFailoverMax = "failoverMillisMax"
+)
+
+// figure says how people read one.
+type figure struct {
+	name, title string
+	digits      int
+}
+
+func figures() []figure {
+	return []figure{
+		{figureRate, "per second", 0},
+		{figureGbps, "Gbit/s", 2},
+		{figureLoss, "lost, %", 3},
+		{figurePeak, "most per second", 0},
+		{figureFailed, "failed", 0},
+		{figureResent, "sent again per GB", 0},
+		{figureProcess, "process, us each", 2},
+		{figureCore, "core, us each", 2},
+		{figureProcessGB, "process, s/GB", 2},
+		{figureCoreGB, "core, s/GB", 2},
+		{figureBusy, "core busy, %", 0},
+		{figureDuplicates, "duplicates", 0},
+		{figureReordered, "out of order", 0},
+		{figureDamaged, "damaged", 0},
+		{figureAttached, "attached", 0},
+		{figureAttachP50, "attach p50, ms", 1},
+		{figureAttachP99, "attach p99, ms", 1},
+		{figureReady, "first byte p50, ms", 1},
+		{figureReadyP99, "first byte p99, ms", 1},
+		{figureMemory, "memory, MiB", 0},
+		{figureFailoverP50, "answered again p50, ms", 0},
+		{figureFailoverP99, "answered again p99, ms", 0},
+		{figureFailoverMax, "answered again at last, ms", 0},
+	}
+}

@@ -1,0 +1,360 @@
+package scenario
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/sallyport-net/sallyport/bench/machine"
+	"github.com/sallyport-net/sallyport/bench/traffic"
+	"github.com/sallyport-net/sallyport/bench/wire"
+)
+
+// Names of scenarios that others must know.
+const (
+	nameSandboxes = "sandboxes"
+	nameSessions  = "sessions"
+)
+
+// scenario is something that is measured.
+type scenario struct {
+	name, title string
+	// alone says that it needs no gateway of this run.
+	alone bool
+	run   func(r *runner, ctx context.Context, o *outcome) error
+}
+
+func scenarios() []scenario {
+	udp := func(size int, in bool) scenario {
+		name, title := fmt.Sprintf("udp-%d-out", size), fmt.Sprintf("UDP, packets of %d bytes, egress", size)
+		if in {
+			name, title = fmt.Sprintf("udp-%d-in", size), fmt.Sprintf("UDP, packets of %d bytes, ingress", size)
+		}
+		return scenario{name: name, title: title, run: func(r *runner, ctx context.Context, o *outcome) error {
+			return r.datagrams(ctx, o, size, in)
+		}}
+	}
+	bulk := func(name, title string, in bool) scenario {
+		return scenario{name: name, title: title, run: func(r *runner, ctx context.Context, o *outcome) error { return r.bulk(ctx, o, in) }}
+	}
+	return []scenario{
+		bulk("tcp-out", fmt.Sprintf("TCP, %d streams, egress", streams), false),
+		bulk("tcp-in", fmt.Sprintf("TCP, %d streams, ingress", streams), true),
+		udp(smallSize, false), udp(smallSize, true), udp(fullSize, false), udp(fullSize, true),
+		{name: "connections", title: "TCP connections: connect, one request, its answer, close", run: (*runner).connectionsOf},
+		{name: "latency", title: fmt.Sprintf("requests and answers of %d bytes", echoSize), run: (*runner).latency},
+		{name: nameSandboxes, title: "many sandboxes: cost per packet", run: (*runner).sandboxes},
+		{name: "attach", title: fmt.Sprintf("attach storm: %d per second, to the first answered byte", attachRate), run: (*runner).storm},
+		{name: nameSessions, title: "many sessions: cost per packet", run: (*runner).sessions},
+		{name: "failover", title: "hosts are lost: until new connections are answered", alone: true, run: (*runner).failover},
+		{name: "mixed", title: "mixed day: datagrams, requests, connections, transfers and attaches, with changing load", run: (*runner).mixed},
+	}
+}
+
+// Scenarios are the names of all, in the order in which they run.
+func Scenarios() (names []string) {
+	for _, s := range scenarios() {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// runner is a run.
+type runner struct {
+	cfg      *Config
+	gateway  gateway
+	chain    *chain // nil: the gateway ran before
+	meter    meter
+	progress *progress
+	result   *result
+	began    time.Time
+	key      [wire.KeySize]byte
+	remotes  []netip.AddrPort // the far side's addresses, the first of which is asked
+	pair     []netip.Addr
+	members  map[string]*members
+	crowds   map[string]*crowd
+	peak     float64 // of small packets, per second and outwards; 0: not known
+}
+
+// Run measures. It returns an error if something could not be measured, was thrown away, or was
+// wrong; what was measured is reported all the same.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.validate(); err != nil {
+		return err
+	}
+	r := newRunner(&cfg)
+	r.measure(ctx)
+	r.progress.end()
+	r.result.Seconds = time.Since(r.began).Seconds()
+	if err := r.result.write(&cfg); err != nil {
+		return err
+	}
+	if n := r.result.faults(); n > 0 {
+		return fmt.Errorf("%d findings: %s", n, r.result.first())
+	}
+	return nil
+}
+
+// newRunner makes a run that has not begun.
+func newRunner(cfg *Config) *runner {
+	r := &runner{
+		cfg: cfg, progress: newProgress(cfg.Progress, cfg.Terminal, cfg.Width), began: time.Now(),
+		members: map[string]*members{}, crowds: map[string]*crowd{},
+	}
+	r.result = &result{
+		Version: resultVersion, Date: r.began.UTC().Round(time.Second), Command: cfg.Command, Sallyport: cfg.Version,
+		Machine: machine.Here(), Load1: machine.LoadAverage(), Scenarios: []*outcome{}, Problems: []string{},
+	}
+	r.result.Gateway = about{Pair: []netip.Addr{}, Far: cfg.Far, CPU: "none"}
+	return r
+}
+
+// first is the first of what makes the exit code differ from 0.
+func (r *result) first() string {
+	for _, o := range r.Scenarios {
+		for _, s := range o.Steps {
+			if len(s.Wrong) > 0 {
+				return o.Name + ": " + s.Name + ": " + s.Wrong[0]
+			}
+			if s.Refused {
+				return o.Name + ": " + s.Name + ": too noisy"
+			}
+		}
+		if len(o.Problems) > 0 {
+			return o.Name + ": " + o.Problems[0]
+		}
+	}
+	return slices.Concat(r.Problems, []string{"none"})[0]
+}
+
+// measure reaches the gateway and runs the scenarios.
+func (r *runner) measure(ctx context.Context) {
+	parent := ctx
+	ctx, tell := context.WithCancelCause(ctx)
+	defer tell(nil)
+	needed := slices.ContainsFunc(scenarios(), func(s scenario) bool { return !s.alone && slices.Contains(r.cfg.Scenarios, s.name) })
+	if needed {
+		r.progress.begin("starting", time.Now(), 0)
+		err := r.open(ctx, tell)
+		defer r.close(parent)
+		if err != nil {
+			r.problem(ctx, err)
+			return
+		}
+	}
+	r.all(ctx)
+}
+
+// all runs the scenarios, until nothing more can be measured.
+func (r *runner) all(ctx context.Context) {
+	n := 0
+	for _, s := range scenarios() {
+		if !slices.Contains(r.cfg.Scenarios, s.name) {
+			continue
+		}
+		n++
+		o := &outcome{Name: s.name, Title: s.title, Steps: []*step{}}
+		r.result.Scenarios = append(r.result.Scenarios, o)
+		o.place = fmt.Sprintf("[%d/%d] %s", n, len(r.cfg.Scenarios), s.name)
+		err := s.run(r, ctx, o)
+		var left notRun
+		if errors.As(err, &left) {
+			o.NotRun = left.Error()
+			r.progress.line("%s  not run: %s", o.place, left)
+			continue
+		}
+		if err != nil {
+			o.Problems = append(o.Problems, oneLine(r.explain(ctx, err)))
+			r.progress.line("%s  FAILED: %s", o.place, o.Problems[0])
+		}
+		if ctx.Err() != nil || r.dead(err) {
+			return
+		}
+	}
+}
+
+// notRun says why a scenario cannot be run, where that is no failure.
+type notRun string
+
+func (n notRun) Error() string { return string(n) }
+
+// dead says that nothing more can be measured.
+func (r *runner) dead(err error) bool {
+	return errors.Is(err, traffic.ErrDead) || r.gateway != nil && r.gateway.gone() != nil
+}
+
+// explain prefers the reason to its consequences.
+func (r *runner) explain(ctx context.Context, err error) error {
+	if r.gateway != nil {
+		if why := r.gateway.gone(); why != nil {
+			return why
+		}
+	}
+	if ctx.Err() != nil && context.Cause(ctx) != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func (r *runner) problem(ctx context.Context, err error) {
+	text := oneLine(r.explain(ctx, err))
+	r.result.Problems = append(r.result.Problems, text)
+	r.progress.line("FAILED: %s", text)
+}
+
+// open reaches the gateway, or builds it, and has a first sandbox answered.
+func (r *runner) open(ctx context.Context, tell context.CancelCauseFunc) (err error) {
+	cfg := r.cfg
+	r.key, r.remotes = cfg.Key, remotesOf(cfg.Far, cfg.FarPrefix)
+	var l local
+	l.pid, l.core = cfg.PID, cfg.Core
+	switch {
+	case cfg.Chain:
+		r.chain, err = newChain(ctx, cfg, tell)
+		r.gateway = r.chain
+		if err == nil {
+			l.pid, r.key = r.chain.gateway.PID(), r.chain.key
+			r.remotes = remotesOf(r.chain.facts.Far, chainRemotes())
+		}
+	case cfg.API != "":
+		var o *operated
+		if o, err = newOperated(cfg); err == nil {
+			r.gateway = o
+		}
+	default:
+		var s *stock
+		if s, err = newStock(cfg); err == nil {
+			r.gateway = s
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if r.meter = l; cfg.Admin != "" {
+		r.meter = newScraped(cfg.Admin)
+	}
+	r.result.Gateway = r.gateway.about()
+	r.result.Gateway.CPU = r.meter.says()
+	if _, err := r.spent(ctx); err != nil {
+		return err
+	}
+	r.pair = r.result.Gateway.Pair
+	c, err := r.crowd(ctx, mainGroup, 1)
+	if err != nil {
+		return err
+	}
+	r.result.Gateway.Pair, r.result.Gateway.Endpoint = r.pair, c.ends[0].Gateway.Endpoint
+	if _, err := c.source.Report(ctx, newRun(), r.remotes[0]); err != nil {
+		return err
+	}
+	return nil
+}
+
+// close ends all of it.
+func (r *runner) close(ctx context.Context) {
+	for _, c := range r.crowds {
+		c.source.Close()
+	}
+	if r.gateway == nil {
+		return
+	}
+	if err := r.gateway.close(ctx); err != nil && ctx.Err() == nil {
+		r.result.Problems = append(r.result.Problems, oneLine(err))
+	}
+}
+
+// farAddresses is how many of the far side's addresses are used at most.
+const farAddresses = 1000
+
+// remotesOf are the far side's addresses, the first of which is asked.
+func remotesOf(first netip.AddrPort, more netip.Prefix) []netip.AddrPort {
+	list := []netip.AddrPort{first}
+	if !more.IsValid() {
+		return list
+	}
+	for a := more.Masked().Addr().Next(); more.Contains(a) && len(list) < farAddresses; a = a.Next() {
+		list = append(list, netip.AddrPortFrom(a, first.Port()))
+	}
+	return list
+}
+
+// newRun draws a number for a run, which others cannot guess.
+func newRun() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// step measures once: how noisy the machine is, then what f does. An error of f is returned
+// with what was measured kept.
+func (r *runner) step(ctx context.Context, o *outcome, name string, l load, f func(s *step) error) error {
+	s := &step{Name: name, Load: l, Figures: values{}, At: time.Since(r.began).Seconds()}
+	disturbed, err := r.disturbance(ctx)
+	if err != nil {
+		return err
+	}
+	s.Noise.Disturbed = disturbed
+	before, err := r.spent(ctx)
+	if err != nil {
+		return err
+	}
+	r.progress.begin(o.place+"  "+name, time.Now(), time.Duration(l.Seconds*float64(time.Second)))
+	o.Steps = append(o.Steps, s)
+	err = f(s)
+	if after, uerr := r.spent(ctx); uerr == nil {
+		_, s.Noise.Stolen = after.all.Shares(before.all)
+	} else if err == nil {
+		err = uerr
+	}
+	r.judge(s)
+	text := ""
+	for _, c := range s.cells() {
+		text += "  " + c[0] + " " + c[1]
+	}
+	for _, note := range (&outcome{Steps: []*step{s}}).notes() {
+		text += "  " + note
+	}
+	r.progress.line("%s  %s%s", o.place, name, text)
+	return err
+}
+
+// judge marks or throws away what is noisy.
+func (r *runner) judge(s *step) {
+	why := s.Noise.why()
+	if len(why) == 0 {
+		return
+	}
+	if !r.cfg.Strict {
+		for _, w := range why {
+			s.mark("NOISY: %s", w)
+		}
+		return
+	}
+	s.Figures, s.Latency, s.Series, s.Refused = values{}, nil, nil, true
+}
+
+// checkSources holds the far side's report of source addresses against the pair.
+func (r *runner) checkSources(s *step, report wire.Report) {
+	if s.Sources == nil {
+		s.Sources = &sources{Seen: []netip.Addr{}, Checked: len(r.pair) > 0}
+	}
+	for _, from := range report.Sources {
+		if !slices.Contains(s.Sources.Seen, from.Addr) {
+			s.Sources.Seen = append(s.Sources.Seen, from.Addr)
+		}
+		if s.Sources.Checked && !slices.Contains(r.pair, from.Addr) {
+			s.Sources.Wrong += from.Count
+			s.fail("%d packets or connections came from %v, which is not of the pair %v", from.Count, from.Addr, r.pair)
+		}
+	}
+	if report.Others > 0 {
+		s.Sources.More += report.Others
+		s.Sources.Wrong += report.Others
+		s.fail("%d packets or connections came from more addresses than the far side tells apart", report.Others)
+	}
+}

@@ -1,0 +1,118 @@
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/sallyport-net/sallyport/bench/traffic"
+)
+
+const (
+	// sessionSandboxes have the sessions: no sandbox may have all.
+	sessionSandboxes = 128
+	// openingRate is how many sessions are opened per second.
+	openingRate = 50_000
+	// samePorts is how many sessions there may be towards one address of the far side: a
+	// gateway has as many ports for it.
+	samePorts = 100_000
+)
+
+// sandboxes measures what a packet costs with more and more sandboxes, at the fixed load.
+func (r *runner) sandboxes(ctx context.Context, o *outcome) error {
+	if r.gateway.fixed() != nil {
+		return notRun(errFixed.Error())
+	}
+	for _, n := range r.cfg.Sandboxes {
+		r.progress.begin(fmt.Sprintf("%s  attaching up to %s", o.place, group(float64(n))), time.Now(), 0)
+		began := time.Now()
+		have := 0
+		if m := r.members[mainGroup]; m != nil {
+			have = len(m.inners)
+		}
+		c, err := r.crowd(ctx, mainGroup, n)
+		if err != nil {
+			return err
+		}
+		took := time.Since(began)
+		l := traffic.Load{Rate: float64(r.cfg.Rate), For: r.cfg.For, Size: smallSize, Flows: n}
+		name := plural(n, "sandbox")
+		if n > 1 {
+			name = group(float64(n)) + " sandboxes"
+		}
+		err = r.step(ctx, o, name, load{Rate: l.Rate, Size: l.Size, Sandboxes: n, Flows: n, Seconds: l.For.Seconds()}, func(s *step) error {
+			warm := l
+			warm.For = max(r.cfg.Try, time.Duration(float64(n)/l.Rate*float64(time.Second))) // each once
+			if _, err := r.send(ctx, c, warm, false); err != nil {
+				return err
+			}
+			t, err := r.send(ctx, c, l, false)
+			r.note(s, t, l)
+			if n > have {
+				s.Figures[figureAttached] = float64(n-have) / took.Seconds()
+			}
+			r.remember(s)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remember notes the memory of the gateway's process.
+func (r *runner) remember(s *step) {
+	if n := r.meter.memory(); n > 0 {
+		s.Figures[figureMemory] = float64(n) / (1 << 20)
+	}
+}
+
+// sessions measures what a packet costs with more and more sessions, at the fixed load.
+func (r *runner) sessions(ctx context.Context, o *outcome) error {
+	c, err := r.crowd(ctx, mainGroup, sessionSandboxes)
+	if err != nil {
+		return err
+	}
+	for _, n := range r.cfg.Sessions {
+		if n > samePorts*len(r.remotes) {
+			o.Steps = append(o.Steps, &step{Name: sessionsOf(n), Figures: values{}, Marks: []string{fmt.Sprintf(
+				"not measured: the far side has %s, and a gateway has no more than some %s ports towards each (--far-prefix)",
+				plural(len(r.remotes), "address"), group(samePorts))}})
+			continue
+		}
+		if err := r.sessionsOnce(ctx, o, c, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *runner) sessionsOnce(ctx context.Context, o *outcome, c *crowd, n int) error {
+	l := traffic.Load{Rate: float64(r.cfg.Rate), For: r.cfg.For, Size: smallSize, Flows: n, Remotes: r.remotes}
+	opening := l
+	opening.Rate = openingRate
+	opening.For = max(r.cfg.Try, time.Duration(1.02*float64(n)/openingRate*float64(time.Second)))
+	seconds := (opening.For + l.For).Seconds()
+	return r.step(ctx, o, sessionsOf(n), load{Rate: l.Rate, Size: l.Size, Sandboxes: len(c.inners), Flows: n, Seconds: seconds}, func(s *step) error {
+		first, err := r.send(ctx, c, opening, false)
+		if err != nil {
+			return err
+		}
+		if first.loss > lowLoss {
+			s.mark("%.2f %% of the packets that open sessions were lost", 100*first.loss)
+		}
+		t, err := r.send(ctx, c, l, false)
+		r.note(s, t, l)
+		r.checkSources(s, first.report)
+		r.remember(s)
+		return err
+	})
+}
+
+func sessionsOf(n int) string {
+	if n == 1 {
+		return "1 session"
+	}
+	return group(float64(n)) + " sessions"
+}
