@@ -71,7 +71,7 @@ func (r *runner) send(ctx context.Context, c *crowd, l traffic.Load, in bool) (t
 	}
 	sent := traffic.Sent{}
 	if in {
-		stop := r.watch(l.For, l.Rate, func() uint64 { return c.source.Received().Packets })
+		stop := r.watch(l.For, l.Rate, fresh(func() uint64 { return c.source.Received().Packets }))
 		var back traffic.Ingress
 		back, err = c.source.Generate(ctx, l)
 		t.trace, t.received, t.report, t.sent = stop(), back.Received, back.Report, back.Report.Generated

@@ -70,7 +70,7 @@ func (r *runner) ask(ctx context.Context, c *crowd, s *step, d time.Duration) (t
 	if _, err := c.source.Report(ctx, l.Run, r.remotes[0]); err != nil {
 		return traffic.Answers{}, err
 	}
-	stop := r.watch(d, echoRate, func() uint64 { return c.source.Received().Packets })
+	stop := r.watch(d, echoRate, fresh(func() uint64 { return c.source.Received().Packets }))
 	a, err := c.source.Echo(ctx, l)
 	trace := stop()
 	s.Figures[figureRate] = float64(a.Answered) / d.Seconds()

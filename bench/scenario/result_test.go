@@ -261,8 +261,15 @@ func TestTrace(t *testing.T) {
 		t.Errorf("%.2f are lost", got)
 	}
 	tr.add(start.Add(4*time.Second), 5)
-	if len(tr.at) != 1 || !tr.begun().IsZero() {
-		t.Error("a count that fell is held for one that grew")
+	if n := tr.within(2 * time.Second); n != 5 || !tr.begun().Equal(start.Add(3*time.Second)) {
+		t.Errorf("after a count was begun anew: %d, from %v on", n, tr.begun().Sub(start))
+	}
+	count := uint64(7)
+	read := fresh(func() uint64 { return count })
+	for _, c := range [][2]uint64{{7, 0}, {9, 9}, {7, 7}} {
+		if count = c[0]; read() != c[1] {
+			t.Errorf("%d is not read as %d", c[0], c[1])
+		}
 	}
 	if empty := (&trace{}); !empty.begun().IsZero() || len(empty.series("a", "b", time.Second, 1).Points) != 0 {
 		t.Error("an empty one has begun")

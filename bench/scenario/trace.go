@@ -65,10 +65,22 @@ func (t *trace) lost(rate float64) float64 {
 	return max(0, 1-float64(t.counts[last]-t.counts[0])/(rate*(t.at[last].Sub(begun)-lag).Seconds()))
 }
 
-// add takes a reading. A count that falls was begun anew: what was before goes.
+// fresh reads a count that a load begins anew: what it was before the load is none.
+func fresh(read func() uint64) func() uint64 {
+	before, begun := read(), false
+	return func() uint64 {
+		n := read()
+		if begun = begun || n != before; !begun {
+			return 0
+		}
+		return n
+	}
+}
+
+// add takes a reading. A count that falls was begun anew, at 0, after the reading before.
 func (t *trace) add(now time.Time, n uint64) {
 	if last := len(t.counts) - 1; last >= 0 && n < t.counts[last] {
-		t.at, t.counts = t.at[:0], t.counts[:0]
+		t.at, t.counts = append(t.at[:0], t.at[last]), append(t.counts[:0], 0)
 	}
 	t.at, t.counts = append(t.at, now), append(t.counts, n)
 }
