@@ -44,6 +44,7 @@ func (h *Host) follow(ctx, leaving context.Context) error {
 
 // lost and found tell the log, once each, that the control plane is away and back.
 func (h *Host) lost(err error) {
+	h.unreported = true // to whoever is there next
 	if !h.away {
 		h.away = true
 		h.cfg.Log.Warn("control plane lost; going on with what is known", "error", err)
@@ -76,10 +77,17 @@ func (h *Host) next(ctx, leaving context.Context) (spec.Update, error) {
 	return u, errors.Join(told, err)
 }
 
-// tell reports what this host has and acknowledges what is in force.
+// tell acknowledges what is in force, and reports what this host has: each second, and
+// before it acknowledges what may have changed its networks. To report each time
+// somebody was attached would cost more than to attach where there are many networks.
 func (h *Host) tell(ctx context.Context) error {
-	if err := h.cfg.Source.Report(ctx, h.report()); err != nil {
-		return fmt.Errorf("report to the control plane: %w", err)
+	if draining := h.draining.Load(); h.unreported || draining != h.saidDraining || time.Since(h.reported) >= reportInterval {
+		began := time.Now()
+		if err := h.cfg.Source.Report(ctx, h.report()); err != nil {
+			h.unreported = true
+			return fmt.Errorf("report to the control plane: %w", err)
+		}
+		h.reported, h.unreported, h.saidDraining = began, false, draining
 	}
 	if h.at == (spec.Cursor{}) {
 		return nil
@@ -195,6 +203,7 @@ func (h *Host) apply(u spec.Update) error {
 // opened just now gets all of its members.
 func (h *Host) bring(networks, anew bool, attached []spec.Attachment, detached []string) (err error) {
 	fresh := map[string]bool{}
+	h.unreported = h.unreported || networks || anew
 	if networks {
 		if h.machine, err = machineAddresses(); err != nil {
 			return err

@@ -72,6 +72,10 @@ type Host struct {
 	away    bool         // the control plane is lost; the follower's
 	swept   bool         // what a former life left for peerings by interface is gone; the follower's
 
+	reported     time.Time // when the control plane was last told what this host has; the follower's
+	saidDraining bool      // whether that was said then; the follower's
+	unreported   bool      // it may have to be told anew before that; the follower's
+
 	keeper   *keeper
 	checks   *checks
 	hostSide *hostSide

@@ -19,12 +19,27 @@ type members struct {
 	peers    map[tunnel.Key]*peer
 	changed  map[tunnel.Key]struct{} // peers that WireGuard does not know as they are
 	pinned   map[netip.Addr]int      // see rules; not changed once it is in force
+	// moved says that sidecars came, went or changed their address since the policy was
+	// told of them.
+	moved bool
 }
 
 // peer is one WireGuard peer: a sidecar, or a stock client.
 type peer struct {
 	worker netip.Addr // the sidecar's own inner address, if it has one
 	inner  map[netip.Addr]struct{}
+	// told says that WireGuard has the peer with all addresses but those of changed, so
+	// that no more is said than that: a worker may have very many sandboxes.
+	told    bool
+	changed map[netip.Addr]struct{}
+}
+
+// change notes that an address came to the peer, or went.
+func (p *peer) change(a netip.Addr) {
+	if p.changed == nil {
+		p.changed = map[netip.Addr]struct{}{}
+	}
+	p.changed[a] = struct{}{}
 }
 
 func newMembers() members {
@@ -46,9 +61,16 @@ func (m *members) add(a spec.Attachment) error {
 		p = &peer{inner: map[netip.Addr]struct{}{}}
 		m.peers[key] = p
 	}
+	if len(p.inner) == 0 {
+		p.change(p.worker)
+		m.moved = true
+	}
 	p.inner[a.Inner] = struct{}{}
-	if a.Worker.IsValid() {
-		p.worker = a.Worker
+	p.change(a.Inner)
+	if a.Worker.IsValid() && a.Worker != p.worker {
+		p.change(p.worker)
+		p.change(a.Worker)
+		p.worker, m.moved = a.Worker, true
 	}
 	m.changed[key] = struct{}{}
 	return nil
@@ -62,7 +84,13 @@ func (m *members) remove(id string) (spec.Attachment, bool) {
 	}
 	delete(m.attached, id)
 	key, _ := tunnel.ParseKey(a.PublicKey) // parsed when it was added
-	delete(m.peers[key].inner, a.Inner)
+	p := m.peers[key]
+	delete(p.inner, a.Inner)
+	p.change(a.Inner)
+	if len(p.inner) == 0 {
+		p.change(p.worker)
+		m.moved = true
+	}
 	m.changed[key] = struct{}{}
 	return a, true
 }
@@ -108,6 +136,28 @@ func (m *members) workers() map[netip.Addr]struct{} {
 		}
 	}
 	return set
+}
+
+// allows reports whether packets of an address may come from the peer. Nothing passes of
+// one that has no sandbox.
+func (p *peer) allows(a netip.Addr) bool {
+	_, sandbox := p.inner[a]
+	return sandbox || a == p.worker && len(p.inner) > 0
+}
+
+// changes returns which addresses came to the peer and which went since WireGuard was
+// told of it.
+func (p *peer) changes() (more, less []netip.Prefix) {
+	for a := range p.changed {
+		switch one := netip.PrefixFrom(a, a.BitLen()); {
+		case !a.IsValid():
+		case p.allows(a):
+			more = append(more, one)
+		default:
+			less = append(less, one)
+		}
+	}
+	return more, less
 }
 
 // allowed returns a peer's allowed addresses as WireGuard wants them.
@@ -168,7 +218,10 @@ func (n *network) apply(full bool, attached []spec.Attachment, detached []string
 // enforce puts in force who has gone and come, and which addresses are sidecars'.
 func (n *network) enforce(gone, come []spec.Attachment) {
 	s, before := n.fwd.Policy()
-	workers := n.members.workers()
+	workers := before
+	if n.members.moved {
+		workers, n.members.moved = n.members.workers(), false
+	}
 	for w := range before {
 		if _, stays := workers[w]; !stays {
 			s = s.Without(w)
@@ -235,7 +288,7 @@ func (n *network) applyPeers(come []spec.Attachment) {
 		p := m.peers[key]
 		var err error
 		if _, stays := back[key.String()]; len(p.inner) > 0 || stays {
-			err = n.tun.SetPeer(n.greeted(p.wireGuard(key)))
+			err = n.tell(key, p)
 		} else {
 			delete(m.peers, key)
 			err = n.tun.RemovePeer(key)
@@ -246,6 +299,19 @@ func (n *network) applyPeers(come []spec.Attachment) {
 	}
 	clear(m.changed)
 	n.peers.Store(int64(len(m.peers)))
+}
+
+// tell tells WireGuard of one peer: only what changed, where it knows the rest.
+func (n *network) tell(key tunnel.Key, p *peer) (err error) {
+	if p.told {
+		more, less := p.changes()
+		err = n.tun.Allow(key, more, less)
+	} else {
+		err = n.tun.SetPeer(n.greeted(p.wireGuard(key)))
+	}
+	p.told = err == nil
+	clear(p.changed)
+	return err
 }
 
 // wireGuard is a peer in WireGuard's words. Nothing passes of one that has no sandbox.

@@ -3,7 +3,10 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -190,6 +193,69 @@ func TestMembers(t *testing.T) {
 	}
 	if _, workers := r.f.Policy(); len(workers) != 0 {
 		t.Errorf("workers are left: %v", workers)
+	}
+}
+
+// TestMembersAtRandom: whoever comes, goes and moves in whatever order, WireGuard has what
+// follows from who is attached, as though it had been told all at once.
+func TestMembersAtRandom(t *testing.T) {
+	const seed = 7
+	random := rand.New(rand.NewPCG(seed, seed))
+	r := newMemberRig(t)
+	var keys [3]tunnel.Key
+	for i := range keys {
+		keys[i] = tunnel.NewKey().Public()
+	}
+	address := func(last int) netip.Addr { return netip.AddrFrom4([4]byte{10, 20, 1, byte(last)}) }
+	attached := map[string]spec.Attachment{} // by id; each has an address that no other has
+	for step := range 400 {
+		var come []spec.Attachment
+		var gone []string
+		for range 1 + random.IntN(4) {
+			n := random.IntN(12)
+			id := fmt.Sprint("sandbox-", n)
+			if _, ok := attached[id]; ok && random.IntN(2) == 0 {
+				gone = append(gone, id)
+				delete(attached, id)
+				come = slices.DeleteFunc(come, func(a spec.Attachment) bool { return a.ID == id })
+				continue
+			}
+			k := random.IntN(len(keys))
+			attached[id] = attachment(id, keys[k], address(n), address(100+k+10*random.IntN(2)*(step/100%2)))
+			come = append(slices.DeleteFunc(come, func(a spec.Attachment) bool { return a.ID == id }), attached[id])
+		}
+		full := random.IntN(10) == 0
+		if full {
+			come, gone = slices.Collect(maps.Values(attached)), nil
+		}
+		r.n.apply(full, come, gone)
+		want := map[tunnel.Key][]netip.Addr{}
+		for key, p := range r.n.members.peers {
+			for _, allowed := range p.allowed() {
+				want[key] = append(want[key], allowed.Addr())
+			}
+			slices.SortFunc(want[key], netip.Addr.Compare)
+			if len(p.inner) == 0 {
+				t.Fatalf("seed %d, step %d: a peer without sandboxes is left", seed, step)
+			}
+		}
+		r.wantPeers(want)
+		if got := len(r.n.members.attached); got != len(attached) {
+			t.Fatalf("seed %d, step %d: %d are attached, want %d", seed, step, got, len(attached))
+		}
+		for _, a := range attached {
+			if r.n.members.attached[a.ID] != a {
+				t.Fatalf("seed %d, step %d: %s is attached as %+v, want %+v", seed, step, a.ID, r.n.members.attached[a.ID], a)
+			}
+			r.wantForwarded(a.Inner, true)
+		}
+		workers := r.n.members.workers()
+		if _, known := r.f.Policy(); !maps.Equal(known, workers) {
+			t.Fatalf("seed %d, step %d: the policy knows the workers %v, want %v", seed, step, known, workers)
+		}
+		if t.Failed() {
+			t.Fatalf("seed %d, step %d", seed, step)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -25,8 +26,9 @@ import (
 // over datagrams coalesced (UDP_GRO). It also copies what is sent together, and
 // allocates memory for each call and each datagram.
 type bind struct {
-	mu     sync.RWMutex // guards the two
-	v4, v6 *udpSocket
+	mu     sync.RWMutex // guards what follows
+	spared kinds        // which of the two Open does not open
+	v4, v6 *udpSocket   // nil: not open
 
 	batch   int // how many datagrams are received or sent at once at most; 0: 128
 	calls   calls
@@ -59,20 +61,39 @@ func (b *bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	var receive []conn.ReceiveFunc
 	for _, s := range []*udpSocket{b.v4, b.v6} {
 		if s != nil {
-			receive = append(receive, (&sieve{calls: &b.calls, socket: s, inner: newIncoming(s).receive}).receive)
+			receive = append(receive, (&sieve{calls: &b.calls, socket: s, inner: newIncoming(s, b.BatchSize()).receive}).receive)
 			port = s.port
 		}
 	}
 	return receive, port, nil
 }
 
-// openSockets opens what the machine has of IPv4 and IPv6.
-func (b *bind) openSockets(port uint16) (v4, v6 *udpSocket, err error) {
-	if v4, err = b.openSocket("udp4", port); v4 != nil {
-		port = v4.port
+// kinds are kinds of addresses.
+type kinds struct{ v4, v6 bool }
+
+// want says that an endpoint is to be reached, and reports whether the bind has to be
+// opened anew for it.
+func (b *bind) want(a netip.Addr) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	kind := &b.spared.v6
+	if a.Unmap().Is4() {
+		kind = &b.spared.v4
 	}
-	if err != nil && !errors.Is(err, syscall.EAFNOSUPPORT) {
-		return nil, nil, err
+	was := *kind
+	*kind = false
+	return was
+}
+
+// openSockets opens what the machine has of the kinds that are not spared.
+func (b *bind) openSockets(port uint16) (v4, v6 *udpSocket, err error) {
+	if !b.spared.v4 {
+		if v4, err = b.openSocket("udp4", port); v4 != nil {
+			port = v4.port
+		}
+	}
+	if err != nil && !errors.Is(err, syscall.EAFNOSUPPORT) || b.spared.v6 {
+		return v4, nil, err
 	}
 	v6, err6 := b.openSocket("udp6", port)
 	switch {

@@ -216,7 +216,7 @@ func TestReceiverIsWoken(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Below the sieve, which takes deadlines for its own.
-	in := newIncoming(to.v4)
+	in := newIncoming(to.v4, conn.IdealBatchSize)
 	if _, err := in.receive(memory.bufs, memory.sizes, memory.eps); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("after the deadline: %v", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +46,12 @@ type PeerStats struct {
 	Disallowed uint64
 }
 
+// known is a peer that WireGuard has.
+type known struct{ allowed map[netip.Prefix]struct{} }
+
+// ErrUnknownPeer says that a tunnel has no such peer.
+var ErrUnknownPeer = errors.New("the tunnel has no such peer")
+
 // SetPeer adds a peer, or changes the one with the same key: its allowed
 // addresses become exactly the given ones. Addresses that stay are not touched,
 // so packets for them flow on during the call.
@@ -61,25 +68,80 @@ func (t *Tunnel) SetPeer(p Peer) error {
 	for _, prefix := range p.AllowedIPs {
 		wanted[prefix.Masked()] = struct{}{}
 	}
-	began := time.Now()
-	if err := t.dev.IpcSet(t.peerConfig(p, wanted)); err != nil {
-		return fmt.Errorf("set peer %s of the tunnel %s: %w", p.PublicKey, t.public, err)
+	k := t.peers[p.PublicKey]
+	if k == nil {
+		k = &known{make(map[netip.Prefix]struct{})}
 	}
-	t.seen.know(t.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)), began)
-	for prefix := range t.peers[p.PublicKey] {
+	var more, less []netip.Prefix
+	for prefix := range k.allowed {
 		if _, stays := wanted[prefix]; !stays {
-			delete(t.owner, prefix)
+			less = append(less, prefix)
 		}
 	}
 	for prefix := range wanted {
-		if other, taken := t.owner[prefix]; taken && other != p.PublicKey {
-			delete(t.peers[other], prefix)
+		if _, there := k.allowed[prefix]; !there {
+			more = append(more, prefix)
 		}
-		t.owner[prefix] = p.PublicKey
 	}
-	t.peers[p.PublicKey] = wanted
+	if p.Endpoint.IsValid() && t.bind.want(p.Endpoint.Addr()) {
+		if err := t.dev.BindUpdate(); err != nil {
+			return fmt.Errorf("open a socket for peer %s of the tunnel %s: %w", p.PublicKey, t.public, err)
+		}
+	}
+	began := time.Now()
+	if err := t.dev.IpcSet(p.config(more, less)); err != nil {
+		return fmt.Errorf("set peer %s of the tunnel %s: %w", p.PublicKey, t.public, err)
+	}
+	t.seen.know(t.dev.LookupPeer(device.NoisePublicKey(p.PublicKey)), began)
+	t.peers[p.PublicKey] = k
+	t.allow(k, more, less)
 	return nil
 }
+
+// Allow changes which addresses are behind a peer: less are there no more, more come.
+// What the call costs follows from them alone, and not from how many the peer has. The
+// error wraps [ErrUnknownPeer] where SetPeer has not added it.
+func (t *Tunnel) Allow(peer Key, more, less []netip.Prefix) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k := t.peers[peer]
+	var err error
+	switch {
+	case t.closed():
+		err = ErrClosed
+	case k == nil:
+		err = ErrUnknownPeer
+	case slices.ContainsFunc(more, func(p netip.Prefix) bool { return !p.IsValid() }):
+		err = errEmptyPrefix
+	}
+	if err == nil {
+		less = slices.DeleteFunc(slices.Clone(less), func(p netip.Prefix) bool { return t.owner[p.Masked()] != k })
+		err = t.dev.IpcSet(allowedConfig(peer, more, less))
+	}
+	if err != nil {
+		return fmt.Errorf("change the allowed addresses of peer %s of the tunnel %s: %w", peer, t.public, err)
+	}
+	t.allow(k, more, less)
+	return nil
+}
+
+// allow notes what WireGuard was told of a peer. The caller holds t.mu.
+func (t *Tunnel) allow(k *known, more, less []netip.Prefix) {
+	for _, prefix := range less {
+		prefix = prefix.Masked()
+		delete(k.allowed, prefix)
+		delete(t.owner, prefix)
+	}
+	for _, prefix := range more {
+		prefix = prefix.Masked()
+		if other := t.owner[prefix]; other != nil && other != k {
+			delete(other.allowed, prefix)
+		}
+		k.allowed[prefix], t.owner[prefix] = struct{}{}, k
+	}
+}
+
+var errEmptyPrefix = errors.New("one of the allowed prefixes is empty")
 
 // checkPeer refuses what WireGuard would silently ignore or cut.
 func (t *Tunnel) checkPeer(p Peer) error {
@@ -93,33 +155,34 @@ func (t *Tunnel) checkPeer(p Peer) error {
 	}
 	for _, prefix := range p.AllowedIPs {
 		if !prefix.IsValid() {
-			return errors.New("one of the allowed prefixes is empty")
+			return errEmptyPrefix
 		}
 	}
 	return nil
 }
 
-// peerConfig writes the change in WireGuard's configuration protocol. Only
-// differences of the allowed prefixes are written. The caller holds t.mu.
-func (t *Tunnel) peerConfig(p Peer, wanted map[netip.Prefix]struct{}) string {
+// config writes the change in WireGuard's configuration protocol.
+func (p Peer) config(more, less []netip.Prefix) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "public_key=%s\n", p.PublicKey.hex())
+	b.WriteString(allowedConfig(p.PublicKey, more, less))
 	if p.Endpoint.IsValid() {
 		fmt.Fprintf(&b, "endpoint=%s\n", p.Endpoint)
 	}
-	has := t.peers[p.PublicKey]
-	for prefix := range has {
-		if _, stays := wanted[prefix]; !stays {
-			fmt.Fprintf(&b, "allowed_ip=-%s\n", prefix)
-		}
-	}
-	for prefix := range wanted {
-		if _, there := has[prefix]; !there {
-			fmt.Fprintf(&b, "allowed_ip=%s\n", prefix)
-		}
-	}
 	seconds := (p.Keepalive + time.Second - 1) / time.Second
 	fmt.Fprintf(&b, "persistent_keepalive_interval=%d\n", seconds)
+	return b.String()
+}
+
+// allowedConfig writes which allowed prefixes of a peer change.
+func allowedConfig(peer Key, more, less []netip.Prefix) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "public_key=%s\n", peer.hex())
+	for _, prefix := range less {
+		fmt.Fprintf(&b, "allowed_ip=-%s\n", prefix)
+	}
+	for _, prefix := range more {
+		fmt.Fprintf(&b, "allowed_ip=%s\n", prefix)
+	}
 	return b.String()
 }
 
@@ -136,10 +199,12 @@ func (t *Tunnel) RemovePeer(peer Key) error {
 	}
 	t.endGreeting(peer)
 	t.dev.RemovePeer(device.NoisePublicKey(peer))
-	for prefix := range t.peers[peer] {
-		delete(t.owner, prefix)
+	if k := t.peers[peer]; k != nil {
+		for prefix := range k.allowed {
+			delete(t.owner, prefix)
+		}
+		delete(t.peers, peer)
 	}
-	delete(t.peers, peer)
 	return nil
 }
 

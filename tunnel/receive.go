@@ -22,8 +22,10 @@ import (
 // there would make all of that memory resident.
 
 const (
-	// slots is how many datagrams, joined or not, one system call takes in.
-	slots = 16
+	// slots is how many datagrams, joined or not, one system call takes in at most: one
+	// for each datagramsOfSlot that WireGuard takes at once.
+	slots           = 16
+	datagramsOfSlot = 8
 	// slotSize is the largest payload of a UDP datagram, and what the kernel joins at most.
 	slotSize = 1 << 16
 	// maxReceiveErrors is how many errors in a row are passed over. The kernel reports
@@ -56,7 +58,8 @@ type incoming struct {
 	errorsInSeries int
 }
 
-func newIncoming(s *udpSocket) *incoming {
+func newIncoming(s *udpSocket, batch int) *incoming {
+	slots := min(max(batch/datagramsOfSlot, 1), slots)
 	in := &incoming{
 		socket: s, msgs: make([]message, slots), names: make([]sockaddr, slots),
 		controls: make([][controlSize]byte, slots), memory: make([]byte, slots*slotSize),

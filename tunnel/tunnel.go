@@ -40,6 +40,11 @@ type Config struct {
 	// very many tunnels wants less. What comes in together is of more flows at high rates: one
 	// that joins it wants more.
 	Batch int
+	// Calls says that the tunnel calls all of its peers and none has to find it: sockets
+	// are opened only for the kinds of addresses, IPv4 or IPv6, that the endpoints have
+	// that SetPeer is given. Each kind costs a goroutine, and a buffer for each packet of
+	// a batch.
+	Calls bool
 	// Log takes WireGuard's own messages, all at debug level, and what an operator has
 	// to know. Nil is silence.
 	Log *slog.Logger
@@ -54,10 +59,10 @@ type Tunnel struct {
 	port   uint16
 	seen   sightings
 
-	mu        sync.Mutex                        // guards what follows and keeps changes of peers in order
-	peers     map[Key]map[netip.Prefix]struct{} // allowed prefixes by peer
-	owner     map[netip.Prefix]Key              // the same, from the other side
-	greetings map[Key]*greeting                 // those under way
+	mu        sync.Mutex // guards what follows and keeps changes of peers in order
+	peers     map[Key]*known
+	owner     map[netip.Prefix]*known // the same, by allowed prefix
+	greetings map[Key]*greeting       // those under way
 	done      bool
 }
 
@@ -80,10 +85,10 @@ func New(cfg Config) (*Tunnel, error) {
 		return nil, fmt.Errorf("make a WireGuard tunnel: batches of %d packets; choose from 1 to %d", cfg.Batch, MaxBatch)
 	}
 	t := &Tunnel{
-		bind:      &bind{batch: cfg.Batch, log: cfg.Log, offload: cfg.Offload},
+		bind:      &bind{batch: cfg.Batch, log: cfg.Log, offload: cfg.Offload, spared: kinds{cfg.Calls, cfg.Calls}},
 		public:    cfg.PrivateKey.Public(),
-		peers:     make(map[Key]map[netip.Prefix]struct{}),
-		owner:     make(map[netip.Prefix]Key),
+		peers:     make(map[Key]*known),
+		owner:     make(map[netip.Prefix]*known),
 		greetings: make(map[Key]*greeting),
 	}
 	t.dev = device.NewDevice(newAlwaysUp(cfg.Device), t.bind, bridge(cfg.Log, &t.seen))
@@ -119,7 +124,7 @@ func (t *Tunnel) start(cfg Config) error {
 // PublicKey is the key by which other tunnels know this one.
 func (t *Tunnel) PublicKey() Key { return t.public }
 
-// ListenPort is the UDP port in use.
+// ListenPort is the UDP port in use; of a tunnel that calls, 0 until it has called.
 func (t *Tunnel) ListenPort() uint16 { return t.port }
 
 // Done is closed when the tunnel has ended: by Close, or because reading from

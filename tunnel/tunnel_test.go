@@ -239,6 +239,98 @@ func TestAllowedAddressMoves(t *testing.T) {
 	checkPeers(t, gateway, want)
 }
 
+// A tunnel that only calls has a socket of the kind that its peer's endpoint is of, and
+// another one once the peer is elsewhere.
+func TestCallsOpensWhatItNeeds(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	t.Run("pair", func(t *testing.T) {
+		gateway := newEnd(t)
+		dev := newMemTUN()
+		tn, err := New(Config{PrivateKey: NewKey(), Device: dev, Calls: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(tn.Close)
+		worker := end{tn, dev}
+		open := func(v4, v6 bool) {
+			t.Helper()
+			tn.bind.mu.RLock()
+			defer tn.bind.mu.RUnlock()
+			if tn.bind.v4 != nil != v4 || tn.bind.v6 != nil != v6 {
+				t.Errorf("sockets %v and %v, want IPv4: %v, IPv6: %v", tn.bind.v4, tn.bind.v6, v4, v6)
+			}
+		}
+		open(false, false)
+		connect(t, gateway, worker, "10.0.0.5/32")
+		worker.dev.out <- packetFrom("10.0.0.5", "192.0.2.1", 1)
+		gateway.expect(t, 1)
+		gateway.dev.out <- packetFrom("192.0.2.1", "10.0.0.5", 2)
+		worker.expect(t, 2)
+		open(true, false)
+		if c, err := net.ListenPacket("udp6", "[::1]:0"); err != nil {
+			t.Skipf("NOT RUN: this machine has no IPv6: %v", err)
+		} else {
+			_ = c.Close()
+		}
+		if err := worker.SetPeer(Peer{
+			PublicKey: gateway.PublicKey(), AllowedIPs: prefixes("0.0.0.0/0"), Keepalive: 10 * time.Second,
+			Endpoint: netip.AddrPortFrom(netip.IPv6Loopback(), gateway.ListenPort()),
+		}); err != nil {
+			t.Fatal(err)
+		}
+		open(true, true)
+		worker.dev.out <- packetFrom("10.0.0.5", "192.0.2.1", 3)
+		gateway.expect(t, 3)
+		gateway.dev.out <- packetFrom("192.0.2.1", "10.0.0.5", 4)
+		worker.expect(t, 4)
+	})
+}
+
+// Allow changes what is said and nothing else, takes addresses from others as SetPeer
+// does, and removes none that is another's by now.
+func TestAllowChangesOnly(t *testing.T) {
+	gateway, first, second := newEnd(t), newEnd(t), newEnd(t)
+	connect(t, gateway, first, "10.0.0.5/32", "10.0.0.6/32")
+	connect(t, gateway, second)
+	first.dev.out <- packetFrom("10.0.0.6", "192.0.2.1", 1)
+	gateway.expect(t, 1)
+	allow := func(e end, more, less []netip.Prefix) {
+		t.Helper()
+		if err := gateway.Allow(e.PublicKey(), more, less); err != nil {
+			t.Fatal(err)
+		}
+	}
+	allow(first, prefixes("10.0.0.7/32"), prefixes("10.0.0.5/32", "10.0.0.99/32"))
+	allow(second, prefixes("10.0.0.5/32", "10.0.0.7/32"), nil)
+	want := map[Key][]netip.Prefix{
+		first.PublicKey():  prefixes("10.0.0.6/32"),
+		second.PublicKey(): prefixes("10.0.0.5/32", "10.0.0.7/32"),
+	}
+	checkPeers(t, gateway, want)
+	allow(first, nil, prefixes("10.0.0.7/32")) // the other's
+	checkPeers(t, gateway, want)
+	first.dev.out <- packetFrom("10.0.0.5", "192.0.2.1", 2) // no longer its own
+	first.dev.out <- packetFrom("10.0.0.6", "192.0.2.1", 3)
+	gateway.expect(t, 3)
+
+	// What SetPeer sets afterwards is exact.
+	connect(t, gateway, second, "10.0.0.8/32")
+	want[second.PublicKey()] = prefixes("10.0.0.8/32")
+	checkPeers(t, gateway, want)
+
+	if err := gateway.Allow(NewKey().Public(), prefixes("10.0.0.9/32"), nil); !errors.Is(err, ErrUnknownPeer) {
+		t.Errorf("a peer that is not there: %v", err)
+	}
+	if err := gateway.Allow(first.PublicKey(), []netip.Prefix{{}}, nil); err == nil {
+		t.Error("an empty prefix was allowed")
+	}
+	checkPeers(t, gateway, want)
+	gateway.Close()
+	if err := gateway.Allow(first.PublicKey(), nil, nil); !errors.Is(err, ErrClosed) {
+		t.Errorf("a tunnel that is closed: %v", err)
+	}
+}
+
 func checkPeers(t *testing.T, e end, want map[Key][]netip.Prefix) {
 	t.Helper()
 	peers, err := e.Peers()
