@@ -235,7 +235,7 @@ func (s *Sidecar) newLink(n *network, gw spec.Gateway) (*link, error) {
 		gateway: n.info.Gateway, mtu: n.info.MTU, sandboxes: n.sandboxes, pool: n.pool, clock: s.clock, count: &s.count,
 	}, n.worker)
 	t, err := tunnel.New(tunnel.Config{
-		PrivateKey: s.key, Device: p, Offload: s.cfg.Sockets, Log: s.cfg.Log.With("network", n.info.ID, "gateway", gw.Host),
+		PrivateKey: s.key, Device: p, Batch: pathBatch, Calls: true, Offload: s.cfg.Sockets, Log: s.cfg.Log.With("network", n.info.ID, "gateway", gw.Host),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("gateway host %s of network %s: %w", gw.Host, gw.Network, err)

@@ -122,9 +122,11 @@ func (p *path) setWorker(worker netip.Addr) {
 	p.worker.Store(binary.BigEndian.Uint32(b[:]))
 }
 
-// pathBatch is how many packets WireGuard reads and writes at once: as many as
-// its UDP sockets take.
-const pathBatch = 128
+// pathBatch is how many packets WireGuard reads and writes at once. It keeps 64 KiB for each
+// in both directions, and a worker has a path for each network and gateway: with its own
+// 128 an idle path has 27 MiB of the heap. With 32 a packet costs the same, or with small
+// ones up to a tenth more; with 16 a third more.
+const pathBatch = 32
 
 // File is nil: there is no descriptor.
 func (p *path) File() *os.File { return nil }
