@@ -104,7 +104,7 @@ func scaleTargets() []target {
 		{what: "CPU per packet, 10,000 sandboxes to 1", want: "<= 1.1x, <= 2x", part: partSandboxes, figure: "sandboxes" + process, variant: "10,000 sandboxes", by: byFirst, firstVariant: "1 sandbox", limit: 1.1},
 		{what: "CPU per packet, 1 M sessions to 1 k", want: "<= 2x", part: partSessions, figure: "sessions" + process, variant: "1,000,000 sessions", by: byFirst, firstVariant: "1,000 sessions", limit: 2},
 		{what: "attach to the first answered byte at 100/s, p99", want: "<= 50 ms", part: partAttach, figure: "attach/firstByteMillisP99", variant: anyVariant, limit: 50},
-		{what: "memory of an idle sandbox on the gateway", want: "<= 2048 B", part: partScale, figure: "sandboxes/resident memory", limit: 2048},
+		{what: "memory of an idle sandbox on the gateway", want: "<= 2048 B", part: partScale, figure: "sandboxes/live heap", limit: 2048},
 		{what: "memory of an idle network on the gateway", part: partScale, figure: "networks/resident memory", open: true},
 		{what: "goroutines of an idle network", part: partScale, figure: "networks/goroutines", open: true},
 		{what: "memory of the sidecar for each warm path", want: "<= 2 MiB", part: partScale, figure: "paths/resident memory", limit: 2},

@@ -36,6 +36,7 @@ func main() {
 	}
 	root.AddCommand(demoCommand(&code, out), functionCommand(), failoverCommand(&code, out), failoverFunctionCommand(), compareCommand(out), gvisorCommand(), reportCommand(), recordCommand(out))
 	root.AddCommand(serveCommand(out), runCommand(out))
+	root.AddCommand(scaleCommand(out))
 	err := root.ExecuteContext(ctx)
 	end(nil)
 	stop()
