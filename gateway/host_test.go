@@ -35,6 +35,7 @@ type source struct {
 	err     error
 	changed chan struct{} // closed when store or err changes
 	report  spec.HostReport
+	reports int // how many there were
 	acked   spec.Cursor
 }
 
@@ -96,7 +97,7 @@ func (s *source) Next(ctx context.Context, after spec.Cursor) (spec.Update, erro
 
 // Report implements Source.
 func (s *source) Report(ctx context.Context, r spec.HostReport) error {
-	s.note(func() { s.report = r })
+	s.note(func() { s.report, s.reports = r, s.reports+1 })
 	store, _, err := s.now()
 	if err != nil {
 		return err

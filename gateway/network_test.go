@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sallyport-net/sallyport/control"
+	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/control/spec"
 	"github.com/sallyport-net/sallyport/gateway/uplink"
 	"github.com/sallyport-net/sallyport/internal/packet"
@@ -256,6 +257,34 @@ func TestMembersAtRandom(t *testing.T) {
 		if t.Failed() {
 			t.Fatalf("seed %d, step %d", seed, step)
 		}
+	}
+}
+
+// TestReportsAreFew: a host reports once a second, and not each time that somebody is
+// attached; the attachments are acknowledged all the same.
+func TestReportsAreFew(t *testing.T) {
+	checkLeaks(t)
+	r := newHostRig(t, testState(testNetwork("net_a", 1)))
+	defer r.close()
+	r.awaitNetworks("net_a")
+	count := func() int {
+		r.src.mu.Lock()
+		defer r.src.mu.Unlock()
+		return r.src.reports
+	}
+	const many = 200
+	before, began := count(), time.Now()
+	for range many {
+		if _, err := r.src.Attach(t.Context(), api.AttachRequest{
+			Project: "prj_net_a", Environment: "production", Kind: spec.KindFunction, Runtime: spec.RuntimeGo,
+			Region: "iad1", PublicKey: tunnel.Key{1}.Public().String(),
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	took := time.Since(began)
+	if n, most := count()-before, 2+int(took/reportInterval); n > most {
+		t.Errorf("%d reports while %d were attached within %v, want at most %d", n, many, took, most)
 	}
 }
 

@@ -34,9 +34,6 @@ type plan struct {
 	Origin   netip.Addr
 	// Least is the first UDP port of the gateways' tunnels.
 	Least int
-	// PerSandbox and PerAddress bound sessions and ports, and NewFlows what begins in a
-	// second.
-	PerSandbox, PerAddress, NewFlows int
 }
 
 // networkPlan is one network as the state has it.
@@ -130,8 +127,7 @@ wireguard: {ports: "{{.Least}}-{{.Last}}"}
 uplink: {{.Uplink}}
 {{if eq .Uplink "sockets"}}sockets: {add_addresses_to: lo}
 {{end}}dns: {upstreams: ["{{.Origin}}"]}
-{{if .PerAddress}}limits: {{"{"}}per_ip: {{"{"}}sessions: {{.PerAddress}}}}
-{{end}}`
+`
 
 const sidecarFile = `api: unix://` + activeRegion + `.sock
 token_file: token

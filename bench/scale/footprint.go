@@ -29,9 +29,9 @@ const (
 	stillFor  = 4
 	lookAgain = 500 * time.Millisecond
 	stillMost = 30 * time.Second
-	// collectWithin bounds how long a collection of garbage is waited for. Go begins one
-	// after two minutes at the latest.
-	collectWithin = 3 * time.Minute
+	// collectWithin bounds how long collections of garbage are waited for. A process with
+	// a large heap and little to do begins none for two minutes: then what is there counts.
+	collectWithin = 20 * time.Second
 )
 
 // settle waits until the resident memory of a process stands still and its garbage was
@@ -73,10 +73,8 @@ const collections = 2
 // metrics makes some: it is asked until that has set collections off. Of the readings
 // after them the least counts, as dead objects are swept away bit by bit.
 func collected(ctx context.Context, client *http.Client) (f footprint, err error) {
-	ctx, cancel := context.WithTimeout(ctx, collectWithin)
-	defer cancel()
 	const looks = 8
-	first := -1.0
+	first, began := -1.0, time.Now()
 	for after := 0; after < looks; {
 		text, err := daemon.Get(ctx, client, "http://"+adminAddress+"/metrics")
 		if err != nil {
@@ -87,7 +85,7 @@ func collected(ctx context.Context, client *http.Client) (f footprint, err error
 		if first < 0 {
 			first = runs
 		}
-		if runs < first+collections {
+		if runs < first+collections && time.Since(began) < collectWithin {
 			continue
 		}
 		live := uint64(m["go_memstats_heap_alloc_bytes"])
