@@ -116,7 +116,7 @@ func (c *chain) bulkOnce(ctx context.Context, d time.Duration, in bool) (figures
 		return nil, err
 	}
 	const giga = 1e9
-	if r.End.Received.Bytes < giga/100 {
+	if r.End.Received.Bytes < giga/1000 {
 		return nil, fmt.Errorf("no more than %.0f bytes arrived", r.End.Received.Bytes)
 	}
 	used, gb := after.since(before), r.End.Received.Bytes/giga

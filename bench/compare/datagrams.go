@@ -280,7 +280,7 @@ func udp(ctx context.Context, c *chain, cfg *Config, w way) (figures, error) {
 	if err != nil {
 		return nil, err
 	}
-	if fixed.rate == 0 {
+	if fixed.loss == 1 {
 		return nil, fmt.Errorf("of packets of %d bytes at %d/s none arrived", w.size, cfg.Rate)
 	}
 	f := figures{figureLoss: 100 * fixed.loss, figureProcessPacket: micros(fixed.perPacket.process), figureCorePacket: micros(fixed.perPacket.core)}
