@@ -175,7 +175,8 @@ func TestCompare(t *testing.T) {
 		t.Fatal(err)
 	}
 	// On a busy machine the other may lose packets, which is said beside its figures.
-	if len(r.Samples) != 4 || len(r.Problems) == 0 || r.Problems[0].Variant != variantSockets {
+	// One with gVisor, slow with the race detector, may not carry the rate.
+	if len(r.Samples) < 3 || len(r.Problems) == 0 || r.Problems[0].Variant != variantSockets {
 		t.Errorf("%d measurements, problems %v\n%s", len(r.Samples), r.Problems, out.String())
 	}
 	for _, s := range r.Samples {
