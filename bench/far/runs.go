@@ -144,6 +144,17 @@ func (t *table) data(r *run, h wire.Head, size int, now time.Time) bool {
 	return true
 }
 
+// joinable makes room for one more join; false if there is none. Runs that are over may
+// have had no joins.
+func (t *table) joinable(now time.Time) bool {
+	for t.budget.joins == 0 {
+		if !t.reclaim(now) {
+			return false
+		}
+	}
+	return true
+}
+
 // join takes in where a flow wants packets. A request of a greater number takes the
 // place of the one before, so that nobody who repeats an old one draws the packets to
 // himself.
@@ -152,7 +163,7 @@ func (t *table) join(r *run, h wire.Head, to *sockaddr, from netip.Addr) wire.Re
 	switch {
 	case r.over:
 		return wire.ReasonRun
-	case !ok && t.budget.joins == 0 && !t.reclaim(r.used):
+	case !ok && !t.joinable(r.used):
 		return wire.ReasonFlows
 	case !ok:
 		t.budget.joins--

@@ -233,6 +233,24 @@ func TestRunsThatAreOverMakeRoom(t *testing.T) {
 	}
 }
 
+// A run without joins makes no room for any when it is over.
+func TestJoinsAreBounded(t *testing.T) {
+	now := time.Unix(1000, 0)
+	b := newTable(Limits{Rate: 1000, For: time.Second})
+	b.budget = budget{8, 2}
+	b.data(b.open(1, now, 0), data(0, 0), 36, now)
+	now = now.Add(closeAfter)
+	r := b.open(2, now, 0)
+	for flow, want := range []wire.Reason{wire.ReasonNone, wire.ReasonNone, wire.ReasonFlows, wire.ReasonFlows} {
+		if reason := b.join(r, wire.Head{Flow: uint16(flow), Sequence: 1}, &sockaddr{}, netip.Addr{}); reason != want {
+			t.Errorf("join %d: %v, want %v", flow, reason, want)
+		}
+	}
+	if len(r.joins) != 2 || b.budget.joins != 0 {
+		t.Errorf("%d joins are kept, room for %d is left", len(r.joins), b.budget.joins)
+	}
+}
+
 // Orders and joins that were repeated by somebody else change nothing.
 func TestOldRequestsChangeNothing(t *testing.T) {
 	b := newTable(Limits{Rate: 1000, For: time.Second})
