@@ -34,10 +34,11 @@ var ErrNone = errors.New("packets are lost at any rate")
 
 // Highest finds the highest rate that passes, by halves of its logarithm, and holds
 // it for longer, or the next below that passes then. bound says that the source could do no
-// more, rather than the gateway: that it was what failed last. An error of try ends it; the
-// last trial is returned with it.
+// more, rather than the gateway: that it was what failed last, or that nothing failed up to
+// the end of the range. An error of try ends it; the last trial is returned with it.
 func Highest[T Outcome](r Range, try func(rate float64, hold time.Duration) (T, error)) (best T, bound bool, err error) {
 	low, high := math.Log(r.Least), math.Log(r.Most)
+	bound = true
 	for range r.Tries {
 		middle := (low + high) / 2
 		t, err := try(math.Exp(middle), r.Hold)

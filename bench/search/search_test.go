@@ -23,6 +23,7 @@ func TestHighest(t *testing.T) {
 		"the gateway is the limit":             {500_000, 200_000, 200_000, false},
 		"the source is":                        {100_000, 900_000, 900_000, true},
 		"the gateway is, where it has to last": {200_000, 900_000, 150_000, false},
+		"the end of the range is":              {4 << 20, 4 << 20, 4 << 20, true},
 	} {
 		best, bound, err := Highest(r, func(rate float64, hold time.Duration) (outcome, error) {
 			limit := c.gateway
@@ -33,7 +34,7 @@ func TestHighest(t *testing.T) {
 			got := min(sent, limit)
 			return outcome{rate, sent, got, got / limit}, nil
 		})
-		want := min(c.source, c.gateway, c.lasting)
+		want := min(c.source, c.gateway, c.lasting, r.Most)
 		if err != nil || best.delivered > want || best.delivered < 0.9*want || bound != c.bound {
 			t.Errorf("%s: %.0f/s, bound %t (%v); want about %.0f/s, bound %t", name, best.delivered, bound, err, want, c.bound)
 		}
