@@ -120,7 +120,41 @@ func TestSumUp(t *testing.T) {
 	}
 }
 
-// Whoever sends much again has figures, and the run fails.
+// What must not happen counts in noisy rounds, too, and there is no ratio to a peak that was
+// the source's.
+func TestSumUpWrong(t *testing.T) {
+	r := made()
+	for round, noisy := range []bool{false, false, true} {
+		for _, v := range []string{variantWireGuard, variantTun} {
+			r.Samples = append(r.Samples, sample{Variant: v, Scenario: "udp-in", Round: round, Noisy: noisy, Figures: figures{figureWrong: float64(round), figurePeak: 100, figureLoss: float64(round)}})
+		}
+	}
+	r.Samples[len(r.Samples)-6].Figures[figureBound] = 1 // the comparator's of round 0
+	r.sumUp()
+	want := map[string]report.Value{
+		figureWrong: {Spread: report.Spread{Count: 3, Median: 1, Most: 2}},
+		figureLoss:  {Spread: report.Spread{Count: 2, Median: 0.5, Most: 1}},
+		figurePeak:  {Spread: report.Spread{Count: 2, Median: 100, Least: 100, Most: 100}, Ratio: &report.Spread{Count: 1, Median: 1, Least: 1, Most: 1}},
+	}
+	for _, f := range r.Figures {
+		name, ok := strings.CutPrefix(f.ID, "udp-in/")
+		if !ok {
+			continue
+		}
+		w := want[name]
+		w.Variant = variantTun
+		got, _ := json.Marshal(f.Values[1])
+		if wanted, _ := json.Marshal(w); !bytes.Equal(got, wanted) {
+			t.Errorf("%s\n%s\nwant\n%s", name, got, wanted)
+		}
+		delete(want, name)
+	}
+	if len(want) != 0 {
+		t.Errorf("without %v", want)
+	}
+}
+
+// Whoever sends much again, or answers wrongly, has figures, and the run fails.
 func TestResent(t *testing.T) {
 	r := &result{}
 	lossy := sample{Variant: variantTun, Scenario: "tcp-in", Round: 3, Figures: figures{figureResent: maxResent + 1}}
@@ -129,6 +163,10 @@ func TestResent(t *testing.T) {
 	}
 	if r.add(lossy) || len(r.Samples) != 2 || len(r.Problems) != 1 || !strings.Contains(r.Problems[0].String(), "tun: tcp-in: round 3: 101 segments") {
 		t.Errorf("many: %d measurements, %v", len(r.Samples), r.Problems)
+	}
+	wrong := sample{Variant: variantTun, Scenario: "udp-in", Round: 1, Figures: figures{figureWrong: 7}}
+	if r.add(wrong) || len(r.Samples) != 3 || len(r.Problems) != 2 || !strings.Contains(r.Problems[1].String(), "tun: udp-in: round 1: 7 packets came from") {
+		t.Errorf("wrong: %d measurements, %v", len(r.Samples), r.Problems)
 	}
 }
 

@@ -94,20 +94,21 @@ func (d *datagrams) load(size int, rate float64, hold time.Duration) (traffic.Lo
 	}, nil
 }
 
-// counts is what both sides counted of a run.
-type counts struct{ sent, arrived, wrong uint64 }
+// counts is what both sides counted of a run: dropped is what the far side itself lost.
+// What may be a duplicate has not arrived.
+type counts struct{ sent, arrived, wrong, dropped uint64 }
 
 // egress is what is known of packets that leave.
 func (d *datagrams) egress() counts {
 	r, _ := d.far.Report(d.run)
-	return counts{arrived: r.Packets - r.Duplicates, wrong: wrongSources(r)}
+	return counts{arrived: r.Packets - r.Duplicates - r.Stale, wrong: wrongSources(r), dropped: r.Dropped}
 }
 
 // ingress is what is known of packets that come back.
 func (d *datagrams) ingress() counts {
 	r, _ := d.far.Report(d.run)
 	got := d.source.Received()
-	return counts{sent: r.Generated, arrived: got.Packets - got.Duplicates, wrong: wrongSources(r) + got.Wrong()}
+	return counts{sent: r.Generated, arrived: got.Packets - got.Duplicates - got.Stale, wrong: wrongSources(r) + got.Wrong()}
 }
 
 // wrongSources is how many packets came to the far side from elsewhere than the pair.
@@ -124,6 +125,7 @@ func wrongSources(r wire.Report) uint64 {
 // trial is what came of a rate.
 type trial struct {
 	rate, loss float64 // delivered per second; lost part of what was sent
+	dropped    float64 // part of what was sent that the far side lost
 	late       float64 // part of what was sent that had not arrived when the sending ended
 	reached    float64 // part of the asked rate that was sent
 	busy       float64 // part of the time in which the gateway's core was used, until then
@@ -134,8 +136,8 @@ type trial struct {
 // Passes implements search.Outcome.
 func (t trial) Passes() bool { return t.late <= lowLoss && t.reached >= kept }
 
-// Starved implements search.Outcome.
-func (t trial) Starved() bool { return t.loss <= lowLoss && t.busy < full }
+// Starved implements search.Outcome. What the far side loses is no loss of the gateway's.
+func (t trial) Starved() bool { return t.loss-t.dropped <= lowLoss && t.busy < full }
 
 // way is a direction and size of datagrams.
 type way struct {
@@ -185,7 +187,7 @@ func (c *chain) try(ctx context.Context, w way, rate float64, hold time.Duration
 	}
 	used, each := after.since(before), max(got, 1)
 	return trial{
-		rate: inTime / hold.Seconds(), loss: max(0, 1-got/n), late: max(0, 1-inTime/n), reached: n / hold.Seconds() / rate,
+		rate: inTime / hold.Seconds(), loss: max(0, 1-got/n), dropped: float64(all.dropped) / n, late: max(0, 1-inTime/n), reached: n / hold.Seconds() / rate,
 		busy:      then.since(before).core.Seconds() / (hold + lag).Seconds(),
 		perPacket: cost{time.Duration(float64(used.process) / each), time.Duration(float64(used.core) / each)},
 		wrong:     all.wrong,
@@ -285,6 +287,10 @@ func udp(ctx context.Context, c *chain, cfg *Config, w way) (figures, error) {
 	}
 	f := figures{figureLoss: 100 * fixed.loss, figureProcessPacket: micros(fixed.perPacket.process), figureCorePacket: micros(fixed.perPacket.core)}
 	wrong := fixed.wrong
+	f[figureWrong] = float64(wrong)
+	if fixed.dropped > lowLoss {
+		return f, fmt.Errorf("at %d/s the far side itself lost %.1f %% of the packets: what is lost says nothing of the gateway", cfg.Rate, 100*fixed.dropped)
+	}
 	best, bound, err := search.Highest(search.Range{Least: minRate, Most: maxRate, Tries: tries, Hold: cfg.Try},
 		func(rate float64, d time.Duration) (trial, error) {
 			t, err := c.try(ctx, w, rate, d)

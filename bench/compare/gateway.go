@@ -43,7 +43,7 @@ func variantTitle(name string) string {
 	case variantGVisor:
 		return "wireguard-go with its TUN, gVisor's NAT between them"
 	case variantKernel:
-		return "the kernel's WireGuard, nftables SNAT"
+		return "the kernel's WireGuard, nftables SNAT; it encrypts on all cores, of which one is counted"
 	default:
 		return "sallyportd, uplink " + name
 	}

@@ -60,11 +60,18 @@ func shares(ctx context.Context, core int, d time.Duration) (busy, stolen float6
 }
 
 // quiet measures one variant in one scenario, again where that was noisy. The last
-// measurement counts.
+// measurement counts, and what must not happen in any.
 func (b *bench) quiet(ctx context.Context, c *chain, s scenario) (out sample, err error) {
 	most := cmp.Or(b.cfg.attempts, attempts)
+	before := figures{}
 	for vain := range most {
 		out, err = b.once(ctx, c, s)
+		for _, name := range []string{figureWrong, figureShortFailed} {
+			if _, has := out.Figures[name]; has {
+				out.Figures[name] += before[name]
+				before[name] = out.Figures[name]
+			}
+		}
 		if err != nil || !out.Noisy {
 			break
 		}

@@ -98,15 +98,18 @@ func (r *result) problem(variant, scenario string, round int, err error) {
 	r.Problems = append(r.Problems, problem{variant, scenario, round, strings.ReplaceAll(err.Error(), "\n", "; ")})
 }
 
-// add takes a measurement in. It reports whether that is one of a way that loses next to
-// nothing; else it is a problem, too.
+// add takes a measurement in. It reports whether that is one of a gateway that loses next to
+// nothing and answers rightly; else it is a problem, too.
 func (r *result) add(s sample) bool {
 	r.Samples = append(r.Samples, s)
-	n := s.Figures[figureResent]
-	if n > maxResent {
+	known := len(r.Problems)
+	if n := s.Figures[figureResent]; n > maxResent {
 		r.problem(s.Variant, s.Scenario, s.Round, fmt.Errorf("%.0f segments per GB were sent again, more than %d: its figures stand, but something loses packets", n, maxResent))
 	}
-	return n <= maxResent
+	if n := s.Figures[figureWrong]; n > 0 {
+		r.problem(s.Variant, s.Scenario, s.Round, fmt.Errorf("%.0f packets came from or to a wrong address, or damaged: its figures stand, but it does not do the same work", n))
+	}
+	return len(r.Problems) == known
 }
 
 // sumUp fills in what the report shows.
@@ -134,16 +137,20 @@ func (r *result) sumUp() {
 	r.Conditions = r.conditions()
 }
 
-// value sums a figure up; not ok if there is no measurement.
+// value sums a figure up; not ok if there is no measurement. What must not happen counts
+// in noisy rounds, too. There is no ratio to a peak that was the harness's own.
 func (r *result) value(s scenario, f figure, variant string) (w report.Value, ok bool) {
 	all := r.rounds(s.name, variant)
 	w.Variant = variant
 	clean := slices.DeleteFunc(slices.Clone(all), func(s sample) bool { return s.Noisy })
-	if 2*len(clean) > len(all) {
+	switch {
+	case f.name == figureWrong || f.name == figureShortFailed:
+	case 2*len(clean) > len(all):
 		all = clean
-	} else {
+	default:
 		w.Noisy = true
 	}
+	atPeak := slices.Contains([]string{figurePeak, figurePeakPacket, figureShortPeak, figureShortPeakCPU, figureShortPeakAll}, f.name)
 	var values, ratios, more []float64
 	bound := 0
 	for _, one := range all {
@@ -157,7 +164,7 @@ func (r *result) value(s scenario, f figure, variant string) (w report.Value, ok
 		}
 		for _, o := range r.rounds(s.name, r.Against) {
 			base, has := o.Figures[f.name]
-			if !has || o.Round != one.Round || o.Noisy && !w.Noisy {
+			if !has || o.Round != one.Round || o.Noisy && !w.Noisy || atPeak && o.Figures[figureBound] != 0 {
 				continue
 			}
 			more = append(more, v-base)
@@ -170,7 +177,7 @@ func (r *result) value(s scenario, f figure, variant string) (w report.Value, ok
 	if variant != r.Against {
 		w.Ratio, w.More = f.against.of(ratios, more)
 	}
-	w.Bound = slices.Contains([]string{figurePeak, figurePeakPacket, figureShortPeak, figureShortPeakCPU, figureShortPeakAll}, f.name) && 2*bound > len(values)
+	w.Bound = atPeak && 2*bound > len(values)
 	return w, len(values) > 0
 }
 

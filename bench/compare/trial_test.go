@@ -39,6 +39,37 @@ func TestEchoTrial(t *testing.T) {
 	}
 }
 
+// Requests that were not answered make it slower, not quicker.
+func TestMissAll(t *testing.T) {
+	tr := echoTrial{Answers: traffic.Answers{Sent: traffic.Sent{Latency: &histogram.Histogram{}}, Lost: 20}}
+	for range 980 {
+		tr.Latency.Record(time.Millisecond)
+	}
+	tr.missAll()
+	if p50, p99 := tr.Latency.Quantile(0.5), tr.Latency.Quantile(0.99); p50 > 2*time.Millisecond || p99 != patience {
+		t.Errorf("2 %% were lost: p50 %v, p99 %v", p50, p99)
+	}
+}
+
+// A rate of packets passes if all but a few arrive in time.
+func TestTrial(t *testing.T) {
+	for name, c := range map[string]struct {
+		trial
+		passes, starved bool
+	}{
+		"all is well":                 {trial{reached: 1, busy: 0.5}, true, true},
+		"the gateway loses":           {trial{reached: 1, busy: 0.5, loss: 0.01, late: 0.01}, false, false},
+		"the far side does":           {trial{reached: 1, busy: 0.5, loss: 0.01, late: 0.01, dropped: 0.01}, false, true},
+		"both do":                     {trial{reached: 1, busy: 0.5, loss: 0.02, late: 0.02, dropped: 0.01}, false, false},
+		"the core is full":            {trial{reached: 1, busy: 1, late: 0.01}, false, false},
+		"the source could do no more": {trial{reached: 0.5, busy: 0.5}, false, true},
+	} {
+		if c.Passes() != c.passes || c.Starved() != c.starved {
+			t.Errorf("%s: passes %t, starved %t", name, c.Passes(), c.Starved())
+		}
+	}
+}
+
 // Half of the load is the comparator's, and found once.
 func TestHalfLoad(t *testing.T) {
 	h := &halfLoad{comparator: variantWireGuard}
