@@ -134,7 +134,7 @@ func run(file string) error {
 	defer others.close()
 	log := logger(c.Log)
 	here, operator := allowance.Here(), os.Getenv("GOMEMLIMIT")
-	here.LimitMemory(operator)
+	defer here.LimitMemory(operator)()
 	here.Tell(log, operator)
 	s, err := sidecar.New(sidecar.Config{
 		Control: client, Region: c.Region, Socket: c.Socket, Hide: secrets(c), Admin: c.Admin.Listen,

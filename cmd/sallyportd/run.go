@@ -64,7 +64,7 @@ func run(ctx context.Context, s settings, stderr io.Writer) error {
 
 	log.Info("starting", "version", version, "roles", s.daemon.Roles.String(), "host", s.daemon.Host, "region", s.daemon.Region)
 	here, operator := allowance.Here(), os.Getenv(memoryVariable)
-	here.LimitMemory(operator)
+	defer here.LimitMemory(operator)()
 	here.Tell(log, operator)
 	var host *gateway.Host
 	if s.daemon.Roles.Gateway {

@@ -9,7 +9,6 @@ import (
 	"math"
 	"os"
 	"runtime"
-	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,20 +47,6 @@ func online() int {
 	}
 	return runtime.NumCPU()
 }
-
-// LimitMemory has the garbage collector keep the heap below 90 % of the memory that the
-// control groups allow, so that it works harder before the kernel kills or throttles the
-// process. Where they allow everything, or the operator has said otherwise
-// (GOMEMLIMIT), nothing is done.
-func (a Allowance) LimitMemory(operator string) {
-	if limit := a.memoryLimit(); operator == "" && limit > 0 {
-		debug.SetMemoryLimit(limit)
-	}
-}
-
-// memoryLimit is 90 % of what the control groups allow, in bytes; 0: no limit. The rest is
-// for what the runtime does not count: stacks of the kernel, sockets' buffers.
-func (a Allowance) memoryLimit() int64 { return a.Cgroup.Memory.Value / 10 * 9 }
 
 // Tell logs what there is, a line each. The operator's is what GOMEMLIMIT says.
 func (a Allowance) Tell(log *slog.Logger, operator string) {
