@@ -30,7 +30,7 @@ const (
 	resend          = 300 * time.Millisecond
 	connectionTries = 3
 	leastRate       = 50
-	mostRate        = 50_000
+	mostTimes       = 50 // the highest rate that is looked for, of the fixed load
 )
 
 // dialer makes short connections for a crowd's first end.
@@ -123,7 +123,7 @@ func (r *runner) connectionsOf(ctx context.Context, o *outcome) error {
 	}
 	l = load{Sandboxes: len(d.inners), Seconds: (tries + search.Steadily) * r.cfg.Try.Seconds()}
 	return r.step(ctx, o, "peak", l, func(s *step) error {
-		best, bound, err := search.Highest(search.Range{Least: leastRate, Most: mostRate, Tries: tries, Hold: r.cfg.Try},
+		best, bound, err := search.Highest(search.Range{Least: leastRate, Most: mostTimes * rate, Tries: tries, Hold: r.cfg.Try},
 			func(rate float64, hold time.Duration) (connected, error) { return r.connect(ctx, d, rate, hold) })
 		r.noteConnections(ctx, s, c, d, best)
 		if err != nil {
