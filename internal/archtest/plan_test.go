@@ -68,7 +68,7 @@ var plan = []room{
 
 	{path: "bench/histogram", pure: true,
 		why: "what is counted comes from its caller; with a lock or a clock inside nobody could record a million times a second"},
-	{path: "bench/traffic", may: []string{"bench/histogram", "bench/wire", "tunnel", "internal/packet", "internal/netstack"},
+	{path: "bench/traffic", may: []string{"bench/histogram", "bench/wire", "tunnel", "internal/packet"},
 		why: "it sends and counts what it is told to; what gateways and rounds are is for scenarios to know"},
 	{path: "bench/search", pure: true,
 		why: "which rate to try next follows from what came of those before; one with a clock could not be tested in no time"},
