@@ -1,17 +1,20 @@
 package scenario
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/bench/wire"
+	"github.com/sallyport-net/sallyport/control/api"
 )
 
 func valid() Config {
@@ -120,5 +123,32 @@ func TestUnreachable(t *testing.T) {
 	}
 	if b, err := os.ReadFile(c.JSON); err != nil || !strings.Contains(string(b), "is sallyportd running here") {
 		t.Errorf("%v: %s", err, b)
+	}
+}
+
+// One sandbox that cannot be detached keeps no other attached, and is said.
+func TestDetachAll(t *testing.T) {
+	var asked atomic.Int32
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) == 1 {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	defer s.Close()
+	client, err := api.NewClient(api.ClientConfig{Address: s.URL, Token: "secret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 5 * detachers
+	o := &operated{client: client, more: make(chan string, n)}
+	for range n {
+		o.more <- "id"
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // as after Ctrl-C
+	if err := o.close(ctx); err == nil || asked.Load() < n {
+		t.Errorf("%d of %d were detached: %v", asked.Load(), n, err)
 	}
 }

@@ -122,7 +122,7 @@ func (o *operated) close(ctx context.Context) error {
 	defer o.client.Close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachPatience)
 	defer cancel()
-	group, ctx := errgroup.WithContext(ctx)
+	var group errgroup.Group // one that fails keeps none of the others attached
 	group.SetLimit(detachers)
 	for left := true; left; {
 		select {

@@ -103,6 +103,9 @@ func (r *runner) askBeside(ctx context.Context, c, side *crowd, s *step, backgro
 	if t.busy >= 0 {
 		s.Figures[figureBusy] = 100 * min(1, t.busy)
 	}
+	if t.blind {
+		return err
+	}
 	s.mark("beside it %s packets of %d bytes per second left, half of the most that passes; %.3f %% of them were lost",
 		group(background.Rate), background.Size, 100*t.loss)
 	r.checkSources(s, t.report)

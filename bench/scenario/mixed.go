@@ -158,8 +158,10 @@ func (r *runner) attachBeside(ctx context.Context, out *stormed, share float64, 
 // sumPhase takes all kinds into a step, beside the requests that are there.
 func (r *runner) sumPhase(s *step, t trial, made connected, moved [2]tcp.Moved, out *stormed) {
 	if t.sent > 0 {
-		s.Figures[figureLoss] = 100 * t.loss // of datagrams
 		r.inspect(s, t)
+	}
+	if t.sent > 0 && !t.blind {
+		s.Figures[figureLoss] = 100 * t.loss // of datagrams
 		s.mark("datagrams: %s/s arrived, %.3f %% lost", group(t.rate), 100*t.loss)
 	}
 	s.Figures[figureFailed] = float64(made.Failed()) + float64(out.failed)

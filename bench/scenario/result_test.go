@@ -186,8 +186,15 @@ func TestInspect(t *testing.T) {
 	}
 	s := &step{Figures: values{}}
 	(&runner{}).inspect(s, trial{sent: 10, got: 10, report: from("203.0.113.4")})
-	if len(s.Wrong) != 0 || s.Sources.Checked || len(s.Sources.Seen) != 2 {
+	(&runner{}).inspect(s, trial{sent: 10, got: 10, report: wire.Report{Others: 3}})
+	if len(s.Wrong) != 0 || s.Sources.Checked || len(s.Sources.Seen) != 2 || s.Sources.More != 3 {
 		t.Errorf("without a pair: %+v", s.Sources)
+	}
+	// A gateway that died: nobody says what arrived, and nobody makes it up.
+	s = &step{Figures: values{}}
+	r.note(s, trial{sent: 10, reached: 1, loss: 1, late: 1, blind: true}, traffic.Load{})
+	if len(s.Wrong) != 0 || len(s.Figures) != 0 || len(s.Marks) != 1 || s.Noise.Reached != 1 {
+		t.Errorf("of one that died: %+v", s)
 	}
 }
 
