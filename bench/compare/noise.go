@@ -12,51 +12,21 @@ import (
 	"github.com/sallyport-net/sallyport/bench/machine"
 )
 
-// Measurements count as noisy beyond these shares of the cores' time.
-const (
-	maxStolen    = 0.01 // given to others by the hypervisor
-	maxDisturbed = 0.05 // of the gateway's core, used by others before
-)
-
 // watchFor is how long a machine is watched before a strict run.
 const watchFor = 3 * time.Second
 
 // watch says why a machine is too noisy to be measured on.
 func watch(ctx context.Context, core int) error {
-	busy, stolen, err := shares(ctx, core, watchFor)
+	busy, stolen, err := machine.Watch(ctx, core, watchFor)
 	switch {
 	case err != nil:
 		return err
-	case stolen > maxStolen:
-		return fmt.Errorf("this machine is too noisy: its hypervisor gave %.1f %% of the time to others in %v, and at most %.0f %% are allowed; try again later, or without --strict", 100*stolen, watchFor, 100*maxStolen)
-	case busy > maxDisturbed:
-		return fmt.Errorf("this machine is too noisy: the gateway's core %d was %.0f %% in use in %v, and at most %.0f %% are allowed; end what runs there, choose another by --core, or measure without --strict", core, 100*busy, watchFor, 100*maxDisturbed)
+	case stolen > machine.MaxStolen:
+		return fmt.Errorf("this machine is too noisy: its hypervisor gave %.1f %% of the time to others in %v, and at most %.0f %% are allowed; try again later, or without --strict", 100*stolen, watchFor, 100*machine.MaxStolen)
+	case busy > machine.MaxDisturbed:
+		return fmt.Errorf("this machine is too noisy: the gateway's core %d was %.0f %% in use in %v, and at most %.0f %% are allowed; end what runs there, choose another by --core, or measure without --strict", core, 100*busy, watchFor, 100*machine.MaxDisturbed)
 	}
 	return nil
-}
-
-// shares are how much of a core was used and how much of all of them was stolen in the
-// time to come.
-func shares(ctx context.Context, core int, d time.Duration) (busy, stolen float64, err error) {
-	read := func() (one, all machine.CPU, err error) {
-		if one, err = machine.ReadCPU(core); err == nil {
-			all, err = machine.ReadCPU(machine.AllCores)
-		}
-		return one, all, err
-	}
-	one, all, err := read()
-	if err != nil {
-		return 0, 0, err
-	}
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
-		return 0, 0, context.Cause(ctx)
-	}
-	one2, all2, err := read()
-	busy, _ = one2.Shares(one)
-	_, stolen = all2.Shares(all)
-	return busy, stolen, err
 }
 
 // quiet measures one variant in one scenario, again where that was noisy. The last
@@ -87,7 +57,7 @@ func (b *bench) quiet(ctx context.Context, c *chain, s scenario) (out sample, er
 func (b *bench) once(ctx context.Context, c *chain, s scenario) (sample, error) {
 	var out sample
 	// The share of the gateway's core that somebody uses while all gateways are stopped.
-	idle, _, err := shares(ctx, b.cfg.Core, 200*time.Millisecond)
+	idle, _, err := machine.Watch(ctx, b.cfg.Core, 200*time.Millisecond)
 	if err != nil {
 		return out, err
 	}
@@ -102,6 +72,6 @@ func (b *bench) once(ctx context.Context, c *chain, s scenario) (sample, error) 
 	after, err2 := readUsage(c)
 	err = errors.Join(err, err2, c.signal(unix.SIGSTOP))
 	out.Stolen, out.Disturbed = after.stolen(before), idle
-	out.Noisy = out.Stolen > maxStolen || idle > maxDisturbed
+	out.Noisy = out.Stolen > machine.MaxStolen || idle > machine.MaxDisturbed
 	return out, err
 }

@@ -87,12 +87,8 @@ func TestQuicken(t *testing.T) {
 	}
 }
 
-// A machine that is watched has shares from 0 to 1, and a wait that ends early says so.
-func TestShares(t *testing.T) {
-	busy, stolen, err := shares(t.Context(), 0, 20*time.Millisecond)
-	if err != nil || busy < 0 || busy > 1 || stolen < 0 || stolen > 1 {
-		t.Errorf("%v, %v, %v", busy, stolen, err)
-	}
+// A machine that is watched until somebody has enough is not judged.
+func TestWatchEnds(t *testing.T) {
 	enough := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(enough)

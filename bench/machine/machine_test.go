@@ -59,3 +59,14 @@ func TestProcess(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A machine that is watched has shares from 0 to 1, and a core that is not there none.
+func TestWatch(t *testing.T) {
+	busy, stolen, err := Watch(t.Context(), AllCores, 20*time.Millisecond)
+	if err != nil || busy < 0 || busy > 1 || stolen < 0 || stolen > 1 {
+		t.Errorf("%v, %v, %v", busy, stolen, err)
+	}
+	if _, _, err := Watch(t.Context(), 1<<20, time.Hour); err == nil {
+		t.Error("a core that is not there")
+	}
+}

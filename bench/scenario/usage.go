@@ -150,12 +150,9 @@ func (r *runner) costs(s *step, from, to usage, n float64) {
 	}
 }
 
-// Measurements count as noisy beyond these.
 const (
-	maxStolen    = 0.01 // of all cores' time, given to others by the hypervisor
-	maxDisturbed = 0.05 // of the gateway's core, used by others before; of all cores, where it is not known
-	minReached   = 0.97 // of the rate that the source was to keep
-	look         = 150 * time.Millisecond
+	minReached = 0.97 // of the rate that the source was to keep
+	look       = 150 * time.Millisecond
 )
 
 // noise is how far others had a part in a measurement.
@@ -171,10 +168,10 @@ type noise struct {
 
 // why says what is noisy.
 func (n noise) why() (list []string) {
-	if n.Stolen > maxStolen {
+	if n.Stolen > machine.MaxStolen {
 		list = append(list, fmt.Sprintf("the hypervisor gave %.1f %% of the time to others", 100*n.Stolen))
 	}
-	if n.Disturbed > maxDisturbed {
+	if n.Disturbed > machine.MaxDisturbed {
 		list = append(list, fmt.Sprintf("%.0f %% of the core was in use before the load", 100*n.Disturbed))
 	}
 	if n.Reached > 0 && n.Reached < minReached {
@@ -189,15 +186,7 @@ func (r *runner) disturbance(ctx context.Context) (float64, error) {
 	if l, ok := r.meter.(local); ok && l.core != testbed.AnyCore {
 		core = l.core
 	}
-	before, err := machine.ReadCPU(core)
-	if err != nil {
-		return 0, err
-	}
-	if err := pause(ctx, look); err != nil {
-		return 0, err
-	}
-	after, err := machine.ReadCPU(core)
-	busy, _ := after.Shares(before)
+	busy, _, err := machine.Watch(ctx, core, look)
 	return busy, err
 }
 
