@@ -29,8 +29,9 @@ Variants take turns; medians, spreads and ratios of the same rounds are printed.
 Measurements in which the hypervisor gave more than 1 % of the time to others, or
 before which the gateway's core was in use, are made again, at most twice. If that
 does not help they are marked as noisy and left out of medians while enough others
-are left. What fails is said: nothing arrived, or much was sent again. What was
-measured is reported all the same, and the exit code is not 0.
+are left. What fails is said: nothing arrived, much was sent again, or packets came
+from a wrong address or damaged. What was measured is reported all the same, and the
+exit code is not 0. Requests that are not answered within 2 s count as answered then.
 
 All figures of CPU are seconds of the gateway's process (/proc/PID/stat) and of its
 core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work too.
