@@ -27,6 +27,24 @@ const (
 	maxRefusal = 1 << 10
 )
 
+// profileKinds are the kinds, with the names that net/http/pprof has for them.
+var profileKinds = [...]struct{ kind, path string }{
+	{"cpu", "profile"}, {"heap", "heap"}, {"allocs", "allocs"}, {"goroutine", "goroutine"}, {"mutex", "mutex"}, {"block", "block"}, {"trace", "trace"},
+}
+
+// profilePath is where a kind is asked for. Nothing else is: a path of somebody's own would
+// get the token, and something that is no profile.
+func profilePath(kind string) (string, error) {
+	var kinds []string
+	for _, k := range profileKinds {
+		if k.kind == kind {
+			return "/debug/pprof/" + k.path, nil
+		}
+		kinds = append(kinds, k.kind)
+	}
+	return "", fmt.Errorf("there is no profile %q; take one of %s", kind, strings.Join(kinds, ", "))
+}
+
 // profileQuery is which profile is asked for, and where.
 type profileQuery struct {
 	kind, admin, tokenFile, out string
@@ -89,15 +107,15 @@ func (q profileQuery) save(ctx context.Context) (n int64, err error) {
 
 // ask returns the profile as it comes.
 func (q profileQuery) ask(ctx context.Context) (io.ReadCloser, error) {
+	path, err := profilePath(q.kind)
+	if err != nil {
+		return nil, err
+	}
 	token, err := api.ReadTokenFile(q.tokenFile)
 	if err != nil {
 		return nil, fmt.Errorf("--admin-token-file: %w", err)
 	}
-	kind := q.kind
-	if kind == "cpu" {
-		kind = "profile" // as net/http/pprof calls it
-	}
-	u := url.URL{Scheme: "http", Host: q.admin, Path: "/debug/pprof/" + kind}
+	u := url.URL{Scheme: "http", Host: q.admin, Path: path}
 	if q.seconds != 0 {
 		u.RawQuery = "seconds=" + strconv.Itoa(q.seconds)
 	}

@@ -44,6 +44,11 @@ func TestProfile(t *testing.T) {
 	if _, err := run("heap", "heap"); err == nil || !strings.Contains(err.Error(), "no such thing: /debug/pprof/heap") {
 		t.Errorf("refused: %v", err)
 	}
+	for _, kind := range []string{"../../metrics", "profile", ""} {
+		if _, err := run("heap", kind); err == nil || !strings.Contains(err.Error(), "take one of cpu, heap,") {
+			t.Errorf("kind %q: %v", kind, err)
+		}
+	}
 	if _, err := os.Stat(filepath.Join(dir, "heap")); err == nil {
 		t.Error("a refusal left a file")
 	}

@@ -80,14 +80,22 @@ type adminSide struct {
 	handler  http.Handler
 }
 
-// adminToken reads the token for profiles; empty: there is none.
-func adminToken(a config.Admin) (string, error) {
-	if a.TokenFile == "" {
+// adminToken reads the token for profiles; empty: there is none. The API's is refused:
+// workers have that one.
+func adminToken(d config.Daemon) (string, error) {
+	if d.Admin.TokenFile == "" {
 		return "", nil
 	}
-	token, err := api.ReadTokenFile(a.TokenFile)
+	token, err := api.ReadTokenFile(d.Admin.TokenFile)
 	if err != nil {
 		return "", fmt.Errorf("admin.token_file: %w", err)
+	}
+	key, file := "control.token_file", d.Control.TokenFile
+	if d.Roles.Control {
+		key, file = "api.token_file", d.API.TokenFile
+	}
+	if other, err := api.ReadTokenFile(file); err == nil && other == token {
+		return "", fmt.Errorf("admin.token_file: %s holds the token of %s, too, which workers have: write one of its own, as `head -c 24 /dev/urandom | base64` makes it", d.Admin.TokenFile, key)
 	}
 	return token, nil
 }

@@ -7,9 +7,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/sallyport-net/sallyport/internal/config"
 )
 
 const profileToken = "0123456789abcdef"
@@ -142,6 +145,37 @@ func TestProfileOnUnixSocket(t *testing.T) {
 		_ = resp.Body.Close()
 		if resp.StatusCode != want {
 			t.Errorf("with %q: %d, want %d", authorization, resp.StatusCode, want)
+		}
+	}
+}
+
+// The API's token, which workers have, opens no profiles, in whatever file it is.
+func TestAdminTokenOfItsOwn(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, token string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(token+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	workers, admins, copied := file("api", "abcdefghijklmnop"), file("admin", profileToken), file("copied", "abcdefghijklmnop")
+	for _, roles := range []config.Roles{{Control: true, Gateway: true}, {Gateway: true}} {
+		d := config.Daemon{Roles: roles}
+		if d.Control.TokenFile = workers; roles.Control {
+			d.API.TokenFile, d.Control.TokenFile = workers, ""
+		}
+		for admin, want := range map[string]string{"": "", admins: profileToken} {
+			d.Admin.TokenFile = admin
+			if got, err := adminToken(d); err != nil || got != want {
+				t.Errorf("%+v: %q, %v", roles, got, err)
+			}
+		}
+		for _, admin := range []string{workers, copied} {
+			d.Admin.TokenFile = admin
+			if got, err := adminToken(d); got != "" || err == nil || !strings.Contains(err.Error(), "of its own") {
+				t.Errorf("%+v, %s: %q, %v", roles, admin, got, err)
+			}
 		}
 	}
 }

@@ -52,7 +52,7 @@ func run(ctx context.Context, s settings, stderr io.Writer) error {
 		defer client.Close()
 		source = client
 	}
-	profileToken, err := adminToken(s.daemon.Admin)
+	profileToken, err := adminToken(s.daemon)
 	if err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func (s settings) checkFiles() error {
 	} else if _, err := api.ReadTokenFile(s.daemon.Control.TokenFile); err != nil {
 		return fmt.Errorf("control.token_file: %w", err)
 	}
-	if _, err := adminToken(s.daemon.Admin); err != nil {
+	if _, err := adminToken(s.daemon); err != nil {
 		return err
 	}
 	if !s.daemon.Roles.Gateway {
