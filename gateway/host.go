@@ -211,7 +211,6 @@ func (h *Host) drain(ctx context.Context) error {
 func (h *Host) supervise(ctx context.Context, g *errgroup.Group) error {
 	told := make(map[offloads]struct{})
 	for {
-		h.tellOffloads(told)
 		for _, n := range h.list() {
 			if n.started {
 				continue
@@ -222,6 +221,7 @@ func (h *Host) supervise(ctx context.Context, g *errgroup.Group) error {
 				return nil
 			})
 		}
+		h.tellOffloads(told)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -42,6 +42,10 @@ func (n *network) offloads() (offloads, bool) {
 		more, siteErr := n.site.tun.Sockets()
 		states, err = append(states, more...), errors.Join(err, siteErr)
 	}
+	return n.offloadsBy(states, err)
+}
+
+func (n *network) offloadsBy(states []tunnel.SocketState, err error) (offloads, bool) {
 	if err != nil {
 		n.log.Debug("sockets of a tunnel cannot be asked", "error", err)
 	}
@@ -49,10 +53,12 @@ func (n *network) offloads() (offloads, bool) {
 }
 
 // tellOffloads says what the kernel does for the host's networks, where that was not said.
+// Site tunnels are not asked, whose sockets have the same: siteMu may be held for seconds
+// while interfaces of peerings are set up, and whoever tells starts networks, too.
 func (h *Host) tellOffloads(told map[offloads]struct{}) {
 	fresh := make(map[offloads]int)
 	for _, n := range h.list() {
-		o, ok := n.offloads()
+		o, ok := n.offloadsBy(n.tun.Sockets())
 		if _, said := told[o]; ok && !said {
 			fresh[o]++
 		}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sallyport-net/sallyport/gateway/uplink"
 	"github.com/sallyport-net/sallyport/internal/config"
@@ -53,4 +54,28 @@ func TestTellOffloads(t *testing.T) {
 	if _, ok := offloadsOf(nil, uplink.Offload{}); ok {
 		t.Error("something is known of no socket")
 	}
+}
+
+// Who tells starts networks as well, and waits for no site that is being set up.
+func TestTellingWaitsForNoSite(t *testing.T) {
+	checkLeaks(t)
+	r := newHostRig(t, testState(testNetwork("net_a", 1)))
+	n := r.find("net_a")
+	n.siteMu.Lock()
+	told := make(chan map[offloads]struct{}, 1)
+	go func() {
+		all := make(map[offloads]struct{})
+		r.host.tellOffloads(all)
+		told <- all
+	}()
+	select {
+	case all := <-told:
+		if len(all) != 1 {
+			t.Errorf("told %v", all)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nothing is told while a site is being set up")
+	}
+	n.siteMu.Unlock()
+	r.close()
 }
