@@ -59,7 +59,9 @@ const scenarioText = `{"version":1,"date":"2026-01-31T23:00:00Z","command":"sall
 "load1":0.5,"gateway":{"kind":"chain","uplink":"tun"},"problems":[],"scenarios":[
 {"name":"sandboxes","title":"many sandboxes","steps":[
  {"name":"1 sandbox","figures":{"processMicros":5,"unknown":1},"latency":{"p50":100,"p99":200},"sources":{"wrong":0,"checked":true}},
- {"name":"10,000 sandboxes","figures":{"processMicros":5.5},"marks":["noisy"],"refused":true}]},
+ {"name":"10,000 sandboxes","figures":{"processMicros":5.5},"marks":["noisy"],"refused":true},
+ {"name":"100 sandboxes","figures":{"processMicros":5}},
+ {"name":"100 sandboxes of 10,000 attached","figures":{"processMicros":5.5}}]},
 {"name":"attach","title":"attach storm","notRun":"no API","steps":[]}]}`
 
 // What run writes becomes a part, whose variants are its steps.

@@ -16,49 +16,67 @@ const (
 	// samePorts is how many sessions there may be towards one address of the far side: a
 	// gateway has as many ports for it.
 	samePorts = 100_000
+	// sandboxFlows is how many flows few sandboxes have at least: packets of one flow that come
+	// together are joined, and would cost less than those of many sandboxes.
+	sandboxFlows = 1000
+	// fewSandboxes send while many more are attached.
+	fewSandboxes = 100
 )
 
-// sandboxes measures what a packet costs with more and more sandboxes, at the fixed load.
+// sandboxes measures what a packet costs with more and more sandboxes, at the fixed load:
+// of all of them, and at the end of a few while all are attached.
 func (r *runner) sandboxes(ctx context.Context, o *outcome) error {
 	if r.gateway.fixed() != nil {
 		return notRun(errFixed.Error())
 	}
+	attached := 0
 	for _, n := range r.cfg.Sandboxes {
-		r.progress.begin(fmt.Sprintf("%s  attaching up to %s", o.place, group(float64(n))), time.Now(), 0)
-		began := time.Now()
-		have := 0
-		if m := r.members[mainGroup]; m != nil {
-			have = len(m.inners)
-		}
-		c, err := r.crowd(ctx, mainGroup, n)
-		if err != nil {
+		if err := r.sandboxesOnce(ctx, o, n, max(n, attached)); err != nil {
 			return err
 		}
-		took := time.Since(began)
-		l := traffic.Load{Rate: float64(r.cfg.Rate), For: r.cfg.For, Size: smallSize, Flows: n}
-		name := plural(n, "sandbox")
-		if n > 1 {
-			name = group(float64(n)) + " sandboxes"
-		}
-		err = r.step(ctx, o, name, load{Rate: l.Rate, Size: l.Size, Sandboxes: n, Flows: n, Seconds: l.For.Seconds()}, func(s *step) error {
-			warm := l
-			warm.For = max(r.cfg.Try, time.Duration(float64(n)/l.Rate*float64(time.Second))) // each once
-			if _, err := r.send(ctx, c, warm, false); err != nil {
-				return err
-			}
-			t, err := r.send(ctx, c, l, false)
-			r.note(s, t, l)
-			if n > have {
-				s.Figures[figureAttached] = float64(n-have) / took.Seconds()
-			}
-			r.remember(s)
-			return err
-		})
-		if err != nil {
-			return err
-		}
+		attached = max(n, attached)
 	}
-	return nil
+	if attached <= fewSandboxes {
+		return nil
+	}
+	return r.sandboxesOnce(ctx, o, fewSandboxes, attached)
+}
+
+// sandboxesOnce lets n sandboxes send while as many as attached are.
+func (r *runner) sandboxesOnce(ctx context.Context, o *outcome, n, attached int) error {
+	r.progress.begin(fmt.Sprintf("%s  attaching up to %s", o.place, group(float64(n))), time.Now(), 0)
+	began := time.Now()
+	have := 0
+	if m := r.members[mainGroup]; m != nil {
+		have = len(m.inners)
+	}
+	c, err := r.crowd(ctx, mainGroup, n)
+	if err != nil {
+		return err
+	}
+	took := time.Since(began)
+	name := plural(n, "sandbox")
+	if n > 1 {
+		name = group(float64(n)) + " sandboxes"
+	}
+	if attached > n {
+		name = fmt.Sprintf("%s of %s attached", name, group(float64(attached)))
+	}
+	l := traffic.Load{Rate: float64(r.cfg.Rate), For: r.cfg.For, Size: smallSize, Flows: max(n, sandboxFlows)}
+	return r.step(ctx, o, name, load{Rate: l.Rate, Size: l.Size, Sandboxes: n, Flows: l.Flows, Seconds: l.For.Seconds()}, func(s *step) error {
+		warm := l
+		warm.For = max(r.cfg.Try, time.Duration(float64(l.Flows)/l.Rate*float64(time.Second))) // each once
+		if _, err := r.send(ctx, c, warm, false); err != nil {
+			return err
+		}
+		t, err := r.send(ctx, c, l, false)
+		r.note(s, t, l)
+		if n > have {
+			s.Figures[figureAttached] = float64(n-have) / took.Seconds()
+		}
+		r.remember(s)
+		return err
+	})
 }
 
 // remember notes the memory of the gateway's process.

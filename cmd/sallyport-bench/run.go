@@ -44,7 +44,8 @@ The scenarios:
   udp-1420-out, -in     full packets, likewise
   connections           connect, one request, its answer, close
   latency               requests and answers, idle and beside half of the most
-  sandboxes             cost per packet with 1, 100, 1,000, 10,000 of them
+  sandboxes             cost per packet with 1, 100, 1,000, 10,000 of them, and of 100
+                        while all are attached
   attach                100 attaches per second, to the first answered byte
   sessions              cost per packet with 1,000, 100,000, 1,000,000 of them
   failover              hosts and regions are lost (--chain)
