@@ -4,10 +4,13 @@ package document
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // WriteJSON writes a document, indented.
@@ -20,11 +23,61 @@ func WriteJSON(out io.Writer, document any) error {
 	return nil
 }
 
-// Replace writes a file as a whole or not at all.
+// Replace writes a file as a whole or not at all. A pipe or a terminal that path names,
+// also by a link as /dev/stdout is, gets the text and stays what it is. Other links,
+// folders, sockets and block devices are refused: nobody means to lose them, and a link
+// in a folder of others leads where they want it.
 func Replace(path, text string) error {
+	through, err := lookAt(path)
+	switch {
+	case err != nil:
+	case through:
+		err = writeThrough(path, text)
+	default:
+		err = swap(path, text)
+	}
+	if err != nil {
+		return fmt.Errorf("write the report to %s: %w", path, err)
+	}
+	return nil
+}
+
+// lookAt says whether path is to be written through rather than replaced, or why neither.
+func lookAt(path string) (through bool, err error) {
+	named, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil || named.Mode().IsRegular() {
+		return false, err
+	}
+	there, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return false, err
+	case there.Mode()&(fs.ModeNamedPipe|fs.ModeCharDevice) != 0:
+		return true, nil
+	case named.Mode()&fs.ModeSymlink != 0:
+		return false, errors.New("it is a symbolic link; name the file itself")
+	}
+	return false, fmt.Errorf("it is there, and no file (%v); name another one", there.Mode())
+}
+
+// writeThrough writes to a pipe or a device. A pipe that nobody reads is an error.
+func writeThrough(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+// swap puts a new file in the place of the one at path.
+func swap(path, text string) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".report-")
 	if err != nil {
-		return fmt.Errorf("write the report: %w", err)
+		return err
 	}
 	defer os.Remove(f.Name()) // it is not there any more if all went well
 	_, err = f.WriteString(text)
@@ -37,8 +90,5 @@ func Replace(path, text string) error {
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
-	if err != nil {
-		return fmt.Errorf("write the report to %s: %w", path, err)
-	}
-	return nil
+	return err
 }
