@@ -14,6 +14,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/sallyport-net/sallyport/bench/demo"
+	"github.com/sallyport-net/sallyport/cmd/group"
 )
 
 // version is set by the linker.
@@ -37,6 +38,7 @@ func main() {
 	root.AddCommand(demoCommand(&code, out), functionCommand(), failoverCommand(&code, out), failoverFunctionCommand(), compareCommand(out), gvisorCommand(), reportCommand(), recordCommand(out))
 	root.AddCommand(serveCommand(out), runCommand(out))
 	root.AddCommand(scaleCommand(out))
+	group.Guard(root)
 	err := root.ExecuteContext(ctx)
 	end(nil)
 	stop()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sallyport-net/sallyport/cmd/group"
 	"github.com/sallyport-net/sallyport/internal/console"
 )
 
@@ -44,6 +45,7 @@ variables SALLYPORT_API and SALLYPORT_TOKEN_FILE.`,
 	}
 	g.flags(root)
 	root.AddCommand(attachCommand(&g), detachCommand(&g), attachmentsCommand(&g), peeringCommand(&g), statusCommand(&g), profileCommand(), versionCommand())
+	group.Guard(root)
 	return root
 }
 

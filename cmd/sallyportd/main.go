@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sallyport-net/sallyport/cmd/group"
 	"github.com/sallyport-net/sallyport/gateway"
 	"github.com/sallyport-net/sallyport/internal/allowance"
 )
@@ -40,6 +41,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(runCommand(), checkCommand())
+	group.Guard(root)
 	return root
 }
 

@@ -91,7 +91,9 @@ var plan = []room{
 	{path: "deploy",
 		why: "what is deployed is files; its tests hold them against the repository as text"},
 
-	{path: "cmd/sallyport", may: []string{"internal/config", "internal/console", "control/spec", "control/api"},
+	{path: "cmd/group",
+		why: "what a command that only holds others does with a word is one thing for all programs; it knows none of them"},
+	{path: "cmd/sallyport", may: []string{"cmd/group", "internal/config", "internal/console", "control/spec", "control/api"},
 		why: "the operator's CLI stays small and portable: it links neither gVisor, netlink nor etcd"},
 	{path: "cmd/sallyportd", may: []string{"*"}, why: "a program wires what it needs"},
 	{path: "cmd/sallyport-sidecar", may: []string{"*"}, why: "a program wires what it needs"},
