@@ -111,7 +111,7 @@ func (q profileQuery) ask(ctx context.Context) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	token, err := api.ReadTokenFile(q.tokenFile)
+	token, err := api.ReadAdminTokenFile(q.tokenFile)
 	if err != nil {
 		return nil, fmt.Errorf("--admin-token-file: %w", err)
 	}

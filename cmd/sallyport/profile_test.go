@@ -44,6 +44,9 @@ func TestProfile(t *testing.T) {
 	if _, err := run("heap", "heap"); err == nil || !strings.Contains(err.Error(), "no such thing: /debug/pprof/heap") {
 		t.Errorf("refused: %v", err)
 	}
+	if _, err := run("heap", "heap", "--admin-token-file", filepath.Join(dir, "none")); err == nil || !strings.Contains(err.Error(), "read the admin token") || strings.Contains(err.Error(), "API") {
+		t.Errorf("without the file: %v", err)
+	}
 	for _, kind := range []string{"../../metrics", "profile", ""} {
 		if _, err := run("heap", kind); err == nil || !strings.Contains(err.Error(), "take one of cpu, heap,") {
 			t.Errorf("kind %q: %v", kind, err)

@@ -86,7 +86,7 @@ func adminToken(d config.Daemon) (string, error) {
 	if d.Admin.TokenFile == "" {
 		return "", nil
 	}
-	token, err := api.ReadTokenFile(d.Admin.TokenFile)
+	token, err := api.ReadAdminTokenFile(d.Admin.TokenFile)
 	if err != nil {
 		return "", fmt.Errorf("admin.token_file: %w", err)
 	}

@@ -69,9 +69,14 @@ func newProfiler(token string) *profiler {
 func (p *profiler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	digest := sha256.Sum256([]byte(token))
-	if !strings.EqualFold(scheme, "Bearer") || token == "" || subtle.ConstantTimeCompare(digest[:], p.token[:]) != 1 {
+	none := !strings.EqualFold(scheme, "Bearer") || token == ""
+	if none || subtle.ConstantTimeCompare(digest[:], p.token[:]) != 1 {
+		says := "the token is not that of admin.token_file; send what is in the file that the daemon's configuration names there (a new one is read at the daemon's start)"
+		if none {
+			says = "profiles need the token in the file that admin.token_file names: send \"Authorization: Bearer TOKEN\""
+		}
 		w.Header().Set("WWW-Authenticate", `Bearer realm="sallyport"`)
-		http.Error(w, "profiles need the token in the file that admin.token_file names: send \"Authorization: Bearer TOKEN\"", http.StatusUnauthorized)
+		http.Error(w, says, http.StatusUnauthorized)
 		return
 	}
 	if !fromHere(r) {

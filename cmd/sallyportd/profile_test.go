@@ -40,14 +40,14 @@ func TestProfileRefusals(t *testing.T) {
 		status                    int
 		says                      string
 	}{
-		{"heap", "", here, http.StatusUnauthorized, "admin.token_file"},
-		{"heap", "Bearer", here, http.StatusUnauthorized, "admin.token_file"},
-		{"heap", "Bearer ", here, http.StatusUnauthorized, "admin.token_file"},
-		{"heap", "Basic " + profileToken, here, http.StatusUnauthorized, "admin.token_file"},
-		{"heap", good + "x", here, http.StatusUnauthorized, "admin.token_file"},
-		{"heap", "Bearer 0123456789abcde", here, http.StatusUnauthorized, "admin.token_file"},
-		{"nonsense", "", here, http.StatusUnauthorized, "admin.token_file"},
-		{"heap", "", "@", http.StatusUnauthorized, "admin.token_file"},
+		{"heap", "", here, http.StatusUnauthorized, "profiles need the token in the file that admin.token_file"},
+		{"heap", "Bearer", here, http.StatusUnauthorized, "profiles need the token in the file that admin.token_file"},
+		{"heap", "Bearer ", here, http.StatusUnauthorized, "profiles need the token in the file that admin.token_file"},
+		{"heap", "Basic " + profileToken, here, http.StatusUnauthorized, "profiles need the token in the file that admin.token_file"},
+		{"heap", good + "x", here, http.StatusUnauthorized, "the token is not that of admin.token_file"},
+		{"heap", "Bearer 0123456789abcde", here, http.StatusUnauthorized, "the token is not that of admin.token_file"},
+		{"nonsense", "", here, http.StatusUnauthorized, "profiles need the token in the file that admin.token_file"},
+		{"heap", "", "@", http.StatusUnauthorized, "profiles need the token in the file that admin.token_file"},
 		{"heap", good, "192.0.2.1:4000", http.StatusForbidden, "in the clear"},
 		{"heap", good, "127.0.0.2:4000", http.StatusForbidden, "in the clear"},
 		{"nonsense", good, here, http.StatusNotFound, "allocs, block, goroutine, heap, mutex, profile, trace"},

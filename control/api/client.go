@@ -43,7 +43,7 @@ type Client struct {
 
 // NewClient checks the address and the token; it does not connect.
 func NewClient(cfg ClientConfig) (*Client, error) {
-	if err := checkToken(cfg.Token); err != nil {
+	if err := checkToken("API", cfg.Token); err != nil {
 		return nil, err
 	}
 	network, target, err := parseAddress(cfg.Address)
