@@ -55,7 +55,7 @@ func chainUsable(cfg *Config) error {
 			errs = append(errs, fmt.Errorf("the gateway needs core %d to itself and all else another one; this process may use %d (--core -1 shares)", cfg.Core, cores.Count()))
 		}
 		if os.Geteuid() != 0 || netlab.Inside() {
-			errs = append(errs, errors.New("only root may steer packets to cores: run it as root, or with --core -1"))
+			errs = append(errs, errors.New("only root may steer packets to cores: run it as root, or with --core -1, which needs a user namespace at least (unshare -Urn; --uplink sockets alone)"))
 		}
 	}
 	for _, name := range programs {

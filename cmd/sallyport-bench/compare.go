@@ -21,7 +21,8 @@ func compareCommand(out io.Writer) *cobra.Command {
 		Short: "Measure what bytes, packets and requests cost beside other gateways",
 		Long: `Measure what bytes, packets and requests cost the gateway, beside wireguard-go with
 nftables, wireguard-go with gVisor's NAT, the kernel's WireGuard where there is one,
-and beside the kernel without a tunnel. As root.
+and beside the kernel without a tunnel. As root, after "make comparator", which puts
+wireguard-go beside this program.
 
 Each gateway has a chain of network namespaces of its own, sandbox - gateway -
 server, and one core of the machine, from which everything else is kept away.
