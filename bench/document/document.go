@@ -42,6 +42,22 @@ func Replace(path, text string) error {
 	return nil
 }
 
+// Writable says why [Replace] could not write a file, before there is anything to write. It
+// leaves nothing behind.
+func Writable(path string) error {
+	through, err := lookAt(path)
+	if err == nil && !through {
+		var f *os.File
+		if f, err = os.CreateTemp(filepath.Dir(path), ".report-"); err == nil {
+			err = errors.Join(f.Close(), os.Remove(f.Name()))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("the report %s cannot be written: %w", path, err)
+	}
+	return nil
+}
+
 // lookAt says whether path is to be written through rather than replaced, or why neither.
 func lookAt(path string) (through bool, err error) {
 	named, err := os.Lstat(path)

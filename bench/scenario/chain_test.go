@@ -62,7 +62,8 @@ func findings(r *result) (list []string) {
 		}
 		for _, s := range o.Steps {
 			for _, w := range s.Wrong {
-				if !strings.Contains(w, "connections") || !strings.Contains(w, " failed") {
+				busy := strings.Contains(w, "connections") && strings.Contains(w, " failed") || strings.Contains(w, "that open sessions")
+				if !busy {
 					list = append(list, o.Name+": "+s.Name+": "+w)
 				}
 			}

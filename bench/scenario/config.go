@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/document"
 	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/bench/wire"
 )
@@ -112,7 +113,10 @@ func (c *Config) validate() error {
 	case c.PID != 0 && c.Admin != "":
 		return errors.New("the gateway's time is read from its process here (--pid) or from its metrics (--admin): give one")
 	}
-	return c.validateLoad()
+	if err := c.validateLoad(); err != nil {
+		return err
+	}
+	return errors.Join(writable("--json", c.JSON), writable("--html", c.HTML))
 }
 
 func (c *Config) validateLoad() error {
@@ -127,6 +131,18 @@ func (c *Config) validateLoad() error {
 		return fmt.Errorf("%v sandboxes cannot be: choose 1 to %d (--sandboxes)", c.Sandboxes, maxSandboxes)
 	case slices.ContainsFunc(c.Sessions, func(n int) bool { return n < 1 || n > maxSessions }):
 		return fmt.Errorf("%v sessions cannot be: choose 1 to %d (--sessions)", c.Sessions, maxSessions)
+	}
+	return nil
+}
+
+// writable says whether a report can be written, before anything is measured for it. An
+// option that was not given has an empty path.
+func writable(option, path string) error {
+	if path == "" {
+		return nil
+	}
+	if err := document.Writable(path); err != nil {
+		return fmt.Errorf("%s: %w; name a file in a folder that is there and may be written to", option, err)
 	}
 	return nil
 }

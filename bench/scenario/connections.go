@@ -111,8 +111,8 @@ func (r *runner) connectionsOf(ctx context.Context, o *outcome) error {
 	name := fmt.Sprintf("%s/s to %s", group(rate), plural(len(r.remotes), "destination"))
 	err = r.step(ctx, o, name, l, func(s *step) error {
 		made, err := r.connect(ctx, d, rate, r.cfg.For)
-		r.noteConnections(ctx, s, c, d, made)
-		if made.Failed() > 0 {
+		err = errors.Join(err, r.noteConnections(ctx, s, c, d, made))
+		if made.Failed() > 0 && err == nil {
 			s.fail("of %d connections %d failed: refused %d, reset %d, unreachable %d, timed out %d, answered wrongly %d",
 				made.Begun, made.Failed(), made.Refused, made.Reset, made.Unreachable, made.TimedOut, made.Wrong)
 		}
@@ -125,8 +125,10 @@ func (r *runner) connectionsOf(ctx context.Context, o *outcome) error {
 	return r.step(ctx, o, "peak", l, func(s *step) error {
 		best, bound, err := search.Highest(search.Range{Least: leastRate, Most: mostTimes * rate, Tries: tries, Hold: r.cfg.Try},
 			func(rate float64, hold time.Duration) (connected, error) { return r.connect(ctx, d, rate, hold) })
-		r.noteConnections(ctx, s, c, d, best)
-		if err != nil {
+		if err != nil && !errors.Is(err, search.ErrNone) {
+			return err
+		}
+		if err := errors.Join(err, r.noteConnections(ctx, s, c, d, best)); err != nil {
 			return err
 		}
 		s.Figures[figurePeak], s.Load.Rate = best.rate, best.due/(search.Steadily*r.cfg.Try.Seconds())
@@ -137,8 +139,8 @@ func (r *runner) connectionsOf(ctx context.Context, o *outcome) error {
 	})
 }
 
-// noteConnections takes connections into a step.
-func (r *runner) noteConnections(ctx context.Context, s *step, c *crowd, d *dialer, made connected) {
+// noteConnections takes connections into a step. An error says that the far side could not be asked.
+func (r *runner) noteConnections(ctx context.Context, s *step, c *crowd, d *dialer, made connected) error {
 	s.Figures[figureRate], s.Figures[figureFailed] = made.rate, float64(made.Failed())
 	r.costs(s, made.before, made.after, float64(made.OK))
 	if made.busy >= 0 {
@@ -154,9 +156,11 @@ func (r *runner) noteConnections(ctx context.Context, s *step, c *crowd, d *dial
 	if made.Skipped > 0 {
 		s.mark("%d connections were due and not begun: too many were open", made.Skipped)
 	}
-	if report, err := c.source.Report(ctx, d.run, r.remotes[0]); err == nil {
+	report, err := c.source.Report(ctx, d.run, r.remotes[0])
+	if err == nil {
 		r.checkSources(s, report)
 	}
+	return err
 }
 
 func plural(n int, what string) string {

@@ -29,6 +29,9 @@ const (
 	full = 0.9
 	// trialPatience is how long answers of a try are waited for.
 	trialPatience = 500 * time.Millisecond
+	// maxQueue is how much longer than the least of the run half of the packets may take at
+	// the highest rate: more only fills queues.
+	maxQueue = 20 * time.Millisecond
 )
 
 // trial is what came of a load of datagrams.
@@ -45,18 +48,22 @@ type trial struct {
 	received      traffic.Received
 	latency       *latency
 	in            bool
-	blind         bool // nobody could be asked what arrived
+	blind         bool          // nobody could be asked what arrived
+	broken        bool          // it was not sent, or not counted, to its end
+	queue         time.Duration // how much the median is above the least latency of the run
 }
 
 var _ search.Outcome = trial{}
 
 // Passes implements [search.Outcome].
-func (t trial) Passes() bool { return t.late <= lowLoss && t.reached >= minReached }
+func (t trial) Passes() bool {
+	return t.late <= lowLoss && t.reached >= minReached && t.queue <= maxQueue
+}
 
 // Starved implements [search.Outcome]. What the far side loses is no loss of the gateway's.
 func (t trial) Starved() bool {
 	far := float64(t.report.Dropped) / float64(max(t.sent, 1))
-	return t.loss-far <= lowLoss && (t.busy >= 0 && t.busy < full || t.busy < 0 && t.reached < minReached)
+	return t.loss-far <= lowLoss && t.queue <= maxQueue && (t.busy >= 0 && t.busy < full || t.busy < 0 && t.reached < minReached)
 }
 
 // send offers a load of datagrams for a while.
@@ -89,14 +96,31 @@ func (r *runner) send(ctx context.Context, c *crowd, l traffic.Load, in bool) (t
 	}
 	switch {
 	case in:
+		t.blind = err != nil
 	case err == nil:
 		t.report, err = r.settled(ctx, c, l.Run)
+		t.blind = err != nil
 	case r.chain != nil:
 		t.report, _ = r.chain.far.Report(l.Run)
 	default:
 		t.blind = true
 	}
+	if t.broken = err != nil; t.broken && sent.Took > 0 {
+		l.For = min(l.For, sent.Took)
+	}
+	t.queue = r.queued(t.latency)
 	return r.weigh(t, l), err
+}
+
+// queued is how much a median is above the least latency that the run has seen so far.
+func (r *runner) queued(l *latency) time.Duration {
+	if l == nil || len(l.Quantiles) == 0 {
+		return 0
+	}
+	if least := l.Quantiles[0][1]; r.least == 0 || least < r.least {
+		r.least = least
+	}
+	return time.Duration((l.P50 - r.least) * float64(time.Microsecond))
 }
 
 // arrivals counts what arrives at a far side of this process; nil: it is elsewhere.
@@ -159,11 +183,13 @@ func (r *runner) note(s *step, t trial, l traffic.Load) {
 
 // fill takes a trial's figures into a step.
 func (r *runner) fill(s *step, t trial, l traffic.Load) {
-	s.Latency, s.Noise.Reached = t.latency, t.reached
+	s.Noise.Reached = t.reached
 	if t.blind {
-		s.mark("%s packets were sent; nobody could be asked how many arrived", group(float64(t.sent)))
+		s.Noise.Reached = 0 // it was not sent to its end
+		s.mark("%s; the far side could not be asked how many arrived", sentOf(t))
 		return
 	}
+	s.Latency = t.latency
 	s.Figures[figureRate], s.Figures[figureLoss] = t.rate, 100*t.loss
 	s.Figures[figureGbps] = t.rate * float64(l.Size) * 8 / 1e9
 	r.costs(s, t.before, t.after, float64(t.got))
@@ -176,6 +202,14 @@ func (r *runner) fill(s *step, t trial, l traffic.Load) {
 	if len(t.trace.at) > 0 {
 		s.Series = append(s.Series, t.trace.series("arrived", "packets/s", l.For, 1))
 	}
+}
+
+// sentOf says how many packets a trial sent, as far as is known: inwards the far side does.
+func sentOf(t trial) string {
+	if t.in {
+		return "the far side was asked to send"
+	}
+	return group(float64(t.sent)) + " packets were sent"
 }
 
 // inspect notes what a gateway must not do.
@@ -199,7 +233,7 @@ func (r *runner) inspect(s *step, t trial) {
 	if n := t.received.Foreign + t.received.Strange; n > 0 {
 		s.fail("%d packets came back that were others', or that nobody asked for", n)
 	}
-	if t.sent > 0 && t.got == 0 && !t.blind {
+	if t.sent > 0 && t.got == 0 && !t.broken && !t.blind {
 		s.fail("of %d packets none arrived", t.sent)
 	}
 }
@@ -217,8 +251,8 @@ func (r *runner) datagrams(ctx context.Context, o *outcome, size int, in bool) e
 	peak := load{Size: size, Sandboxes: len(c.inners), Flows: l.Flows, Seconds: (tries + search.Steadily) * r.cfg.Try.Seconds()}
 	return r.step(ctx, o, "peak", peak, func(s *step) error {
 		best, bound, err := r.highest(ctx, s, c, l, in)
-		if best.sent == 0 {
-			return err
+		if err != nil && !errors.Is(err, search.ErrNone) || best.sent == 0 {
+			return err // a rate that was tried when it broke off is no result
 		}
 		l.Rate, l.For = float64(best.sent)/(search.Steadily*r.cfg.Try.Seconds()), search.Steadily*r.cfg.Try
 		s.Load.Rate = l.Rate

@@ -73,8 +73,10 @@ func (r *runner) ask(ctx context.Context, c *crowd, s *step, d time.Duration) (t
 	stop := r.watch(d, echoRate, fresh(func() uint64 { return c.source.Received().Packets }))
 	a, err := c.source.Echo(ctx, l)
 	trace := stop()
-	s.Figures[figureRate] = float64(a.Answered) / d.Seconds()
-	if a.Asked > 0 {
+	if err == nil {
+		s.Figures[figureRate] = float64(a.Answered) / d.Seconds()
+	}
+	if a.Asked > 0 && err == nil {
 		s.Figures[figureLoss] = 100 * float64(a.Lost) / float64(a.Asked)
 	}
 	s.Latency, s.Noise.Reached = latencyOf(a.Latency), a.Reached

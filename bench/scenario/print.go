@@ -25,10 +25,39 @@ func (s *step) cells() (list [][2]string) {
 			name  string
 			value float64
 		}{{"p50, us", l.P50}, {"p99, us", l.P99}, {"p99.9, us", l.P999}, {"max, us", l.Max}} {
-			list = append(list, [2]string{q.name, number(q.value, 0)})
+			text := number(q.value, 0)
+			if q.value == 0 {
+				text = "-" // too few values for it
+			}
+			list = append(list, [2]string{q.name, text})
 		}
 	}
 	return list
+}
+
+// short is a step in a few words.
+func (s *step) short() (text string) {
+	if v, ok := s.Figures[figureRate]; ok {
+		text += "  " + group(v) + "/s"
+	} else if v, ok := s.Figures[figureGbps]; ok {
+		text += fmt.Sprintf("  %.2f Gbit/s", v)
+	}
+	if v, ok := s.Figures[figureLoss]; ok {
+		text += fmt.Sprintf("  %.3f %% lost", v)
+	}
+	if s.Latency != nil {
+		text += "  p50 " + group(s.Latency.P50) + " us"
+	}
+	switch {
+	case s.Refused:
+		text += "  REFUSED"
+	case s.Broken:
+		text += "  broken off"
+	}
+	if len(s.Wrong) > 0 {
+		text += "  WRONG"
+	}
+	return text
 }
 
 // number has thousands in groups where it is whole.
@@ -60,7 +89,9 @@ func (o *outcome) rows() [][]string {
 	rows := [][]string{head}
 	for _, s := range o.Steps {
 		row := make([]string, len(head))
-		row[0] = s.Name
+		if row[0] = s.Name; s.Broken {
+			row[0] += " (broken off)"
+		}
 		for _, c := range s.cells() {
 			row[column[c[0]]] = c[1]
 		}

@@ -95,6 +95,14 @@ func (p *progress) line(format string, args ...any) {
 	p.write(text)
 }
 
+// brief says what stays and is in the table, too: it is cut to a terminal's width.
+func (p *progress) brief(text string) {
+	if p.terminal {
+		text = cut(text, p.width-1)
+	}
+	p.line("%s", text)
+}
+
 // end leaves the terminal's line empty.
 func (p *progress) end() {
 	p.mu.Lock()

@@ -71,6 +71,9 @@ type step struct {
 	Noise   noise    `json:"noise"`
 	// Refused says that figures were thrown away for the noise (--strict).
 	Refused bool `json:"refused,omitempty"`
+	// Broken says that it did not come to its end: what figures there are, are of the time
+	// until then. A step that the user interrupted has none.
+	Broken bool `json:"broken,omitempty"`
 	// Marks are why the figures are to be read with care.
 	Marks []string `json:"marks,omitempty"`
 	// Wrong is what a gateway must not do, and did.
@@ -93,22 +96,32 @@ type values map[string]float64
 type latency struct {
 	Count uint64  `json:"count"`
 	P50   float64 `json:"p50"`
-	P90   float64 `json:"p90"`
-	P99   float64 `json:"p99"`
-	P999  float64 `json:"p999"`
-	Max   float64 `json:"max"`
+	// These are left out where less than 2 values lie beyond: P99 takes 200 of them.
+	P90  float64 `json:"p90,omitempty"`
+	P99  float64 `json:"p99,omitempty"`
+	P999 float64 `json:"p999,omitempty"`
+	Max  float64 `json:"max"`
 	// Quantiles are pairs of a part of all, from 0 to 1, and the most it took.
 	Quantiles [][2]float64 `json:"quantiles"`
 }
+
+// beyond is how many values must lie beyond a quantile for it to be told.
+const beyond = 2
 
 func latencyOf(h *histogram.Histogram) *latency {
 	if h == nil || h.Count() == 0 {
 		return nil
 	}
 	at := func(q float64) float64 { return micros(h.Quantile(q)) }
-	l := &latency{Count: h.Count(), P50: at(0.5), P90: at(0.9), P99: at(0.99), P999: at(0.999), Max: micros(h.Max())}
+	known := func(q float64) bool { return (1-q)*float64(h.Count()) > beyond-1e-9 }
+	l := &latency{Count: h.Count(), P50: at(0.5), Max: micros(h.Max())}
+	for q, v := range map[float64]*float64{0.9: &l.P90, 0.99: &l.P99, 0.999: &l.P999} {
+		if known(q) {
+			*v = at(q)
+		}
+	}
 	for _, q := range []float64{0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99999} {
-		if (1-q)*float64(h.Count()) >= 1 { // beyond, one value would be all there is
+		if q <= 0.5 || known(q) {
 			l.Quantiles = append(l.Quantiles, [2]float64{q, at(q)})
 		}
 	}
@@ -143,6 +156,17 @@ func (s *step) fail(format string, args ...any) {
 // mark notes why the figures are to be read with care.
 func (s *step) mark(format string, args ...any) {
 	s.Marks = append(s.Marks, fmt.Sprintf(format, args...))
+}
+
+// breakOff notes that a step did not come to its end.
+func (s *step) breakOff(interrupted bool) {
+	s.Broken = true
+	if !interrupted {
+		s.mark("BROKEN OFF: its figures, if any, are of the time until then")
+		return
+	}
+	s.Figures, s.Latency, s.Series, s.Noise = values{}, nil, nil, noise{}
+	s.mark("INTERRUPTED: what was measured of it is left out")
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

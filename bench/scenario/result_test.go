@@ -190,10 +190,15 @@ func TestInspect(t *testing.T) {
 	if len(s.Wrong) != 0 || s.Sources.Checked || len(s.Sources.Seen) != 2 || s.Sources.More != 3 {
 		t.Errorf("without a pair: %+v", s.Sources)
 	}
+	// What was broken off is not the gateway's fault.
+	s = &step{Figures: values{}}
+	if r.inspect(s, trial{sent: 10, broken: true}); len(s.Wrong) != 0 {
+		t.Errorf("broken off: %v", s.Wrong)
+	}
 	// A gateway that died: nobody says what arrived, and nobody makes it up.
 	s = &step{Figures: values{}}
 	r.note(s, trial{sent: 10, reached: 1, loss: 1, late: 1, blind: true}, traffic.Load{})
-	if len(s.Wrong) != 0 || len(s.Figures) != 0 || len(s.Marks) != 1 || s.Noise.Reached != 1 {
+	if len(s.Wrong) != 0 || len(s.Figures) != 0 || len(s.Marks) != 1 || s.Noise.Reached != 0 {
 		t.Errorf("of one that died: %+v", s)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/machine"
+	"github.com/sallyport-net/sallyport/bench/search"
 	"github.com/sallyport-net/sallyport/bench/traffic"
 	"github.com/sallyport-net/sallyport/bench/wire"
 )
@@ -78,6 +79,7 @@ type runner struct {
 	pair     []netip.Addr
 	members  map[string]*members
 	crowds   map[string]*crowd
+	least    float64 // latency of datagrams so far, in microseconds; 0: not known
 	peak     float64 // of small packets, per second and outwards; 0: not known
 }
 
@@ -195,10 +197,15 @@ func (r *runner) explain(ctx context.Context, err error) error {
 			return why
 		}
 	}
-	if ctx.Err() != nil && context.Cause(ctx) != nil {
-		return context.Cause(ctx)
+	if r.interrupted(ctx) {
+		return fmt.Errorf("interrupted: %w", context.Cause(ctx))
 	}
 	return err
+}
+
+// interrupted says that who started the run ended it, rather than a gateway that died.
+func (r *runner) interrupted(ctx context.Context) bool {
+	return ctx.Err() != nil && (r.gateway == nil || r.gateway.gone() == nil)
 }
 
 func (r *runner) problem(ctx context.Context, err error) {
@@ -311,15 +318,11 @@ func (r *runner) step(ctx context.Context, o *outcome, name string, l load, f fu
 	} else if err == nil {
 		err = uerr
 	}
+	if err != nil && !errors.Is(err, search.ErrNone) {
+		s.breakOff(r.interrupted(ctx))
+	}
 	r.judge(s)
-	text := ""
-	for _, c := range s.cells() {
-		text += "  " + c[0] + " " + c[1]
-	}
-	for _, note := range (&outcome{Steps: []*step{s}}).notes() {
-		text += "  " + note
-	}
-	r.progress.line("%s  %s%s", o.place, name, text)
+	r.progress.brief(o.place + "  " + name + s.short())
 	return err
 }
 

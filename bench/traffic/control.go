@@ -82,6 +82,13 @@ func (s *Source) exchange(ctx context.Context, far netip.AddrPort, c wire.Contro
 			return answer, err
 		}
 	}
+	began := time.Now()
+	if err := e.tunnel.Rehandshake(e.key); err != nil {
+		return c, err
+	}
+	if err := s.shaken(ctx, []*end{e}, began, handshake); errors.Is(err, ErrDead) {
+		return c, fmt.Errorf("%w: %v passes no message on to %v and shakes hands no more; look whether it runs", ErrDead, e.gateway.Endpoint, far)
+	}
 	return c, fmt.Errorf("%w: %v, %d times; look whether it runs, has the same key, and is reached from the gateway", ErrUnanswered, far, messageTries)
 }
 

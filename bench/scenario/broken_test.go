@@ -1,0 +1,121 @@
+package scenario
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport-net/sallyport/bench/histogram"
+)
+
+// A report that could not be written is said before anything is measured.
+func TestWritable(t *testing.T) {
+	dir := t.TempDir()
+	for path, want := range map[string]string{
+		filepath.Join(dir, "a.json"): "", filepath.Join(dir, "nowhere", "a.json"): "nowhere", dir: "no file", os.DevNull: "",
+	} {
+		c := valid()
+		c.JSON = path
+		err := c.validate()
+		if (want == "") != (err == nil) || err != nil && (!strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "--json")) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// A step that the user interrupts is said to be, and has no figures; one that a fault broke
+// off keeps what there was.
+func TestBrokenOff(t *testing.T) {
+	s := &step{Name: "peak", Figures: values{figureRate: 7}, Latency: &latency{}, Noise: noise{Reached: 0.1}}
+	s.breakOff(true)
+	if !s.Broken || len(s.Figures) != 0 || s.Latency != nil || len(s.Noise.why()) != 0 || len(s.Marks) != 1 {
+		t.Errorf("interrupted: %+v", s)
+	}
+	if rows := (&outcome{Steps: []*step{s}}).rows(); rows[1][0] != "peak (broken off)" {
+		t.Errorf("the table: %v", rows)
+	}
+	s = &step{Figures: values{figureRate: 7}}
+	if s.breakOff(false); !s.Broken || s.Figures[figureRate] != 7 || len(s.Marks) != 1 {
+		t.Errorf("by a fault: %+v", s)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	r := &runner{}
+	if r.interrupted(ctx) {
+		t.Error("interrupted before it was")
+	}
+	if cancel(); !r.interrupted(ctx) || !strings.HasPrefix(r.explain(ctx, errors.New("x")).Error(), "interrupted") {
+		t.Error("not interrupted after it was")
+	}
+}
+
+// Sessions that never were are a finding.
+func TestUnopened(t *testing.T) {
+	s := &step{}
+	if unopened(s, trial{loss: lowLoss / 2}); len(s.Wrong) != 0 {
+		t.Errorf("%v", s.Wrong)
+	}
+	if unopened(s, trial{loss: 0.32}); len(s.Wrong) != 1 || !strings.Contains(s.Wrong[0], "sessions_per_sandbox") {
+		t.Errorf("%v", s.Wrong)
+	}
+}
+
+// A rate that only fills queues does not pass, and is not for want of a faster source.
+func TestQueued(t *testing.T) {
+	of := func(d ...time.Duration) *latency {
+		h := &histogram.Histogram{}
+		for _, one := range d {
+			h.Record(one)
+		}
+		return latencyOf(h)
+	}
+	r := &runner{}
+	for _, c := range []struct {
+		l      *latency
+		passes bool
+	}{
+		{nil, true},
+		{of(40*time.Millisecond, 45*time.Millisecond, 50*time.Millisecond), true},
+		{of(134*time.Millisecond, 134*time.Millisecond), false},
+		{of(50*time.Millisecond, 51*time.Millisecond), true},
+	} {
+		one := trial{reached: 1, queue: r.queued(c.l)}
+		if one.Passes() != c.passes || !c.passes && one.Starved() {
+			t.Errorf("%+v: %v longer passes: %t", c.l, one.queue, one.Passes())
+		}
+	}
+}
+
+// Quantiles of too few values are not told, and a finished step has one short line.
+func TestFew(t *testing.T) {
+	h := &histogram.Histogram{}
+	for range 20 {
+		h.Record(150 * time.Microsecond)
+	}
+	s := &step{Name: "peak", Figures: values{figureRate: 20000, figureLoss: 0.01}, Latency: latencyOf(h)}
+	if l := s.Latency; l.P99 != 0 || l.P999 != 0 || l.P90 == 0 || l.P50 == 0 {
+		t.Errorf("of 20: %+v", l)
+	}
+	for range 180 {
+		h.Record(150 * time.Microsecond)
+	}
+	if l := latencyOf(h); l.P99 == 0 || l.P999 != 0 {
+		t.Errorf("of 200: %+v", l)
+	}
+	text := s.short()
+	if !strings.HasPrefix(text, "  20,000/s  0.010 % lost  p50 ") {
+		t.Errorf("%q", text)
+	}
+	var b bytes.Buffer
+	newProgress(&b, true, 20).brief("[1/3] udp-64-out" + text)
+	if got := strings.TrimPrefix(b.String(), clearLine); len([]rune(got)) > 20 {
+		t.Errorf("on 20 columns: %q", got)
+	}
+}
