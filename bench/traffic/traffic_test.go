@@ -353,6 +353,17 @@ func TestDies(t *testing.T) {
 	}
 }
 
+// A message that a dead gateway does not pass on is not held against the far side.
+func TestReportOfDead(t *testing.T) {
+	t.Parallel()
+	g, ends := newGateway(t, newSink(), 1, 1)
+	s := newSource(t, Config{Ends: ends})
+	g.tunnel.Close()
+	if _, err := s.Report(t.Context(), 1, remoteA); !errors.Is(err, ErrDead) || errors.Is(err, ErrUnanswered) || !contains(err, ends[0].Gateway.Endpoint.String(), "look") {
+		t.Errorf("%v", err)
+	}
+}
+
 // A load that is ended by its caller tells what was sent.
 func TestCancelled(t *testing.T) {
 	there := newSink()
