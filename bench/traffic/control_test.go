@@ -83,7 +83,9 @@ func withFar(t *testing.T, key [wire.KeySize]byte) (*relay, *Source) {
 	r := &relay{to: f.Addr(), sockets: make(map[[2]netip.AddrPort]*net.UDPConn)}
 	t.Cleanup(r.close) // after the gateway's end
 	g, ends := newGateway(t, r, 2, 10)
+	r.mu.Lock() // answer takes it, too
 	r.gateway = g
+	r.mu.Unlock()
 	return r, newSource(t, Config{Ends: ends, Key: key})
 }
 
