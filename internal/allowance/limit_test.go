@@ -46,7 +46,8 @@ func TestMemoryNow(t *testing.T) {
 	if more -= counted; more < size-slack || more > size+slack {
 		t.Errorf("of %d bytes the runtime counts %d", size, more)
 	}
-	if there -= resident; there < size-slack || there > size+slack {
+	// The race detector has up to three bytes of its own for each of ours.
+	if there -= resident; there < size-slack || there > 4*size+slack {
 		t.Errorf("of %d bytes the kernel counts %d", size, there)
 	}
 }
