@@ -30,6 +30,9 @@ func TestSmallBatches(t *testing.T) {
 		}
 	}
 	connect(t, end{ends[0], devices[0]}, end{ends[1], devices[1]}, "10.0.0.5/32")
+	// What waits for the handshake may leave in another order.
+	devices[1].out <- packetFrom("10.0.0.5", "192.0.2.1", count)
+	<-devices[0].in
 	for i := range byte(count) {
 		devices[1].out <- packetFrom("10.0.0.5", "192.0.2.1", i)
 	}
