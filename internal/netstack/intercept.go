@@ -74,7 +74,17 @@ func (d *Device) makeWay(b []byte) {
 		LocalAddress: ip.DestinationAddress(), LocalPort: tcpHeader.DestinationPort(),
 		RemoteAddress: ip.SourceAddress(), RemotePort: tcpHeader.SourcePort(),
 	}, nicID).(*tcp.Endpoint)
-	if ok && tcp.EndpointState(ep.State()) == tcp.StateTimeWait {
+	if !ok {
+		return
+	}
+	switch tcp.EndpointState(ep.State()) {
+	case tcp.StateFinWait1, tcp.StateFinWait2, tcp.StateClosing:
+		// The stack acknowledges the client's FIN before it enters TIME-WAIT, so that the
+		// client may be here in between; that is over when the endpoint is unlocked.
+		ep.LockUser()
+		ep.UnlockUser()
+	}
+	if tcp.EndpointState(ep.State()) == tcp.StateTimeWait {
 		ep.Abort()
 	}
 }
