@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -39,6 +40,7 @@ type Conn struct {
 	writeEntry waiter.Entry
 	writable   chan struct{}
 	payload    bytes.Reader
+	patience   *time.Timer // of WriteWithin; nil before it waited
 
 	closeOnce sync.Once
 	closed    chan struct{}
@@ -124,15 +126,28 @@ func (c *Conn) read(b []byte) (int, error) {
 func (c *Conn) Write(b []byte) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	n, err := c.write(b)
+	n, err := c.write(b, 0)
 	if err != nil {
 		err = opError("write", "tcp", c.local, c.remote, err)
 	}
 	return n, err
 }
 
-// write hands all of b to the stack. The caller holds writeMu.
-func (c *Conn) write(b []byte) (int, error) {
+// WriteWithin is Write, but where the stack takes nothing for d it returns how much
+// it took until then, which is less than all, and no error.
+func (c *Conn) WriteWithin(b []byte, d time.Duration) (int, error) {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	n, err := c.write(b, d)
+	if err != nil {
+		err = opError("write", "tcp", c.local, c.remote, err)
+	}
+	return n, err
+}
+
+// write hands b to the stack until it takes nothing for d; 0 is for all of it, as long as
+// that takes. The caller holds writeMu.
+func (c *Conn) write(b []byte, d time.Duration) (int, error) {
 	late := c.writeBy.channel()
 	sent := 0
 	for sent < len(b) {
@@ -147,6 +162,8 @@ func (c *Conn) write(b []byte) (int, error) {
 		case *tcpip.ErrWouldBlock:
 			select {
 			case <-c.writable:
+			case <-c.until(d):
+				return sent, nil
 			case <-late:
 			case <-c.closed:
 			}
@@ -156,6 +173,19 @@ func (c *Conn) write(b []byte) (int, error) {
 	}
 	c.payload.Reset(nil)
 	return sent, nil
+}
+
+// until tells when a write has waited for d; never for 0.
+func (c *Conn) until(d time.Duration) <-chan time.Time {
+	if d == 0 {
+		return nil
+	}
+	if c.patience == nil {
+		c.patience = time.NewTimer(d)
+	} else {
+		c.patience.Reset(d)
+	}
+	return c.patience.C
 }
 
 // refused reports why an operation must not go on: closed, or too late.

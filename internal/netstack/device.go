@@ -32,7 +32,8 @@ type Config struct {
 	Addresses []netip.Addr
 	// MTU is the largest IP packet in bytes that is sent. Default 1420; at least 576.
 	MTU int
-	// Queue is how many packets may wait to be read before senders are blocked. Default 1024.
+	// Queue is how many packets may wait to be read before more are refused that are
+	// injected. Whoever can wait does so from a batch on. Default 1024.
 	Queue int
 	// Intercept makes the stack answer as every address: SYNs to any address
 	// and port go to Handler. Of other packets only ICMP errors are taken,

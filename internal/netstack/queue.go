@@ -13,13 +13,19 @@ type outbound struct {
 	pkt    *stack.PacketBuffer // a reference is held; nil for an injected packet
 	raw    *[]byte             // injected packet, from the device's pool
 	weight int                 // packets at the MTU that this yields; at least 1
+	waits  bool                // its sender would have waited, so that it counts as sent
 }
 
 // queue holds what the stack sent until it is read. Its size is counted in
 // packets at the MTU, so that large segments do not stretch it; the last one to
-// enter may overshoot the limit by its own weight.
+// enter may overshoot a limit by its own weight.
+//
+// Those that can wait do so as soon as a batch of theirs is there: more in the queue
+// would leave the cache before it is read, and a sender that waits here holds its
+// connection, so that its turn must not be long in coming.
 type queue struct {
-	limit   int // beyond it senders wait and injected packets are refused
+	limit   int // beyond it injected packets are refused, and senders wait
+	senders int // of packets whose senders wait: beyond it they do
 	reserve int // what replies may use beyond the limit
 
 	mu      sync.Mutex
@@ -29,13 +35,14 @@ type queue struct {
 	head    int
 	count   int
 	weight  int
+	sent    int // the part of weight whose senders would have waited
 	waiting int // senders waiting for room
 	woken   bool
 	closed  bool
 }
 
 func newQueue(limit, reserve int) *queue {
-	q := &queue{limit: limit, reserve: reserve, ring: make([]outbound, 64)}
+	q := &queue{limit: limit, senders: min(limit, BatchSize), reserve: reserve, ring: make([]outbound, 64)}
 	q.ready.L = &q.mu
 	q.room.L = &q.mu
 	return q
@@ -45,12 +52,26 @@ func newQueue(limit, reserve int) *queue {
 func (q *queue) put(o outbound) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.weight >= q.limit && !q.closed {
+	for q.full() && !q.closed {
 		q.waiting++
 		q.room.Wait()
 		q.waiting--
 	}
-	return q.append(o)
+	o.waits = true
+	ok := q.append(o)
+	q.pass()
+	return ok
+}
+
+// full says whether senders wait.
+func (q *queue) full() bool { return q.weight >= q.limit || q.sent >= q.senders }
+
+// pass wakes a sender that waits, if there is room. That one wakes the next: a few large
+// segments fill the queue, and all others that woke would wait again, behind the rest.
+func (q *queue) pass() {
+	if q.waiting > 0 && !q.full() {
+		q.room.Signal()
+	}
 }
 
 // offer appends o without waiting, unless the queue holds more than the limit and extra.
@@ -74,6 +95,9 @@ func (q *queue) append(o outbound) bool {
 	q.ring[(q.head+q.count)&(len(q.ring)-1)] = o
 	q.count++
 	q.weight += o.weight
+	if o.waits {
+		q.sent += o.weight
+	}
 	if q.count == 1 {
 		q.ready.Signal()
 	}
@@ -99,15 +123,16 @@ func (q *queue) take(dst []outbound, want int, wait bool) ([]outbound, error) {
 	for q.count > 0 && moved < want {
 		o := &q.ring[q.head]
 		moved += o.weight
+		if o.waits {
+			q.sent -= o.weight
+		}
 		dst = append(dst, *o)
 		*o = outbound{}
 		q.head = (q.head + 1) & (len(q.ring) - 1)
 		q.count--
 	}
 	q.weight -= moved
-	for n := min(q.waiting, q.limit-q.weight); n > 0; n-- {
-		q.room.Signal()
-	}
+	q.pass()
 	return dst, nil
 }
 
@@ -132,7 +157,7 @@ func (q *queue) close() []outbound {
 		rest = append(rest, q.ring[q.head])
 		q.head = (q.head + 1) & (len(q.ring) - 1)
 	}
-	q.ring, q.weight = nil, 0
+	q.ring, q.weight, q.sent = nil, 0, 0
 	q.ready.Broadcast()
 	q.room.Broadcast()
 	return rest

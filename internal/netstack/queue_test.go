@@ -22,7 +22,7 @@ func TestQueueModel(t *testing.T) {
 		const limit, reserve = 200, 20
 		q := newQueue(limit, reserve)
 		var model []outbound
-		weight, serial := 0, 0
+		weight, sent, serial := 0, 0, 0
 		t.Repeat(map[string]func(*rapid.T){
 			"offer": func(t *rapid.T) {
 				extra := rapid.SampledFrom([]int{0, reserve}).Draw(t, "extra")
@@ -36,14 +36,15 @@ func TestQueueModel(t *testing.T) {
 				}
 			},
 			"put": func(t *rapid.T) {
-				if weight >= limit {
+				if weight >= limit || sent >= BatchSize {
 					t.Skip("would wait")
 				}
 				o := mark(serial, rapid.IntRange(1, 46).Draw(t, "weight"))
 				if !q.put(o) {
 					t.Fatal("put refused")
 				}
-				model, weight, serial = append(model, o), weight+o.weight, serial+1
+				o.waits = true
+				model, weight, sent, serial = append(model, o), weight+o.weight, sent+o.weight, serial+1
 			},
 			"take": func(t *rapid.T) {
 				want := rapid.IntRange(1, 128).Draw(t, "want")
@@ -61,6 +62,9 @@ func TestQueueModel(t *testing.T) {
 					}
 					moved += o.weight
 					weight -= o.weight
+					if model[0].waits {
+						sent -= o.weight
+					}
 					model = model[1:]
 				}
 				if moved < want && len(model) > 0 {
@@ -68,8 +72,8 @@ func TestQueueModel(t *testing.T) {
 				}
 			},
 			"": func(t *rapid.T) {
-				if q.len() != weight || q.count != len(model) {
-					t.Fatalf("weight %d, count %d; want %d, %d", q.len(), q.count, weight, len(model))
+				if q.len() != weight || q.sent != sent || q.count != len(model) {
+					t.Fatalf("weight %d, of senders %d, count %d; want %d, %d, %d", q.len(), q.sent, q.count, weight, sent, len(model))
 				}
 			},
 		})
@@ -79,10 +83,15 @@ func TestQueueModel(t *testing.T) {
 	})
 }
 
-// TestQueueBlocks fills the queue, and sees senders wait until there is room.
+// Senders wait where there is no room: behind their own as behind what was injected.
 func TestQueueBlocks(t *testing.T) {
-	q := newQueue(4, 0)
-	const senders, each = 8, 50
+	t.Run("limit", func(t *testing.T) { testQueueBlocks(t, 4, 4) })
+	t.Run("senders", func(t *testing.T) { testQueueBlocks(t, 1000, BatchSize) })
+}
+
+func testQueueBlocks(t *testing.T, limit, most int) {
+	q := newQueue(limit, 0)
+	const senders, each = 8, 200
 	done := make(chan bool)
 	for range senders {
 		go func() {
@@ -100,8 +109,8 @@ func TestQueueBlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 		taken += len(got)
-		if n := q.len(); n > 4 {
-			t.Fatalf("%d queued, limit 4", n)
+		if n := q.len(); n > most {
+			t.Fatalf("%d queued, at most %d should be", n, most)
 		}
 	}
 	for range senders {

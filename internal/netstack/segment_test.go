@@ -219,7 +219,7 @@ func TestReadFillsBatches(t *testing.T) {
 	total := 0
 	for range 4 {
 		pkt := large(raw{src: netip.AddrPortFrom(clientAddr, 1), dst: anywhere, flags: header.TCPFlagAck, payload: pattern(1, 60_000)}, 1000, nil)
-		d.queue.put(outbound{pkt: pkt, weight: weight(pkt)})
+		d.queue.offer(outbound{pkt: pkt, weight: weight(pkt)}, 0)
 		total += 60
 	}
 	for total > 0 {

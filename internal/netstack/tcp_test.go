@@ -148,6 +148,39 @@ func TestDeadlines(t *testing.T) {
 	}
 }
 
+// What the stack does not take in time is told, and the rest goes on behind it.
+func TestWriteWithin(t *testing.T) {
+	n := connect(t, clientConfig(), serverConfig(), nil)
+	c, s := dialPair(t, n)
+	// Nobody reads at the other end: it stops when all buffers are full.
+	large := pattern(1, 32<<20)
+	taken, err := c.WriteWithin(large, time.Millisecond)
+	if err != nil || taken == 0 || taken == len(large) {
+		t.Fatalf("wrote %d, %v; want a part", taken, err)
+	}
+	all := large[:taken+1000]
+	read := make(chan error, 1)
+	got := make([]byte, len(all))
+	go func() {
+		_, err := io.ReadFull(s, got)
+		read <- err
+	}()
+	for rest := all[taken:]; len(rest) > 0; {
+		m, err := c.WriteWithin(rest, time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rest = rest[m:]
+	}
+	if err := <-read; err != nil || !bytes.Equal(got, all) {
+		t.Errorf("what came is not what was written, %v", err)
+	}
+	c.Close()
+	if _, err := c.WriteWithin(all, time.Millisecond); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+}
+
 // TestCloseUnblocks closes a connection under a reader, and a device under everybody.
 func TestCloseUnblocks(t *testing.T) {
 	n := connect(t, clientConfig(), serverConfig(), nil)

@@ -17,10 +17,10 @@ import (
 func (d *Device) Offload() Offload { return d.offloads }
 
 // ReadTrains waits for trains and then takes all that are there and for which it has room:
-// at most len(trains), or about 190 KiB. Single packets have a whole checksum. Where trains
-// come as such they are Partial. The bytes are the device's, may be changed, and are
-// valid until the next call. What Read says of drops, errors and Wake goes for trains, too. A
-// device is read either by Read or by ReadTrains.
+// at most len(trains), or about 60 KiB and the train behind them. Single packets have a whole
+// checksum. Where trains come as such they are Partial. The bytes are the device's, may be
+// changed, and are valid until the next call. What Read says of drops, errors and Wake goes
+// for trains, too. A device is read either by Read or by ReadTrains.
 func (d *Device) ReadTrains(trains []packet.Train) (int, error) {
 	if len(trains) == 0 {
 		return 0, nil
@@ -49,7 +49,7 @@ func (r *reader) collectTrains(fd uintptr) bool {
 		r.slab.used = 0
 	}
 	s := r.slab
-	for r.n < len(r.trains) && len(s.bytes)-s.used >= vnetLen+maxMTU {
+	for r.n < len(r.trains) && s.used < enoughBytes {
 		n, err := r.collectOne(int(fd), s)
 		if ends, done := r.fails(int(fd), err); ends {
 			if !done {
