@@ -114,6 +114,7 @@ func (b *bind) Close() error {
 	var errs []error
 	for _, s := range []*udpSocket{b.v4, b.v6} {
 		if s != nil {
+			b.counts.dropped.Add(s.dropped())
 			errs = append(errs, s.udp.Close())
 		}
 	}

@@ -10,8 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/sallyport-net/sallyport/internal/mmsg"
 )
 
 // received is a datagram, and where it came from.
@@ -90,7 +91,7 @@ func TestAnswersFromTheAddressThatWasCalled(t *testing.T) {
 				var control []byte
 				if segment > 0 {
 					pieces = (len(want) + segment - 1) / segment
-					control = appendControl(make([]byte, 0, controlSize), source{}, segment)
+					control = mmsg.AppendSegment(make([]byte, 0, mmsg.ControlSize), segment)
 				}
 				if _, _, err := c.WriteMsgUDP(want, control, nil); err != nil {
 					t.Fatal(err)
@@ -189,27 +190,12 @@ func TestBindRefuses(t *testing.T) {
 	}
 }
 
-// Whatever stands in control messages: nothing outside of them is read, and the size
-// is none that cannot be cut to. What appendControl wrote is read back.
-func FuzzParseControl(f *testing.F) {
-	f.Add(appendControl(make([]byte, 0, controlSize), source{addr: netip.MustParseAddr("192.0.2.1")}, 1400))
-	f.Add(appendControl(make([]byte, 0, controlSize), source{addr: netip.MustParseAddr("fe80::1"), link: 3}, 0))
-	f.Add(bytes.Repeat([]byte{0xff}, controlSize))
-	negative := appendMessage(make([]byte, 0, controlSize), unix.IPPROTO_UDP, unix.UDP_GRO, []byte{0, 0, 0, 0x80})
-	f.Add(append(negative, make([]byte, unix.SizeofCmsghdr)...))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		exact := append(make([]byte, 0, len(b)), b...)
-		from, segment := parseControl(exact)
-		if segment < 0 {
-			t.Errorf("a size of %d", segment)
+// The link of a local address is kept where the address means nothing without it.
+func TestSourceOf(t *testing.T) {
+	for text, want := range map[string]uint32{"192.0.2.1": 0, "2001:db8::1": 0, "fe80::1": 3} {
+		c := mmsg.Control{Local: netip.MustParseAddr(text), Link: 3}
+		if got := sourceOf(&c); got != (source{c.Local, want}) {
+			t.Errorf("%s: %+v", text, got)
 		}
-		if from.addr.Is4() || from.addr.IsLinkLocalUnicast() || from.link == 0 {
-			again, _ := parseControl(appendControl(make([]byte, 0, controlSize), from, 0))
-			if again != from {
-				t.Errorf("%+v is read back as %+v", from, again)
-			}
-		} else {
-			t.Errorf("%v has the link %d", from.addr, from.link)
-		}
-	})
+	}
 }

@@ -5,6 +5,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-net/sallyport/internal/mmsg"
 )
 
 // loss is why a tunnel's datagram was not sent, or not received.
@@ -37,6 +39,11 @@ type SocketStats struct {
 	// RefusedRuns is how often the kernel took several datagrams only one by one. It is
 	// asked no more then, for that peer for a while or at all.
 	RefusedRuns uint64
+	// Received are datagrams that were taken in, and Runs what they came in: the kernel joins
+	// those that come together (UDP_GRO).
+	Received, Runs uint64
+	// Dropped are runs that came while a socket was full, or damaged, where the kernel says.
+	Dropped uint64
 }
 
 // socketCounts are the same while they change.
@@ -45,6 +52,9 @@ type socketCounts struct {
 	receiveErrors atomic.Uint64
 	full          atomic.Uint64
 	refusedRuns   atomic.Uint64
+	received      atomic.Uint64
+	runs          atomic.Uint64
+	dropped       atomic.Uint64 // by sockets that are closed
 }
 
 // lose counts datagrams that the kernel did not send.
@@ -67,6 +77,7 @@ func (c *socketCounts) read() SocketStats {
 	s := SocketStats{
 		Lost:          make(map[string]uint64, losses),
 		ReceiveErrors: c.receiveErrors.Load(), Full: c.full.Load(), RefusedRuns: c.refusedRuns.Load(),
+		Received: c.received.Load(), Runs: c.runs.Load(), Dropped: c.dropped.Load(),
 	}
 	for reason := range losses {
 		s.Lost[reason.String()] = c.lost[reason].Load()
@@ -75,4 +86,27 @@ func (c *socketCounts) read() SocketStats {
 }
 
 // SocketStats reads the counts of the tunnel's sockets.
-func (t *Tunnel) SocketStats() SocketStats { return t.bind.counts.read() }
+func (t *Tunnel) SocketStats() SocketStats { return t.bind.stats() }
+
+func (b *bind) stats() SocketStats {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	s := b.counts.read()
+	for _, socket := range []*udpSocket{b.v4, b.v6} {
+		s.Dropped += socket.dropped()
+	}
+	return s
+}
+
+// dropped is what the kernel dropped of what came to an open socket, or to none.
+func (s *udpSocket) dropped() (n uint64) {
+	if s == nil {
+		return 0
+	}
+	_ = s.raw.Control(func(fd uintptr) { // one that is being closed counts no more
+		if drops, ok := mmsg.Dropped(fd); ok {
+			n = uint64(drops)
+		}
+	})
+	return n
+}

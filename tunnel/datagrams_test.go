@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/sallyport-net/sallyport/internal/mmsg"
 )
 
 // loopback opens two binds and returns an endpoint of the second for the first. They
@@ -336,11 +338,11 @@ func TestFill(t *testing.T) {
 			}
 			var got []int
 			for i := range o.msgs[:n] {
-				h := &o.msgs[i].header
+				h := &o.msgs[i].Header
 				got = append(got, int(h.Iovlen))
 				control := o.controls[i][:h.Controllen]
-				if from, _ := parseControl(control); from != e.from {
-					t.Errorf("sent from %v", from)
+				if c := mmsg.Parse(control); sourceOf(&c) != e.from {
+					t.Errorf("sent from %v", sourceOf(&c))
 				}
 			}
 			if fmt.Sprint(got) != fmt.Sprint(tc.want) {

@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/sallyport-net/sallyport/internal/mmsg"
 )
 
 // sockaddr is an address and a port as the kernel reads and writes them (ip(7),
@@ -64,6 +66,15 @@ type source struct {
 	// link is the index of the interface, where the address is link-local and
 	// means nothing without.
 	link uint32
+}
+
+// sourceOf is the local address that a datagram was sent to.
+func sourceOf(c *mmsg.Control) source {
+	s := source{addr: c.Local}
+	if s.addr.IsLinkLocalUnicast() {
+		s.link = c.Link
+	}
+	return s
 }
 
 // endpoint is where a peer is and which of our addresses it calls. It does not

@@ -38,27 +38,48 @@ type greeting struct {
 // side of the session, and this side would notice only after 15 s. While one is under
 // way, another call changes nothing. The peer needs an endpoint.
 func (t *Tunnel) Rehandshake(peer Key) error {
-	began := time.Now()
-	known := t.stateOf(peer)
+	return t.beginGreeting(&greeting{peer: peer, began: time.Now()}, 0)
+}
+
+// Await sees to it that the first handshake with a peer, which its keepalive has just
+// begun, is repeated where a message is lost, sooner than WireGuard would: it goes on
+// after 5 s. Where there was a handshake, or one is under way that somebody asked for,
+// it changes nothing. The peer needs an endpoint.
+func (t *Tunnel) Await(peer Key) error {
+	return t.beginGreeting(&greeting{peer: peer}, greetWait+rand.N(greetJitter))
+}
+
+// beginGreeting begins one after a time, unless another one is under way.
+func (t *Tunnel) beginGreeting(g *greeting, after time.Duration) error {
+	known := t.stateOf(g.peer)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed() {
-		return fmt.Errorf("shake hands with peer %s of the tunnel %s: %w", peer, t.public, ErrClosed)
+		return fmt.Errorf("shake hands with peer %s of the tunnel %s: %w", g.peer, t.public, ErrClosed)
 	}
-	p := t.dev.LookupPeer(device.NoisePublicKey(peer))
+	p := t.dev.LookupPeer(device.NoisePublicKey(g.peer))
 	if p == nil {
-		return fmt.Errorf("shake hands with peer %s of the tunnel %s: there is no such peer", peer, t.public)
+		return fmt.Errorf("shake hands with peer %s of the tunnel %s: %w", g.peer, t.public, ErrUnknownPeer)
 	}
-	if g := t.greetings[peer]; g != nil && !known.LastHandshake.After(g.began) {
-		return nil // another one now would make it void, which may only be slow
+	if other := t.greetings[g.peer]; other != nil {
+		done := known.LastHandshake.After(other.began)
+		switch {
+		case after > 0, !done && other.sent > 0:
+			return nil // another one now would make it void, which may only be slow
+		case !done:
+			g.began = other.began // it has only waited
+		}
 	}
-	t.endGreeting(peer)
-	g := &greeting{peer: peer, began: began}
+	t.endGreeting(g.peer)
+	t.greetings[g.peer] = g
+	if after > 0 {
+		g.timer = time.AfterFunc(after, func() { t.greetAgain(g) })
+		return nil
+	}
 	g.timer = time.AfterFunc(time.Hour, func() { t.greetAgain(g) })
-	t.greetings[peer] = g
 	if err := t.greet(g, p, known); err != nil {
-		t.endGreeting(peer)
-		return fmt.Errorf("shake hands with peer %s of the tunnel %s: %w", peer, t.public, err)
+		t.endGreeting(g.peer)
+		return fmt.Errorf("shake hands with peer %s of the tunnel %s: %w", g.peer, t.public, err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -72,19 +73,60 @@ func TestCallsThatCross(t *testing.T) {
 // A greeting that is lost is repeated soon, and asking for it again meanwhile makes
 // none of them void.
 func TestGreetingIsRepeated(t *testing.T) {
+	repeats(t, 0, (*Tunnel).Rehandshake)
+}
+
+// So is the first call of a peer's keepalive, for those who wait for it.
+func TestFirstCallIsRepeated(t *testing.T) {
+	repeats(t, time.Minute, (*Tunnel).Await)
+}
+
+// Waiting for a peer changes nothing of a session that there is.
+func TestAwaitKeepsSession(t *testing.T) {
+	gateway, worker := newEnd(t), newEnd(t)
+	connect(t, gateway, worker, "10.0.0.5/32")
+	carry(t, worker, gateway, "10.0.0.5", "192.0.2.1", 1)
+	shook := worker.stateOf(gateway.PublicKey()).LastHandshake
+	if err := worker.Await(gateway.PublicKey()); err != nil || shook.IsZero() {
+		t.Fatalf("a handshake at %v, %v", shook, err)
+	}
+	late := time.After(20 * time.Second)
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for waits := true; waits; { // until it was looked after
+		select {
+		case <-again.C:
+			worker.mu.Lock()
+			_, waits = worker.greetings[gateway.PublicKey()]
+			worker.mu.Unlock()
+		case <-late:
+			t.Fatal("it is waited for still")
+		}
+	}
+	if now := worker.stateOf(gateway.PublicKey()).LastHandshake; !now.Equal(shook) {
+		t.Errorf("hands were shaken at %v and again at %v", shook, now)
+	}
+	if err := worker.Await(NewKey().Public()); !errors.Is(err, ErrUnknownPeer) {
+		t.Errorf("of a stranger: %v", err)
+	}
+}
+
+// repeats wants calls repeated to a peer that does not answer.
+func repeats(t *testing.T, keepalive time.Duration, begin func(*Tunnel, Key) error) {
+	t.Helper()
 	deaf, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer deaf.Close()
 	worker, peer := newEnd(t), NewKey().Public()
-	if err := worker.SetPeer(Peer{PublicKey: peer, Endpoint: deaf.LocalAddr().(*net.UDPAddr).AddrPort()}); err != nil {
-		t.Fatal(err)
-	}
-	if err := worker.Rehandshake(peer); err != nil {
+	if err := worker.SetPeer(Peer{PublicKey: peer, Endpoint: deaf.LocalAddr().(*net.UDPAddr).AddrPort(), Keepalive: keepalive}); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
+	if err := begin(worker.Tunnel, peer); err != nil {
+		t.Fatal(err)
+	}
 	if err := deaf.SetReadDeadline(began.Add(4 * time.Second)); err != nil { // WireGuard's own is due after 5
 		t.Fatal(err)
 	}
@@ -97,7 +139,7 @@ func TestGreetingIsRepeated(t *testing.T) {
 		if !isInitiation(b[:n]) {
 			t.Fatalf("try %d: %x is no initiation", try, b[:n])
 		}
-		if err := worker.Rehandshake(peer); err != nil {
+		if err := begin(worker.Tunnel, peer); err != nil {
 			t.Fatal(err)
 		}
 	}

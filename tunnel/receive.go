@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/sallyport-net/sallyport/internal/mmsg"
 )
 
 // A datagram that arrives: the goroutine hands its buffers to the netpoller's raw
@@ -47,9 +49,9 @@ type incoming struct {
 
 	// Of the kernel. Messages from next to got wait to be cut; of the first one what is
 	// before at has been.
-	msgs           []message
+	msgs           []mmsg.Message
 	names          []sockaddr
-	controls       [][controlSize]byte
+	controls       [][mmsg.ControlSize]byte
 	memory         []byte
 	got, next, at  int
 	segment        int       // of the one that is being cut
@@ -61,15 +63,15 @@ type incoming struct {
 func newIncoming(s *udpSocket, batch int) *incoming {
 	slots := min(max(batch/datagramsOfSlot, 1), slots)
 	in := &incoming{
-		socket: s, msgs: make([]message, slots), names: make([]sockaddr, slots),
-		controls: make([][controlSize]byte, slots), memory: make([]byte, slots*slotSize),
+		socket: s, msgs: make([]mmsg.Message, slots), names: make([]sockaddr, slots),
+		controls: make([][mmsg.ControlSize]byte, slots), memory: make([]byte, slots*slotSize),
 	}
 	in.step = in.drain
 	iovecs := make([]unix.Iovec, slots)
 	for i := range in.msgs {
 		iovecs[i].Base = &in.memory[i*slotSize]
 		iovecs[i].SetLen(slotSize)
-		h := &in.msgs[i].header
+		h := &in.msgs[i].Header
 		h.Iov, h.Name, h.Control = &iovecs[i], &in.names[i][0], &in.controls[i][0]
 		h.SetIovlen(1)
 	}
@@ -89,6 +91,7 @@ func (in *incoming) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (in
 		}
 	}
 	in.bufs, in.sizes, in.eps = nil, nil, nil
+	in.socket.counts.received.Add(uint64(in.n))
 	return in.n, in.err
 }
 
@@ -96,11 +99,11 @@ func (in *incoming) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (in
 func (in *incoming) drain(fd uintptr) bool {
 	for {
 		for i := range in.msgs {
-			h := &in.msgs[i].header
+			h := &in.msgs[i].Header
 			h.Namelen = unix.SizeofSockaddrInet6
-			h.SetControllen(controlSize)
+			h.SetControllen(mmsg.ControlSize)
 		}
-		n, errno := receiveMessages(fd, in.msgs)
+		n, errno := mmsg.Receive(fd, in.msgs)
 		switch {
 		case errno == unix.EAGAIN:
 			return in.n > 0
@@ -114,6 +117,7 @@ func (in *incoming) drain(fd uintptr) bool {
 		}
 		in.errorsInSeries = 0
 		in.got, in.next, in.at = n, 0, 0
+		in.socket.counts.runs.Add(uint64(n))
 		in.cut()
 		if in.next < in.got || in.n == len(in.bufs) {
 			return true
@@ -138,7 +142,7 @@ func (in *incoming) fails(errno syscall.Errno) bool {
 // cut hands out datagrams from the slots while there are buffers.
 func (in *incoming) cut() {
 	for ; in.next < in.got && in.n < len(in.bufs); in.next++ {
-		size := int(in.msgs[in.next].size)
+		size := int(in.msgs[in.next].Size)
 		if in.at == 0 {
 			if !in.open(size) {
 				continue
@@ -171,7 +175,7 @@ func (in *incoming) cut() {
 // open reads what the kernel says of the next slot. False means that there is nothing
 // to hand out.
 func (in *incoming) open(size int) bool {
-	h := &in.msgs[in.next].header
+	h := &in.msgs[in.next].Header
 	if h.Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		in.socket.counts.lost[lossTruncated].Add(1)
 		return false
@@ -179,13 +183,13 @@ func (in *incoming) open(size int) bool {
 	if size == 0 {
 		return false // WireGuard has no use for it
 	}
-	to, segment := parseControl(in.controls[in.next][:min(uint64(h.Controllen), controlSize)])
-	if in.from = in.known.of(&in.names[in.next], to); in.from == nil {
+	control := mmsg.Parse(in.controls[in.next][:min(uint64(h.Controllen), mmsg.ControlSize)])
+	if in.from = in.known.of(&in.names[in.next], sourceOf(&control)); in.from == nil {
 		return false
 	}
 	in.segment = size
-	if segment > 0 {
-		in.segment = min(segment, size)
+	if control.Segment > 0 {
+		in.segment = min(control.Segment, size)
 	}
 	return true
 }

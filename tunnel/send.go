@@ -5,6 +5,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/sallyport-net/sallyport/internal/mmsg"
 )
 
 // A datagram that leaves: WireGuard hands over a batch for one endpoint -> runs of one
@@ -46,16 +48,16 @@ type outgoing struct {
 	full    bool // the socket's buffer is
 	err     error
 
-	msgs     []message
+	msgs     []mmsg.Message
 	ends     []int // where the run of each message ends in bufs
 	iovecs   []unix.Iovec
-	controls [][controlSize]byte
+	controls [][mmsg.ControlSize]byte
 }
 
 func newOutgoing(s *udpSocket) *outgoing {
 	o := &outgoing{
-		socket: s, msgs: make([]message, outBatch), ends: make([]int, outBatch),
-		iovecs: make([]unix.Iovec, outBatch), controls: make([][controlSize]byte, outBatch),
+		socket: s, msgs: make([]mmsg.Message, outBatch), ends: make([]int, outBatch),
+		iovecs: make([]unix.Iovec, outBatch), controls: make([][mmsg.ControlSize]byte, outBatch),
 	}
 	o.wait, o.try = o.flush, func(fd uintptr) { o.full = !o.flush(fd) }
 	return o
@@ -94,7 +96,7 @@ func (o *outgoing) mayCut() bool {
 func (o *outgoing) flush(fd uintptr) bool {
 	for o.at < len(o.bufs) {
 		n, used := o.fill()
-		sent, errno := sendMessages(fd, o.msgs[:n])
+		sent, errno := mmsg.Send(fd, o.msgs[:n])
 		clear(o.iovecs[:used]) // they are the caller's
 		switch errno {
 		case 0:
@@ -114,7 +116,7 @@ func (o *outgoing) flush(fd uintptr) bool {
 func (o *outgoing) fill() (n, used int) {
 	for at := o.at; at < len(o.bufs) && used < len(o.iovecs); n++ {
 		end, segment := o.run(at, min(len(o.bufs), at+len(o.iovecs)-used))
-		h := &o.msgs[n].header
+		h := &o.msgs[n].Header
 		h.Name, h.Namelen = &o.to.name[0], o.to.nameSize()
 		h.Iov = &o.iovecs[used]
 		h.SetIovlen(end - at)
@@ -125,7 +127,7 @@ func (o *outgoing) fill() (n, used int) {
 			}
 		}
 		o.ends[n] = end
-		control := appendControl(o.controls[n][:0], o.from, segment)
+		control := mmsg.AppendSegment(mmsg.AppendSource(o.controls[n][:0], o.from.addr, o.from.link), segment)
 		h.Control = nil
 		if len(control) > 0 {
 			h.Control = &control[0]
