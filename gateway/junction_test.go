@@ -61,6 +61,18 @@ func (r *region) server(network, host string) *stack {
 	return s
 }
 
+// reaches reports whether a connect is answered. The two networks of a connection learn of it one
+// after the other.
+func (s *stack) reaches(to netip.AddrPort) bool {
+	ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Second)
+	defer cancel()
+	c, err := s.DialTCP(ctx, at(s.addr, 0), to)
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
+}
+
 // refused fails the test unless a connect is refused at once.
 func (s *stack) refused(to netip.AddrPort) {
 	s.t.Helper()
@@ -126,6 +138,13 @@ func TestNetworksMeet(t *testing.T) {
 		return r.hosts["gw-b"].find("net_b").fwd.peered.Load().find(clients["gw-a"].addr) != nil
 	})
 	for _, from := range servers {
+		for _, to := range clients {
+			a.await("both networks know of the second connection", func(spec.HostReport, spec.Cursor) bool {
+				return from.reaches(at(to.addr, database.Port()))
+			})
+		}
+	}
+	for _, from := range servers {
 		for host, to := range clients {
 			c, name := from.dialTo(at(to.addr, database.Port()))
 			if name != host {
@@ -162,7 +181,7 @@ func TestNetworksMeet(t *testing.T) {
 	// Its word opens the way, and no restart.
 	r.replace(metState(there, back))
 	a.await("the connection is accepted", func(spec.HostReport, spec.Cursor) bool {
-		return a.find("net_a").fwd.peered.Load().find(servers["gw-a"].addr) != nil
+		return a.find("net_a").fwd.peered.Load().find(servers["gw-a"].addr) != nil && clients["gw-a"].reaches(at(servers["gw-a"].addr, database.Port()))
 	})
 	c, _ = clients["gw-a"].dialTo(at(servers["gw-a"].addr, database.Port()))
 	echo(t, c, 1<<10)

@@ -7,11 +7,12 @@ import (
 )
 
 // tunnelDescs are the names of what is counted of the sockets of a network's tunnel.
-type tunnelDescs struct{ lost, errors, waits, uncut, offload, buffer, uplink *prometheus.Desc }
+type tunnelDescs struct{ lost, dropped, errors, waits, uncut, offload, buffer, uplink *prometheus.Desc }
 
 func newTunnelDescs(d func(name, help string, labels ...string) *prometheus.Desc) tunnelDescs {
 	return tunnelDescs{
 		lost:    d("tunnel_lost_total", "Datagrams of the network's WireGuard tunnel that this host did not send, or could not take, by reason.", "network", "reason"),
+		dropped: d("tunnel_dropped_total", "Datagrams, those that the kernel had joined as one, that came while a socket of the network's WireGuard tunnel was full, or damaged.", "network"),
 		errors:  d("tunnel_receive_errors_total", "Errors of receiving by the network's WireGuard tunnel.", "network"),
 		waits:   d("tunnel_send_waits_total", "How often the network's WireGuard tunnel waited for room in its socket.", "network"),
 		uncut:   d("tunnel_uncut_total", "How often the kernel refused to cut datagrams of the network's WireGuard tunnel, which then go one by one.", "network"),
@@ -22,7 +23,7 @@ func newTunnelDescs(d func(name, help string, labels ...string) *prometheus.Desc
 }
 
 func (d tunnelDescs) all() []*prometheus.Desc {
-	return []*prometheus.Desc{d.lost, d.errors, d.waits, d.uncut, d.offload, d.buffer, d.uplink}
+	return []*prometheus.Desc{d.lost, d.dropped, d.errors, d.waits, d.uncut, d.offload, d.buffer, d.uplink}
 }
 
 // collectOffloads says what the kernel does for one network.
@@ -45,6 +46,7 @@ func (d tunnelDescs) collect(id string, s tunnel.SocketStats, counter func(*prom
 	for reason, n := range s.Lost {
 		counter(d.lost, n, id, reason)
 	}
+	counter(d.dropped, s.Dropped, id)
 	counter(d.errors, s.ReceiveErrors, id)
 	counter(d.waits, s.Full, id)
 	counter(d.uncut, s.RefusedRuns, id)

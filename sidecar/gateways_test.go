@@ -280,6 +280,44 @@ func TestStartWhileTheActiveIsDead(t *testing.T) {
 	}
 }
 
+// A host that learns late of a worker, and has dropped its first call, is called again
+// long before WireGuard itself would, which is after 5 s. A busy machine may take as long
+// once, but not each time.
+func TestSiblingLearnsLate(t *testing.T) {
+	for range 3 {
+		took := learnsLate(t)
+		if took < 4*time.Second {
+			return
+		}
+		t.Logf("that took %v", took)
+	}
+	t.Error("WireGuard's own retry did it")
+}
+
+// learnsLate is how long it takes from a sibling's first call, which it drops, until it
+// has answered one.
+func learnsLate(t *testing.T) time.Duration {
+	t.Helper()
+	w := newEstate(t, quick())
+	w.home.late = true
+	w.stack(t)
+	w.Sidecar.mu.Lock()
+	link := w.network("net_a").links["gw2"]
+	w.Sidecar.mu.Unlock()
+	peer := func() tunnel.PeerStats {
+		peers, err := link.tunnel.Peers()
+		if err != nil || len(peers) != 1 {
+			t.Fatalf("%v, %v", peers, err)
+		}
+		return peers[0]
+	}
+	eventually(t, "the sibling is called", func() bool { return peer().TxBytes > 0 })
+	began := time.Now()
+	w.home.with(func() { w.home.admit(w.gw2, "net_a") })
+	eventually(t, "the sibling answers", func() bool { return !peer().LastHandshake.IsZero() })
+	return time.Since(began)
+}
+
 // A host that the control plane names no more gets no new flows, and its tunnel
 // goes when no connection is left.
 func TestHostLeaves(t *testing.T) {

@@ -216,6 +216,9 @@ func (s *Sidecar) tie(n *network, gw spec.Gateway) (bool, error) {
 	err = l.tunnel.SetPeer(tunnel.Peer{
 		PublicKey: peer, AllowedIPs: []netip.Prefix{everything()}, Endpoint: gw.Endpoint, Keepalive: keepalive,
 	})
+	if err == nil && greeted != neverGreeted {
+		err = l.tunnel.Await(peer) // a gateway that is told of the worker a moment later drops the first call
+	}
 	if err != nil {
 		if fresh {
 			l.tunnel.Close()

@@ -234,6 +234,7 @@ type plane struct {
 	base     [2]byte             // with which addresses begin
 	region   string
 	swapped  bool // the sibling is named first
+	late     bool // siblings are not told who may come
 	passive  *api.PassiveRegion
 	list     map[string]spec.Attachment
 	last     int
@@ -318,9 +319,12 @@ func (p *plane) attach(w http.ResponseWriter, r *http.Request) {
 		if g == nil {
 			continue
 		}
-		p.admit(g, network)
+		sibling := g == p.siblings[network]
+		if !sibling || !p.late {
+			p.admit(g, network)
+		}
 		gw := g.describe(network)
-		if g == p.siblings[network] {
+		if sibling {
 			gw.Role = spec.RoleSibling
 		}
 		if a.Passive {

@@ -361,5 +361,6 @@ func (e *estate) kill(d *daemon) {
 	d.end(e.t, syscall.SIGKILL)
 }
 
-// soon bounds what must be so at once but for the machine's load.
-const soon = 2 * time.Second
+// soon bounds what must be so at once but for the machine's load, and is less than what comes by
+// itself takes: WireGuard calls again after 5 s, a task gives up after 10 s.
+const soon = 4 * time.Second

@@ -158,7 +158,7 @@ func TestKillSidecar(t *testing.T) {
 			{Do: "connect", Target: at(workerAddr, portHTTP)},
 		} {
 			a := b.fails(t, what)
-			if what.Do == "connect" && a.Took > time.Second {
+			if what.Do == "connect" && a.Took > soon {
 				t.Errorf("without a sidecar, a connect to %s takes %v to fail", what.Target, a.Took)
 			}
 		}

@@ -12,8 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -21,39 +19,6 @@ import (
 	"github.com/sallyport-net/sallyport/internal/hostnet"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
-
-// builtAny says that a test has asked for the programs.
-var builtAny atomic.Bool
-
-// programs are built once, when the first test needs them.
-var programs = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "sallyport-programs-")
-	if err != nil {
-		return "", err
-	}
-	args := []string{"build", "-buildvcs=false", "-o", dir + "/"}
-	for _, name := range []string{"sallyportd", "sallyport-sidecar", "sallyport"} {
-		args = append(args, "github.com/sallyport-net/sallyport/cmd/"+name)
-	}
-	// One of the tests runs them as a user who is not root.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return dir, err
-	}
-	out, err := exec.Command("go", args...).CombinedOutput()
-	if err != nil {
-		return dir, fmt.Errorf("build the programs: %w\n%s", err, out)
-	}
-	return dir, nil
-})
-
-// removePrograms removes them. It must not be the first to ask for them.
-func removePrograms() error {
-	if !builtAny.Load() {
-		return nil
-	}
-	dir, _ := programs()
-	return os.RemoveAll(dir)
-}
 
 // ground is what the machines of all tests stand on: a worker, whom it talks to,
 // the router between all of them, and a folder for the files of what runs there.
@@ -71,12 +36,7 @@ type ground struct {
 func newGround(t *testing.T, by uplinkKind) *ground {
 	t.Helper()
 	lab := netlab.Test(t)
-	builtAny.Store(true)
-	bin, err := programs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &ground{t: t, lab: lab, uplink: by, bin: bin, dir: t.TempDir()}
+	g := &ground{t: t, lab: lab, uplink: by, bin: programs.Build(t), dir: t.TempDir()}
 	g.worker, g.hub, g.home = lab.Namespace("worker"), lab.Namespace("hub"), lab.Namespace("origin")
 	g.join(g.worker, "worker", "198.51.100.2/28", "198.51.100.1/28").byDefault()
 	g.join(g.home, "origin", "192.0.2.80/24", "192.0.2.1/24").byDefault()

@@ -29,6 +29,16 @@ func twoHosts(t *testing.T, by uplinkKind) {
 	e.startSidecar()
 	boxes := []*sandbox{e.sandboxOn(t, acmeFunction, e.a), e.sandboxOn(t, acmeFunction, e.b), e.sandboxOn(t, globexFunction, e.b)}
 	egress := []netip.Addr{acmePair[0], acmePair[1], globexPair[1]}
+	// On a busy machine two ends that call each other at first may have to call again, after
+	// seconds; the other host carries meanwhile.
+	for i, b := range boxes {
+		eventually(t, 20*time.Second, "a sandbox leaves by its own host", func() error {
+			if r := b.must(t, task{Do: "http", Target: at(originAddr, portHTTP), Count: 1}); len(r.Sources) != 1 || r.Sources[0].Addr() != egress[i] {
+				return fmt.Errorf("it left from %v", r.Sources)
+			}
+			return nil
+		})
+	}
 	for i, b := range boxes {
 		allFrom(t, b.must(t, task{Do: "http", Target: at(originAddr, portHTTP), Count: 10}).Sources, 10, egress[i:i+1])
 		allFrom(t, b.must(t, task{Do: "udp", Target: at(originAddr, portUDP)}).Sources, 1, egress[i:i+1])
@@ -119,10 +129,10 @@ func attachBesideDead(t *testing.T, e *estate) {
 	b := e.sandboxOn(t, acmeFunction, e.a)
 	t.Logf("sandboxes whose host is dead start: the first after %v", time.Since(began).Round(time.Millisecond))
 	allFrom(t, b.must(t, task{Do: "http", Target: at(originAddr, portHTTP), Count: 5}).Sources, 5, acmePair[1:])
-	began = time.Now()
+	// The first waited for the host, until it had not been heard of for 3 s. Another does not.
 	again := e.sandboxOn(t, acmeFunction, e.a)
-	if took := time.Since(began); took > soon {
-		t.Errorf("another takes %v", took)
+	if again.took >= 3*time.Second {
+		t.Errorf("another takes %v", again.took)
 	}
 	allFrom(t, again.must(t, task{Do: "http", Target: at(originAddr, portHTTP)}).Sources, 1, acmePair[1:])
 	text := e.mustCLI("attach", "--project", "shop", "--environment", "production", "--region", "iad1", "--format", "wg-quick")

@@ -337,6 +337,10 @@ func TestSecondUplink(t *testing.T) {
 		}
 	}
 	connect()
+	// While the link is down or gone the hub must not tell the origin, which may still have
+	// something to send: that would be a source outside the pairs.
+	w.hub.Sysctl("net.ipv4.conf.all.ignore_routes_with_linkdown", "1")
+	toolOn(t, w.hub, "ip", "route", "add", "blackhole", pairsPool.String(), "metric", "4000")
 	before := stack(t, w.iad1)
 	atSecond := w.capture("second")
 	w.up()

@@ -26,10 +26,8 @@ import (
 //	            │        p1 10.9.1.1 ── 10.9.1.2 machine 1 with 10.50.0.5
 //	            └── origin, where network i asks port 8000+i
 const (
-	manyNetworks  = 20
-	manySandboxes = 200
-	firstPort     = 8000
-	attachAtOnce  = 16
+	firstPort    = 8000
+	attachAtOnce = 16
 )
 
 // crowded is one of the networks.

@@ -40,7 +40,7 @@ func (g *ground) inSandbox(who subject) runner {
 func (g *ground) outputOn(n *netlab.Namespace, name string, args ...string) (string, error) {
 	var out, problems strings.Builder
 	cmd := exec.CommandContext(g.t.Context(), name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stdout, cmd.Stderr = &out, &problems
 	err := n.Run(cmd)
 	if err != nil {

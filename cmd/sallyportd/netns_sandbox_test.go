@@ -63,7 +63,8 @@ type answer struct {
 // sandbox is a command that runs in a sandbox.
 type sandbox struct {
 	w      *ground
-	inner  netip.Addr // 0 before address was asked for
+	inner  netip.Addr    // 0 before address was asked for
+	took   time.Duration // until it ran
 	cmd    *exec.Cmd
 	in     io.WriteCloser
 	stderr messages      // complete when done is closed
@@ -104,8 +105,6 @@ func (g *ground) start(who subject) (*sandbox, error) {
 	b.cmd = exec.Command(filepath.Join(g.bin, "sallyport-sidecar"), "exec", "--socket", g.socket,
 		"--project", who.project, "--environment", who.environment, "--kind", string(who.kind), "--runtime", who.runtime,
 		"--", self, insideSandbox)
-	// The race detector would have each program wait a second before it ends.
-	b.cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 	b.cmd.Stderr = &b.stderr
 	if b.in, err = b.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -125,12 +124,14 @@ func (g *ground) start(who subject) (*sandbox, error) {
 // sandbox starts one that must succeed, and ends it with the test.
 func (g *ground) sandbox(t *testing.T, who subject) *sandbox {
 	t.Helper()
+	began := time.Now()
 	b, err := g.start(who)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.end)
 	a := b.must(t, task{Do: "address"})
+	b.took = time.Since(began)
 	if len(a.Sources) == 1 {
 		b.inner = a.Sources[0].Addr()
 	}

@@ -40,7 +40,11 @@ func leaks(t *testing.T, by uplinkKind) {
 	s := &storm{world: newWorld(t, by), seed: newSeed(t)}
 	s.up()
 	s.victim = s.lab.Namespace("victim")
-	length := netlab.Soak(t, 30*time.Second)
+	short := 30 * time.Second
+	if raceEnabled {
+		short /= 3 // all else takes longer
+	}
+	length := netlab.Soak(t, short)
 	ctx, cancel := context.WithTimeout(t.Context(), length+slowest)
 	defer cancel()
 	var all sync.WaitGroup

@@ -103,7 +103,6 @@ func tcpSemantics(t *testing.T, by uplinkKind) {
 	w := newWorld(t, by)
 	w.up()
 	b := w.sandbox(t, acmeFunction)
-	const soon = time.Second
 
 	for _, c := range []struct {
 		name, network, target string
@@ -164,7 +163,7 @@ func slowReaders(t *testing.T, w *world, b *sandbox) {
 	const size, room = 64 << 20, 48 << 20
 	lively := func() {
 		t.Helper()
-		if a := b.must(t, task{Do: "http", Target: at(originAddr, portHTTP)}); a.Took > time.Second {
+		if a := b.must(t, task{Do: "http", Target: at(originAddr, portHTTP)}); a.Took > soon {
 			t.Errorf("beside a connection that is held up, a request takes %v", a.Took)
 		}
 	}
@@ -228,7 +227,7 @@ func dnsFromPair(t *testing.T, by uplinkKind) {
 		t.Errorf("where everything is denied, %d queries left, and the lookup failed after %v", n, a.Took)
 	}
 	a = quiet.fails(t, task{Do: "connect", Target: at(originAddr, portHTTP)})
-	if a.Took > time.Second {
+	if a.Took > soon {
 		t.Errorf("where everything is denied, a connect fails after %v: %s", a.Took, a.Failure)
 	}
 }
@@ -271,7 +270,7 @@ func TestManyConnections(t *testing.T) {
 	})
 	for name, box := range map[string]*sandbox{"the same sandbox": b, "another of its network": neighbour, "another network": stranger} {
 		a := box.must(t, task{Do: "http", Target: at(originAddr, portHTTP), Count: 20})
-		if a.Took > time.Second {
+		if a.Took > soon {
 			t.Errorf("beside a dead destination, requests of %s take %v", name, a.Took)
 		}
 	}

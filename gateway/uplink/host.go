@@ -29,6 +29,26 @@ func descriptors() int {
 	return int(r.Cur)
 }
 
+// reservedMost bounds the table of descriptors that is made in advance: 1 MiB of the kernel's.
+const reservedMost = 1 << 17
+
+// reserveDescriptors has the kernel make the process's table of descriptors large enough for n
+// more sockets. By itself the table doubles whenever it is full, and whoever opens a socket then
+// waits for an RCU grace period, which takes seconds on a busy machine; opening a socket is
+// a call that Go takes for a short one, so that the packets of all sandboxes wait with it.
+// Without it all works, and so it cannot fail.
+func reserveDescriptors(n int) {
+	last := min(n+64, descriptors(), reservedMost) - 1
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	if high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, last); err == nil {
+		unix.Close(high)
+	}
+}
+
 // CheckAddress says why sockets cannot be bound to a dedicated address on this host.
 func CheckAddress(a netip.Addr) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

@@ -76,6 +76,7 @@ func NewSockets(cfg SocketsConfig) (*Sockets, error) {
 	}
 	s.line = describe(cfg, s.ping)
 	s.sockets.limit = int64(cfg.MaxSessions)
+	reserveDescriptors(cfg.MaxSessions)
 	s.errors.start = time.Now()
 	s.events.ch = make(chan Event, eventQueue)
 	s.mappings.by = make(map[mappingKey]*mapping)

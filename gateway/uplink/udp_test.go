@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/net/ipv4"
 
+	"github.com/sallyport-net/sallyport/internal/netstack"
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
@@ -263,9 +264,11 @@ func TestUDPBesideTCP(t *testing.T) {
 		go io.Copy(far, zeros{})
 		go io.Copy(io.Discard, c)
 	}
-	s.eventually("queue", func() bool { return s.up.device.Queued() >= outQueue/2 })
+	s.eventually("queue", func() bool { return s.up.device.Queued() >= netstack.BatchSize/2 })
 	server := udpServer(t)
+	longest := 0
 	for i := range 40 {
+		longest = max(longest, s.up.device.Queued())
 		s.send(datagram("127.77.0.1:42700", server.LocalAddr().String(), []byte{byte(i)}))
 		_, from, err := server.ReadFromUDPAddrPort(make([]byte, 1))
 		if err != nil {
@@ -277,9 +280,10 @@ func TestUDPBesideTCP(t *testing.T) {
 		}
 	}
 	s.wantDrops(nil)
-	if q := s.up.device.Queued(); q == 0 {
-		t.Error("the downloads did not fill the queue")
+	if longest == 0 {
+		t.Error("the downloads left the queue empty: the test shows nothing")
 	}
+	s.eventually("the downloads go on", func() bool { return s.up.device.Queued() > 0 })
 }
 
 // zeros is an endless reader.

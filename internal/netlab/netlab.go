@@ -22,6 +22,8 @@
 // stay, sockets of WireGuard devices in the file system, is swept away before
 // the next such device starts.
 //
+// [Programs] builds what a package's tests run in them.
+//
 // It works for root, and for other users inside a user namespace that [Enter]
 // (in TestMain) or [Reexec] (in a command) puts the process in.
 package netlab

@@ -32,8 +32,11 @@ var sound = link{toGateway: true, back: true, rtt: time.Millisecond, jitter: tim
 
 // histories is how many histories of each kind are simulated.
 func histories() int {
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		return 60
+	case raceEnabled: // for what has no goroutines
+		return 300
 	}
 	return 1500
 }

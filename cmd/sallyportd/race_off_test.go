@@ -1,0 +1,9 @@
+//go:build !race
+
+package main
+
+const (
+	raceEnabled   = false
+	manyNetworks  = 20
+	manySandboxes = 200
+)
