@@ -36,7 +36,7 @@ func (c Bars) SVG() string {
 	var b strings.Builder
 	high := barTop + barRow*float64(len(c.Bars)) + barTextDown
 	fmt.Fprintf(&b, `<svg class="chart" viewBox="0 0 %.0f %.0f" role="img" xmlns="http://www.w3.org/2000/svg">`+"\n", width, high)
-	fmt.Fprintf(&b, "<title>%s</title>\n<style>%s.chart .limit{stroke:#c2325a;stroke-width:2;stroke-dasharray:3 2}\n.chart .spread{stroke:var(--ink-soft,#52514e);stroke-width:1.5}\n</style>\n", escape(c.Title), Style)
+	fmt.Fprintf(&b, "<title>%s</title>\n<desc>%s</desc>\n<style>%s.chart .limit{stroke:#c2325a;stroke-width:2;stroke-dasharray:3 2}\n.chart .spread{stroke:var(--ink-soft,#52514e);stroke-width:1.5}\n</style>\n", escape(c.Title), escape(c.words()), Style)
 	fmt.Fprintf(&b, `<text x="%.1f" y="%.1f">%s</text>`+"\n", tickLength, textRoom, escape(c.Title))
 	top := 0.0
 	for _, bar := range c.Bars {
@@ -54,6 +54,15 @@ func (c Bars) SVG() string {
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
+}
+
+// words are the picture for who does not see it.
+func (c Bars) words() string {
+	list := make([]string, len(c.Bars))
+	for i, bar := range c.Bars {
+		list[i] = bar.Name + ": " + bar.Text
+	}
+	return strings.Join(list, "; ")
 }
 
 func (bar Bar) draw(b *strings.Builder, y, top float64) {

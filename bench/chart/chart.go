@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -74,14 +75,18 @@ const Style = `.chart{max-width:100%;height:auto;font:12px system-ui,sans-serif}
 .chart .s5{stroke:#f2819f;fill:#f2819f}.chart .line{fill:none}}
 `
 
+// nothing is what an empty picture says.
+const nothing = "nothing was measured"
+
 // SVG is the picture, as an element to stand in a page. One without a point says so.
 func (c Chart) SVG() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg class="chart" viewBox="0 0 %.0f %.0f" role="img" xmlns="http://www.w3.org/2000/svg">`+"\n", width, height)
 	fmt.Fprintf(&b, "<title>%s</title>\n", escape(c.Title))
 	x, y := c.frame()
+	fmt.Fprintf(&b, "<desc>%s</desc>\n", escape(c.words(x, y)))
 	if x.empty() || y.empty() {
-		fmt.Fprintf(&b, `<text x="%.0f" y="%.0f" text-anchor="middle">nothing was measured</text>`+"\n</svg>\n", width/2, height/2)
+		fmt.Fprintf(&b, `<text x="%.0f" y="%.0f" text-anchor="middle">%s</text>`+"\n</svg>\n", width/2, height/2, nothing)
 		return b.String()
 	}
 	c.drawAxes(&b, x, y)
@@ -91,6 +96,24 @@ func (c Chart) SVG() string {
 	c.drawLegend(&b)
 	b.WriteString("</svg>\n")
 	return b.String()
+}
+
+// words are the picture for who does not see it: its axes, and each line from its first to
+// its last point.
+func (c Chart) words(x, y ruler) string {
+	if x.empty() || y.empty() {
+		return nothing
+	}
+	text := c.Y.Label + " over " + c.X.Label
+	for _, s := range c.Series {
+		shown := slices.DeleteFunc(slices.Clone(s.Points), func(p Point) bool { return !x.takes(p.X) || !y.takes(p.Y) })
+		if len(shown) == 0 {
+			continue
+		}
+		first, last := shown[0], shown[len(shown)-1]
+		text += fmt.Sprintf("; %s: %s at %s to %s at %s", s.Name, y.name(first.Y), x.name(first.X), y.name(last.Y), x.name(last.X))
+	}
+	return text
 }
 
 // frame finds what the two axes reach over.

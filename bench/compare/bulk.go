@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/netip"
 	"os/exec"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -29,6 +32,43 @@ type bulkResult struct {
 			Bits  float64 `json:"bits_per_second"`
 		} `json:"sum_received"`
 	} `json:"end"`
+
+	wrong uint64 // connections from elsewhere than the pair
+}
+
+// accepted is what iperf3 as a server says of a transfer: from where its connections came. A
+// segment from elsewhere belongs to none of them.
+type accepted struct {
+	Start struct {
+		Control struct {
+			Host netip.Addr `json:"host"`
+		} `json:"accepted_connection"`
+		Connected []struct {
+			Host netip.Addr `json:"remote_host"`
+		} `json:"connected"`
+	} `json:"start"`
+}
+
+// wrongConnections is how many connections a server had from elsewhere than the pair, by what it
+// printed.
+func wrongConnections(printed []byte) (n uint64, err error) {
+	var a accepted
+	if err := json.Unmarshal(printed, &a); err != nil {
+		return 0, fmt.Errorf("iperf3 as a server says %q: %w", printed[:min(len(printed), 200)], err)
+	}
+	if len(a.Start.Connected) == 0 {
+		return 0, errors.New("iperf3 as a server does not say who connected")
+	}
+	from := []netip.Addr{a.Start.Control.Host}
+	for _, c := range a.Start.Connected {
+		from = append(from, c.Host)
+	}
+	for _, host := range from {
+		if !slices.Contains(pair[:], host) {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // transfer runs iperf3 from the sandbox to the server, with arguments of how much. A
@@ -41,13 +81,18 @@ func (c *chain) transfer(ctx context.Context, patience time.Duration, args ...st
 	// Its port is its own, too.
 	c.port++
 	port := strconv.Itoa(iperfPort + c.port)
-	server := exec.CommandContext(ctx, "iperf3", "-s", "-1", "-B", serverLink.Addr().String(), "-p", port)
+	server := exec.CommandContext(ctx, "iperf3", "-s", "-1", "-J", "-B", serverLink.Addr().String(), "-p", port)
+	var printed bytes.Buffer
+	server.Stdout = &printed
 	if err := c.server.Start(server); err != nil {
 		return r, err
 	}
+	served := false
 	defer func() {
-		cancel()
-		_ = server.Wait() // it has served, or is killed
+		if !served {
+			cancel()
+			_ = server.Wait() // it is killed
+		}
 	}()
 	args = append([]string{"-c", serverLink.Addr().String(), "-p", port, "-J", "-P", strconv.Itoa(streams)}, args...)
 	for {
@@ -60,7 +105,12 @@ func (c *chain) transfer(ctx context.Context, patience time.Duration, args ...st
 			err = fmt.Errorf("it says %q: %w", out.String(), jerr)
 		}
 		if err == nil && r.Error == "" {
-			return r, nil
+			served = true
+			if err := server.Wait(); err != nil {
+				return r, fmt.Errorf("iperf3 as a server did not end well: %w", err)
+			}
+			r.wrong, err = wrongConnections(printed.Bytes())
+			return r, err
 		}
 		// The server listens a moment after its start.
 		select {
@@ -82,16 +132,19 @@ const (
 
 // bulk moves bytes by TCP, from the server if in is set, else to it.
 func bulk(ctx context.Context, c *chain, cfg *Config, in bool) (f figures, err error) {
+	wrong := 0.0 // of all attempts
 	for vain := range attempts {
-		if f, err = c.bulkOnce(ctx, cfg.Bulk, in); err == nil {
-			f[figureVain] = float64(vain)
+		f, err = c.bulkOnce(ctx, cfg.Bulk, in)
+		wrong += f[figureWrong]
+		f[figureVain], f[figureWrong] = float64(vain), wrong
+		if err == nil {
 			return f, nil
 		}
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, err
+	return f, err
 }
 
 func (c *chain) bulkOnce(ctx context.Context, d time.Duration, in bool) (figures, error) {
@@ -99,34 +152,36 @@ func (c *chain) bulkOnce(ctx context.Context, d time.Duration, in bool) (figures
 	if in {
 		way = []string{"--reverse"}
 	}
-	// Keys, routes and caches are warm after this.
-	if _, err := c.transfer(ctx, grace, append(way, "--time", "1")...); err != nil {
-		return nil, err
-	}
-	before, err := readUsage(c)
+	f := figures{} // with an error those that count all the same
+	// Keys, routes and caches are warm after the first.
+	r, err := c.transfer(ctx, grace, append(way, "--time", "1")...)
+	f[figureWrong] = float64(r.wrong)
 	if err != nil {
-		return nil, err
+		return f, err
 	}
-	r, err := c.transfer(ctx, d+grace, append(way, "--time", fmt.Sprint(d.Seconds()))...)
+	before, err := c.spent(ctx)
 	if err != nil {
-		return nil, err
+		return f, err
 	}
-	after, err := readUsage(c)
+	r, err = c.transfer(ctx, d+grace, append(way, "--time", fmt.Sprint(d.Seconds()))...)
+	f[figureWrong] += float64(r.wrong)
 	if err != nil {
-		return nil, err
+		return f, err
+	}
+	after, err := c.spent(ctx)
+	if err != nil {
+		return f, err
 	}
 	const giga = 1e9
 	if r.End.Received.Bytes < giga/1000 {
-		return nil, fmt.Errorf("no more than %.0f bytes arrived", r.End.Received.Bytes)
+		return f, fmt.Errorf("no more than %.0f bytes arrived", r.End.Received.Bytes)
 	}
-	used, gb := after.since(before), r.End.Received.Bytes/giga
-	f := figures{
-		figureThroughput: r.End.Received.Bits / giga,
-		figureCoreGB:     used.core.Seconds() / gb,
-		figureResent:     r.End.Sent.Retransmits / gb,
-	}
+	used, gb := after.Since(before), r.End.Received.Bytes/giga
+	f[figureThroughput] = r.End.Received.Bits / giga
+	f[figureCoreGB] = used.Core.Seconds() / gb
+	f[figureResent] = r.End.Sent.Retransmits / gb
 	if c.gatewayPID != 0 {
-		f[figureProcessGB] = used.process.Seconds() / gb
+		f[figureProcessGB] = used.Process.Seconds() / gb
 	}
 	return f, nil
 }

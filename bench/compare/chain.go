@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-net/sallyport/bench/testbed"
+	"github.com/sallyport-net/sallyport/bench/trial"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
@@ -122,6 +123,11 @@ func (c *chain) connect(ctx context.Context, cfg *Config, peers []*peer) (err er
 	c.short, err = newShort(c, peers[1])
 	return err
 }
+
+// spent is what the gateway has spent so far, with a process of its own or without.
+func (c *chain) spent(ctx context.Context) (trial.Usage, error) { return c.meter().Read(ctx) }
+
+func (c *chain) meter() trial.Meter { return trial.Local{PID: c.gatewayPID, Core: c.core} }
 
 // processes are those that do nothing for other chains.
 func (c *chain) processes() (pids []int) {

@@ -13,22 +13,19 @@
 package compare
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/sallyport-net/sallyport/bench/document"
+	"github.com/sallyport-net/sallyport/bench/progress"
 	"github.com/sallyport-net/sallyport/bench/testbed"
-	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
 // Config is what the user chooses.
@@ -53,16 +50,22 @@ type Config struct {
 	// was noisy to the end.
 	Strict bool
 	// JSON is a file that gets everything, as a part of the report by the file's name; empty:
-	// none. Title is the part's.
+	// none. Title is the part's. Whole keeps what JSON has if not everything could be measured:
+	// see [document.Output]. Standard takes it if JSON is [document.Standard].
 	JSON, Title string
+	Standard    io.Writer
+	Whole       bool
 	// Bin is the folder of sallyportd, wireguard-go and this program.
 	Bin string
 	// KeepLogs is a folder for the daemons' logs; empty: they go at the end.
 	KeepLogs string
 	// Command is the command line, for the report. Version is that of the programs.
 	Command, Version string
-	// Out takes what happens, and a table at the end.
-	Out io.Writer
+	// Out takes a table at the end, Progress what happens; nil: nobody wants to know. On a
+	// Terminal of Width columns one line says what is measured, and is written again and again.
+	Out, Progress io.Writer
+	Terminal      bool
+	Width         int
 
 	half     *halfLoad
 	attempts int // at a measurement without noise; 0: the usual
@@ -99,6 +102,12 @@ func (c *Config) validate() error {
 			return fmt.Errorf("there is no scenario %q: choose from %s (--scenarios)", s, strings.Join(Scenarios(), ", "))
 		}
 	}
+	tunnels := len(c.Variants) == 0 || slices.ContainsFunc(c.Variants, func(v string) bool { return v != variantDirect })
+	for _, s := range scenarios() {
+		if s.tunnelled && !tunnels && slices.Contains(c.Scenarios, s.name) {
+			return fmt.Errorf("%s is sent through a tunnel, and %s has none: name another variant, too (--variants)", s.name, variantDirect)
+		}
+	}
 	switch {
 	case len(c.Variants) == 0 || len(c.Scenarios) == 0:
 		return errors.New("nothing to measure: choose variants and scenarios")
@@ -111,14 +120,14 @@ func (c *Config) validate() error {
 	case c.Try < 50*time.Millisecond || c.Try > time.Minute:
 		return fmt.Errorf("a try of %v cannot be: choose 50ms to 1m (--try)", c.Try)
 	case c.Core < 0:
-		return fmt.Errorf("there is no core %d (--core)", c.Core)
+		return fmt.Errorf("there is no core %d: the gateway's has a number from 0 on (--core)", c.Core)
 	}
-	return nil
+	return c.output().Check("--json")
 }
 
-// name is that of the part of the report.
-func (c *Config) name() string {
-	return cmp.Or(strings.TrimSuffix(filepath.Base(c.JSON), ".json"), "compare")
+// output is where the JSON document goes.
+func (c *Config) output() document.Output {
+	return document.Output{Path: c.JSON, To: c.Standard, Whole: c.Whole}
 }
 
 // program is the path of a program in Bin.
@@ -126,33 +135,10 @@ func (c *Config) program(name string) string { return filepath.Join(c.Bin, name)
 
 // usable says why nothing can be measured here.
 func (c *Config) usable() error {
-	var errs []error
-	if os.Geteuid() != 0 {
-		errs = append(errs, errors.New("run it as root: cores are steered and namespaces made"))
-	}
-	for _, name := range []string{"iperf3", "nft", "taskset", "unshare", "mount"} {
-		if _, err := exec.LookPath(name); err != nil {
-			errs = append(errs, fmt.Errorf("the program %s is not installed (make deps)", name))
-		}
-	}
-	if err := netlab.WireGuardUsable(); err != nil {
-		errs = append(errs, err)
-	}
-	for _, name := range []string{"sallyportd", comparator, harness} {
-		if err := unix.Access(c.program(name), unix.X_OK); err != nil {
-			errs = append(errs, fmt.Errorf("there is no program %s (make bench-compare builds it): %w", c.program(name), err))
-		}
-	}
-	var cores unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &cores); err != nil {
-		errs = append(errs, fmt.Errorf("ask for the cores: %w", err))
-	} else if !cores.IsSet(c.Core) || cores.Count() < 2 {
-		errs = append(errs, fmt.Errorf("the gateway needs core %d to itself and all else another one; this process may use %d", c.Core, cores.Count()))
-	}
-	if len(errs) == 0 {
-		errs = append(errs, netlab.Usable())
-	}
-	return errors.Join(errs...)
+	return testbed.Needs{
+		Root: "run it as root: cores are steered and namespaces made", Programs: []string{"iperf3", "nft", "taskset", "unshare", "mount"},
+		Built: []string{"sallyportd", comparator, harness}, Bin: c.Bin, Make: "make bench-compare builds it", Core: c.Core, Alone: true, WireGuard: true,
+	}.Check()
 }
 
 // Run measures. It returns an error if something could not be measured; what could
@@ -176,8 +162,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	r := newReport(ctx, &cfg)
 	cfg.half = &halfLoad{comparator: r.Against}
-	b := &bench{cfg: &cfg, report: r}
+	b := &bench{cfg: &cfg, report: r, progress: progress.New(cfg.Progress, cfg.Terminal, cfg.Width), took: map[string]time.Duration{}}
 	err = b.measure(ctx)
+	b.progress.End()
 	if errors.Is(err, context.Canceled) && context.Cause(ctx) != nil {
 		err = context.Cause(ctx)
 	}
@@ -185,13 +172,11 @@ func Run(ctx context.Context, cfg Config) error {
 		r.problem("", "", 0, err)
 	}
 	r.sumUp()
-	if err := r.write(&cfg); err != nil {
-		return err
-	}
+	err = r.write(&cfg)
 	if n := len(r.Problems); n > 0 {
-		return fmt.Errorf("%d parts could not be measured", n)
+		err = errors.Join(fmt.Errorf("%d problems, the first: %s", n, r.Problems[0]), err)
 	}
-	return nil
+	return err
 }
 
 // bench is a run.
@@ -200,6 +185,9 @@ type bench struct {
 	report *result
 	dir    string
 	chains []*chain
+
+	progress *progress.Line
+	took     map[string]time.Duration // by scenario: the last measurement
 }
 
 // measure sets all chains up and measures round by round. What fails is noted; the
@@ -215,14 +203,14 @@ func (b *bench) measure(ctx context.Context) (err error) {
 		err = errors.Join(err, os.RemoveAll(b.dir))
 	}()
 	for _, v := range b.cfg.Variants {
-		b.line("starting %s", v)
+		b.progress.Print("starting %s", v)
 		c, err := b.newChain(ctx, v)
 		if ctx.Err() != nil {
 			return errors.Join(context.Cause(ctx), c.close())
 		}
 		if errors.Is(err, errNotPossible) {
 			b.report.Impossible = append(b.report.Impossible, problem{Variant: v, Why: err.Error()})
-			b.line("%s: %v", v, err)
+			b.progress.Print("%s: %v", v, err)
 			err = c.close()
 			if err == nil {
 				continue
@@ -249,12 +237,21 @@ func (b *bench) measure(ctx context.Context) (err error) {
 
 // round measures one scenario once with each variant.
 func (b *bench) round(ctx context.Context, round int, s scenario) error {
+	head := false
 	for i := range b.chains {
 		c := b.chains[(i+round-1)%len(b.chains)]
 		if c.tunnel == nil && s.tunnelled {
 			continue
 		}
+		if !head {
+			b.say(s.header(round, b.cfg.Rounds))
+			head = true
+		}
+		began := time.Now()
+		stop := b.progress.Work(fmt.Sprintf("round %d of %d  %s  %s", round, b.cfg.Rounds, s.name, c.name), b.took[s.name])
 		sample, err := b.quiet(ctx, c, s)
+		stop()
+		b.took[s.name] = time.Since(began)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -265,23 +262,25 @@ func (b *bench) round(ctx context.Context, round int, s scenario) error {
 				continue
 			}
 		}
-		b.line("%d/%d  %-8s  %-12s  %s", round, b.cfg.Rounds, s.name, c.name, sample)
+		b.say(s.row(sample))
 		if sample.Noisy && b.cfg.Strict {
 			b.failed(c.name, s.name, round, fmt.Errorf("it was noisy %d times: %s", attempts, sample.noise()))
 		}
 		if !b.report.add(sample) {
-			b.line("FAILED: %s", b.report.Problems[len(b.report.Problems)-1])
+			b.progress.Print("FAILED: %s", b.report.Problems[len(b.report.Problems)-1])
 		}
 	}
 	return nil
 }
 
-func (b *bench) failed(variant, scenario string, round int, err error) {
-	b.report.problem(variant, scenario, round, err)
-	b.line("FAILED: %s", b.report.Problems[len(b.report.Problems)-1])
+// say has lines of a table stay, which a terminal does not break.
+func (b *bench) say(lines []string) {
+	for _, line := range lines {
+		b.progress.Brief(line)
+	}
 }
 
-// line says what happens. Who closed the output does not want to know more.
-func (b *bench) line(format string, args ...any) {
-	_, _ = fmt.Fprintf(b.cfg.Out, format+"\n", args...)
+func (b *bench) failed(variant, scenario string, round int, err error) {
+	b.report.problem(variant, scenario, round, err)
+	b.progress.Print("FAILED: %s", b.report.Problems[len(b.report.Problems)-1])
 }

@@ -6,8 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -20,6 +20,9 @@ import (
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
+// programs are the comparator's.
+var programs = netlab.NewPlainPrograms("golang.zx2c4.com/wireguard")
+
 // TestMain is also the gateway of WireGuard and gVisor, when it is called as one.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == GVisorCommand {
@@ -30,7 +33,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(netlab.Enter(m))
+	os.Exit(netlab.Enter(programs.Around(m)))
 }
 
 func valid() Config {
@@ -43,7 +46,10 @@ func TestConfig(t *testing.T) {
 		t.Error(err)
 	}
 	for want, spoil := range map[string]func(*Config){
-		"no variant":        func(c *Config) { c.Variants = []string{"magic"} },
+		"no variant": func(c *Config) { c.Variants = []string{"magic"} },
+		"another variant": func(c *Config) {
+			c.Variants, c.Scenarios = []string{variantDirect}, []string{"tcp-out", "latency-half"}
+		},
 		"no scenario":       func(c *Config) { c.Scenarios = []string{"magic"} },
 		"nothing to":        func(c *Config) { c.Variants = nil },
 		"0 rounds":          func(c *Config) { c.Rounds = 0 },
@@ -165,8 +171,34 @@ func TestResent(t *testing.T) {
 		t.Errorf("many: %d measurements, %v", len(r.Samples), r.Problems)
 	}
 	wrong := sample{Variant: variantTun, Scenario: "udp-in", Round: 1, Figures: figures{figureWrong: 7}}
-	if r.add(wrong) || len(r.Samples) != 3 || len(r.Problems) != 2 || !strings.Contains(r.Problems[1].String(), "tun: udp-in: round 1: 7 packets came from") {
+	if r.add(wrong) || len(r.Samples) != 3 || len(r.Problems) != 2 || !strings.Contains(r.Problems[1].String(), "tun: udp-in: round 1: 7 packets or connections came from") {
 		t.Errorf("wrong: %d measurements, %v", len(r.Samples), r.Problems)
+	}
+}
+
+// What a gateway did wrong is measured, and goes to the file; what could not be measured
+// leaves a file that is to stay whole as it was.
+func TestWriteWhole(t *testing.T) {
+	dir := t.TempDir()
+	for name, beside := range map[string]bool{"finding": false, "problem": true} {
+		cfg := Config{Out: io.Discard, JSON: filepath.Join(dir, name+".json"), Whole: true}
+		r := &result{}
+		r.add(sample{Variant: variantTun, Scenario: "udp-in", Round: 1, Figures: figures{figureWrong: 7}})
+		if beside {
+			r.problem(variantTun, "tcp-in", 2, errors.New("it ended"))
+		}
+		err := r.write(&cfg)
+		if _, gone := os.Stat(cfg.JSON); beside != (err != nil) || beside != os.IsNotExist(gone) {
+			t.Errorf("%s: %v, the file: %v", name, err, gone)
+		}
+		if _, gone := os.Stat(cfg.output().Partial()); beside == os.IsNotExist(gone) {
+			t.Errorf("%s: the file beside it: %v", name, gone)
+		}
+	}
+	cfg := valid()
+	cfg.JSON = filepath.Join(dir, "none", "x.json")
+	if err := Run(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "--json: ") {
+		t.Errorf("a file that cannot be written: %v", err)
 	}
 }
 
@@ -178,16 +210,14 @@ func TestCompare(t *testing.T) {
 		netlab.NotRun(t, "only root may steer packets to cores")
 	}
 	dir := t.TempDir()
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, comparator), "golang.zx2c4.com/wireguard")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
 	self, err := os.Executable()
-	if err == nil {
-		err = os.Symlink(self, filepath.Join(dir, harness))
-	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	for name, path := range map[string]string{comparator: filepath.Join(programs.Build(t), "wireguard"), harness: self} {
+		if err := os.Symlink(path, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.WriteFile(filepath.Join(dir, "sallyportd"), []byte("#!/bin/sh\necho a reason\nexit 3\n"), 0o755); err != nil {
 		t.Fatal(err)
@@ -195,13 +225,14 @@ func TestCompare(t *testing.T) {
 	var out bytes.Buffer
 	cfg := valid()
 	cfg.attempts = 1 // the machine may be busy
+	cfg.Progress = &out
 	cfg.Bin, cfg.Out, cfg.JSON, cfg.Command = dir, &out, filepath.Join(dir, "all.json"), "compare"
 	cfg.Variants, cfg.Scenarios = []string{variantWireGuard, variantGVisor, variantSockets}, []string{"tcp-in", "udp-out"}
 	if err := cfg.usable(); err != nil {
 		netlab.NotRun(t, err.Error())
 	}
 	err = Run(t.Context(), cfg)
-	if err == nil || !strings.Contains(err.Error(), "parts could not") || !strings.Contains(out.String(), "a reason") {
+	if err == nil || !strings.Contains(err.Error(), "problems, the first: sockets") || !strings.Contains(out.String(), "a reason") {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
 	b, err := os.ReadFile(cfg.JSON)
@@ -218,6 +249,9 @@ func TestCompare(t *testing.T) {
 		t.Errorf("%d measurements, problems %v\n%s", len(r.Samples), r.Problems, out.String())
 	}
 	for _, s := range r.Samples {
+		if _, peak := s.Figures[figurePeak]; peak != (s.Limit != nil) {
+			t.Errorf("%s of %s: its limit is %v", s.Scenario, s.Variant, s.Limit)
+		}
 		for name, v := range s.Figures {
 			if v <= 0 && name != figureLoss && name != figureResent && name != figureVain && name != figureBound && name != figureWrong {
 				t.Errorf("%s: %s is %v", s.Scenario, name, v)
@@ -231,7 +265,8 @@ func TestCompare(t *testing.T) {
 	ended, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("the user has enough"))
 	out.Reset()
-	if err := Run(ended, cfg); err == nil || !strings.Contains(out.String(), "the user has enough") {
+	cfg.Progress = nil // the table tells it, too
+	if err := Run(ended, cfg); err == nil || !strings.Contains(out.String(), "NOTE: the user has enough") || strings.Contains(out.String(), "starting") {
 		t.Errorf("after its end: %v\n%s", err, out.String())
 	}
 }

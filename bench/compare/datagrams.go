@@ -11,6 +11,7 @@ import (
 	"github.com/sallyport-net/sallyport/bench/far"
 	"github.com/sallyport-net/sallyport/bench/search"
 	"github.com/sallyport-net/sallyport/bench/traffic"
+	"github.com/sallyport-net/sallyport/bench/trial"
 	"github.com/sallyport-net/sallyport/bench/wire"
 )
 
@@ -31,14 +32,15 @@ const (
 	maxRate = 1 << 20
 	lowLoss = 0.001
 	tries   = 8
-	// kept is the part of the asked rate that a source must keep, for a try to say
-	// something of the gateway.
-	kept = 0.97
 	// lag is how long a packet may be under way when the sending ends.
 	lag = 20 * time.Millisecond
 	// full is from what part of its time on a core counts as busy all the time.
 	full = 0.9
 )
+
+// limits are those of datagrams and requests. Variants are compared beside each other, so that
+// how full their queues are is not looked at.
+func limits() search.Limits { return search.Limits{Lost: lowLoss, Reached: 0.97, Full: full} }
 
 // remoteAddress is where datagrams go.
 var remoteAddress = netip.AddrPortFrom(serverLink.Addr(), 9000)
@@ -49,7 +51,8 @@ var remoteAddress = netip.AddrPortFrom(serverLink.Addr(), 9000)
 type datagrams struct {
 	source *traffic.Source
 	far    *far.Server
-	run    uint64 // of the last load
+	run    uint64          // of the last load
+	was    traffic.Overrun // when that began
 }
 
 func newDatagrams(ctx context.Context, c *chain, p *peer) (*datagrams, error) {
@@ -86,6 +89,7 @@ func (d *datagrams) close() {
 // load begins a run at the far side.
 func (d *datagrams) load(size int, rate float64, hold time.Duration) (traffic.Load, error) {
 	d.run++
+	d.was = d.source.Overrun()
 	if !d.far.Open(d.run) {
 		return traffic.Load{}, errors.New("the far side has too many runs")
 	}
@@ -94,21 +98,22 @@ func (d *datagrams) load(size int, rate float64, hold time.Duration) (traffic.Lo
 	}, nil
 }
 
-// counts is what both sides counted of a run: dropped is what the far side itself lost.
+// counts is what both sides counted of a run: dropped is what the side that takes the packets
+// in lost itself.
 // What may be a duplicate has not arrived.
 type counts struct{ sent, arrived, wrong, dropped uint64 }
 
 // egress is what is known of packets that leave.
 func (d *datagrams) egress() counts {
 	r, _ := d.far.Report(d.run)
-	return counts{arrived: r.Packets - r.Duplicates - r.Stale, wrong: wrongSources(r), dropped: r.Dropped}
+	return counts{arrived: r.Arrived(), wrong: wrongSources(r), dropped: r.Dropped}
 }
 
 // ingress is what is known of packets that come back.
 func (d *datagrams) ingress() counts {
 	r, _ := d.far.Report(d.run)
 	got := d.source.Received()
-	return counts{sent: r.Generated, arrived: got.Packets - got.Duplicates - got.Stale, wrong: wrongSources(r) + got.Wrong()}
+	return counts{sent: r.Generated, arrived: got.Arrived(), wrong: wrongSources(r) + got.Wrong(), dropped: d.source.Overrun().Since(d.was)}
 }
 
 // wrongSources is how many packets came to the far side from elsewhere than the pair.
@@ -122,22 +127,25 @@ func wrongSources(r wire.Report) uint64 {
 	return n
 }
 
-// trial is what came of a rate.
-type trial struct {
-	rate, loss float64 // delivered per second; lost part of what was sent
-	dropped    float64 // part of what was sent that the far side lost
-	late       float64 // part of what was sent that had not arrived when the sending ended
-	reached    float64 // part of the asked rate that was sent
-	busy       float64 // part of the time in which the gateway's core was used, until then
-	perPacket  cost    // of each that arrived
-	wrong      uint64  // from or to a wrong address, or damaged
+// carried is what came of a rate.
+type carried struct {
+	search.Datagrams
+	asked, rate           float64 // per second, rate is what was delivered
+	processEach, coreEach float64 // microseconds for each that arrived
+	wrong                 uint64  // from or to a wrong address, or damaged
 }
 
 // Passes implements search.Outcome.
-func (t trial) Passes() bool { return t.late <= lowLoss && t.reached >= kept }
+func (c carried) Passes() bool { return limits().Passes(c.Datagrams) }
 
-// Starved implements search.Outcome. What the far side loses is no loss of the gateway's.
-func (t trial) Starved() bool { return t.loss-t.dropped <= lowLoss && t.busy < full }
+// Starved implements search.Outcome.
+func (c carried) Starved() bool { return limits().Starved(c.Datagrams) }
+
+// Blame implements trial.Blamed.
+func (c carried) Blame() (by search.Limit, why string) { return limits().Blame(c.Datagrams) }
+
+// Offered implements trial.Blamed.
+func (c carried) Offered() float64 { return c.asked }
 
 // way is a direction and size of datagrams.
 type way struct {
@@ -146,13 +154,13 @@ type way struct {
 }
 
 // try sends at a rate for a while.
-func (c *chain) try(ctx context.Context, w way, rate float64, hold time.Duration) (t trial, err error) {
+func (c *chain) try(ctx context.Context, w way, rate float64, hold time.Duration) (t carried, err error) {
 	d := c.datagrams
 	l, err := d.load(w.size, rate, hold)
 	if err != nil {
 		return t, err
 	}
-	before, err := readUsage(c)
+	before, err := c.spent(ctx)
 	if err != nil {
 		return t, err
 	}
@@ -164,8 +172,8 @@ func (c *chain) try(ctx context.Context, w way, rate float64, hold time.Duration
 	if err != nil {
 		return t, err
 	}
-	inTime := float64(look().arrived)
-	then, err := readUsage(c)
+	inTime := look().arrived
+	then, err := c.spent(ctx)
 	if err != nil {
 		return t, err
 	}
@@ -173,25 +181,24 @@ func (c *chain) try(ctx context.Context, w way, rate float64, hold time.Duration
 	if err != nil {
 		return t, err
 	}
-	if err := settle(ctx, look); err != nil {
+	if err := trial.Settle(ctx, func() (uint64, error) { return look().arrived, nil }); err != nil {
 		return t, err
 	}
-	after, err := readUsage(c)
+	after, err := c.spent(ctx)
 	if err != nil {
 		return t, err
 	}
 	all := look()
-	n, got := float64(max(sent, all.sent)), float64(all.arrived)
+	n := max(sent, all.sent)
 	if n == 0 {
 		return t, fmt.Errorf("no packet of %d bytes could be sent at %.0f/s", w.size, rate)
 	}
-	used, each := after.since(before), max(got, 1)
-	return trial{
-		rate: inTime / hold.Seconds(), loss: max(0, 1-got/n), dropped: float64(all.dropped) / n, late: max(0, 1-inTime/n), reached: n / hold.Seconds() / rate,
-		busy:      then.since(before).core.Seconds() / (hold + lag).Seconds(),
-		perPacket: cost{time.Duration(float64(used.process) / each), time.Duration(float64(used.core) / each)},
-		wrong:     all.wrong,
-	}, nil
+	t.Datagrams = search.Counts{Asked: rate * hold.Seconds(), Sent: n, Arrived: all.arrived, InTime: inTime, Dropped: all.dropped}.Weigh()
+	t.asked = rate
+	t.Busy = then.Since(before).Busy(hold + lag)
+	t.rate, t.wrong = float64(inTime)/hold.Seconds(), all.wrong
+	t.processEach, t.coreEach = after.Since(before).Each(max(all.arrived, 1))
+	return t, nil
 }
 
 // blast sends from the sandbox. over says how many packets were sent.
@@ -200,7 +207,7 @@ func (d *datagrams) blast(ctx context.Context, l traffic.Load) (over func() (uin
 	if err != nil {
 		return nil, err
 	}
-	return func() (uint64, error) { return sent.Packets, nil }, pause(ctx, lag)
+	return func() (uint64, error) { return sent.Packets, nil }, trial.Pause(ctx, lag)
 }
 
 // generate lets the far side send. over waits until the sandbox's side has seen the end.
@@ -222,7 +229,7 @@ func (d *datagrams) generate(ctx context.Context, l traffic.Load) (over func() (
 	}
 	// The flows say first where they are: the time counts from the first packet on.
 	for began := (time.Time{}); ; {
-		if err := pause(ctx, time.Millisecond); err != nil {
+		if err := trial.Pause(ctx, time.Millisecond); err != nil {
 			cancel()
 			return nil, err
 		}
@@ -245,68 +252,48 @@ func (d *datagrams) generate(ctx context.Context, l traffic.Load) (over func() (
 	}
 }
 
-// pause waits.
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// settle waits until nothing more arrives.
-func settle(ctx context.Context, look func() counts) error {
-	const quiet = 30 * time.Millisecond
-	for last := look().arrived; ; {
-		if err := pause(ctx, quiet); err != nil {
-			return err
-		}
-		n := look().arrived
-		if n == last {
-			return nil
-		}
-		last = n
-	}
-}
+// errOwnLoss is why a measurement is made again: it would say nothing of the gateway.
+var errOwnLoss = errors.New("harness's own sockets lost")
 
 // udp measures datagrams of one way, first at a rate far below saturation, then at the
 // highest that passes.
-func udp(ctx context.Context, c *chain, cfg *Config, w way) (figures, error) {
-	for range 2 { // warms up
-		if _, err := c.try(ctx, w, float64(cfg.Rate), cfg.Try); err != nil {
-			return nil, err
+func udp(ctx context.Context, c *chain, cfg *Config, w way) (figures, *trial.Limit, error) {
+	wrong := uint64(0) // at any rate
+	for range 2 {      // warms up
+		t, err := c.try(ctx, w, float64(cfg.Rate), cfg.Try)
+		if err != nil {
+			return nil, nil, err
 		}
+		wrong += t.wrong
 	}
 	fixed, err := c.try(ctx, w, float64(cfg.Rate), search.Steadily*cfg.Try)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if fixed.loss == 1 {
-		return nil, fmt.Errorf("of packets of %d bytes at %d/s none arrived", w.size, cfg.Rate)
+	if fixed.Lost == 1 {
+		return nil, nil, fmt.Errorf("of packets of %d bytes at %d/s none arrived", w.size, cfg.Rate)
 	}
-	f := figures{figureLoss: 100 * fixed.loss, figureProcessPacket: micros(fixed.perPacket.process), figureCorePacket: micros(fixed.perPacket.core)}
-	wrong := fixed.wrong
+	f := figures{figureLoss: 100 * fixed.Lost, figureProcessPacket: fixed.processEach, figureCorePacket: fixed.coreEach}
+	wrong += fixed.wrong
 	f[figureWrong] = float64(wrong)
-	if fixed.dropped > lowLoss {
-		return f, fmt.Errorf("at %d/s the far side itself lost %.1f %% of the packets: what is lost says nothing of the gateway", cfg.Rate, 100*fixed.dropped)
+	if fixed.Dropped > lowLoss {
+		delete(f, figureLoss)
+		return f, nil, fmt.Errorf("at %d/s the %w %.1f %% of the packets: what is lost says nothing of the gateway", cfg.Rate, errOwnLoss, 100*fixed.Dropped)
 	}
-	best, bound, err := search.Highest(search.Range{Least: minRate, Most: maxRate, Tries: tries, Hold: cfg.Try},
-		func(rate float64, d time.Duration) (trial, error) {
+	found, err := search.Highest(search.Range{Least: minRate, Most: maxRate, Tries: tries, Hold: cfg.Try},
+		func(rate float64, d time.Duration) (carried, error) {
 			t, err := c.try(ctx, w, rate, d)
 			wrong += t.wrong
 			return t, err
 		})
 	f[figureWrong] = float64(wrong)
 	if err != nil {
-		return f, err
+		return f, nil, err
 	}
-	f[figurePeak] = best.rate / 1000
-	f[figurePeakPacket] = micros(best.perPacket.core)
-	if bound {
+	f[figurePeak] = found.Best.rate / 1000
+	f[figurePeakPacket] = found.Best.coreEach
+	if found.Bound {
 		f[figureBound] = 1
 	}
-	return f, nil
+	return f, trial.LimitOf(found), nil
 }
-
-func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

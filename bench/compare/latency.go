@@ -8,6 +8,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/bench/search"
 	"github.com/sallyport-net/sallyport/bench/traffic"
+	"github.com/sallyport-net/sallyport/bench/trial"
 )
 
 // idleRate is how many requests a second leave a gateway idle: its core has a millisecond
@@ -21,12 +22,13 @@ const echoHold = 10
 // echoTrial is what came of requests at a rate.
 type echoTrial struct {
 	traffic.Answers
-	busy float64 // part of the time in which the gateway's core was used
+	busy  float64 // part of the time in which the gateway's core was used
+	wrong uint64  // packets from or to a wrong address, or damaged
 }
 
 // Passes implements search.Outcome. What waits in buffers is answered late.
 func (t echoTrial) Passes() bool {
-	return float64(t.Lost) <= lowLoss*float64(t.Asked) && t.Reached >= kept && t.Latency.Quantile(1-lowLoss) <= lag
+	return float64(t.Lost) <= lowLoss*float64(t.Asked) && t.Reached >= limits().Reached && t.Latency.Quantile(1-lowLoss) <= lag
 }
 
 // Starved implements search.Outcome.
@@ -40,41 +42,43 @@ func (c *chain) echo(ctx context.Context, rate float64, hold time.Duration) (t e
 	if err != nil {
 		return t, err
 	}
-	before, err := readUsage(c)
+	before, err := c.spent(ctx)
 	if err != nil {
 		return t, err
 	}
 	if t.Answers, err = c.datagrams.source.Echo(ctx, l); err != nil {
 		return t, err
 	}
-	after, err := readUsage(c)
+	after, err := c.spent(ctx)
 	if err != nil {
 		return t, err
 	}
 	if t.Answered == 0 {
 		return t, fmt.Errorf("none of %d requests was answered", t.Asked)
 	}
-	t.busy = after.since(before).core.Seconds() / t.Took.Seconds()
+	t.busy = after.Since(before).Busy(t.Took)
+	report, _ := c.datagrams.far.Report(c.datagrams.run)
+	t.wrong = wrongSources(report) + t.Received.Wrong()
 	return t, nil
 }
 
 // latency measures how long requests take to be answered, at a rate.
 func (c *chain) latency(ctx context.Context, rate float64, hold time.Duration) (figures, error) {
-	if _, err := c.echo(ctx, rate, hold/echoHold); err != nil { // warms up
+	warm, err := c.echo(ctx, rate, hold/echoHold)
+	if err != nil {
 		return nil, err
 	}
 	t, err := c.echo(ctx, rate, hold)
 	if err != nil {
 		return nil, err
 	}
-	if t.Reached < kept {
+	if t.Reached < limits().Reached {
 		return nil, fmt.Errorf("no more than %.0f %% of %.0f requests/s could be sent", 100*t.Reached, rate)
 	}
-	report, _ := c.datagrams.far.Report(c.datagrams.run)
 	return figures{
-		figureP50: micros(t.Latency.Quantile(0.5)), figureP99: micros(t.Latency.Quantile(0.99)),
+		figureP50: trial.Micros(t.Latency.Quantile(0.5)), figureP99: trial.Micros(t.Latency.Quantile(0.99)),
 		figureLoss: 100 * float64(t.Lost) / float64(t.Asked), figureEchoRate: rate / 1000, figureBusy: 100 * t.busy,
-		figureWrong: float64(wrongSources(report) + t.Received.Wrong()),
+		figureWrong: float64(warm.wrong + t.wrong),
 	}, nil
 }
 
@@ -109,11 +113,12 @@ func (h *halfLoad) find(ctx context.Context, c *chain, cfg *Config) (float64, er
 	if c.name != h.comparator {
 		return 0, errNoHalf
 	}
-	best, _, err := search.Highest(search.Range{Least: minRate, Most: maxRate, Tries: tries, Hold: cfg.Try},
+	found, err := search.Highest(search.Range{Least: minRate, Most: maxRate, Tries: tries, Hold: cfg.Try},
 		func(rate float64, d time.Duration) (echoTrial, error) { return c.echo(ctx, rate, d) })
 	if err != nil {
 		return 0, fmt.Errorf("look for the most that is answered: %w", err)
 	}
+	best := found.Best
 	h.rate = best.Reached * float64(best.Due) / best.Took.Seconds() / 2
 	return h.rate, nil
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-net/sallyport/bench/machine"
+	"github.com/sallyport-net/sallyport/bench/trial"
 )
 
 // watchFor is how long a machine is watched before a strict run.
@@ -29,27 +30,41 @@ func watch(ctx context.Context, core int) error {
 	return nil
 }
 
-// quiet measures one variant in one scenario, again where that was noisy. The last
-// measurement counts, and what must not happen in any.
+// quiet measures one variant in one scenario, again where that was noisy or the harness itself
+// lost packets. The last measurement counts, and what must not happen in any.
 func (b *bench) quiet(ctx context.Context, c *chain, s scenario) (out sample, err error) {
-	most := cmp.Or(b.cfg.attempts, attempts)
+	most := cmp.Or(b.cfg.attempts, attempts) - 1
 	before := figures{}
-	for vain := range most {
+	repeats := trial.Repeats{Each: most, All: most}
+	repeats.Measure(func() string {
 		out, err = b.once(ctx, c, s)
-		for _, name := range []string{figureWrong, figureShortFailed} {
-			if _, has := out.Figures[name]; has {
-				out.Figures[name] += before[name]
-				before[name] = out.Figures[name]
-			}
+		out.Figures = out.Figures.with(before)
+		switch {
+		case err == nil:
+			return out.noise()
+		case errors.Is(err, errOwnLoss):
+			return err.Error()
 		}
-		if err != nil || !out.Noisy {
-			break
-		}
-		if vain < most-1 {
-			b.line("again: %s of %s: %s", s.name, c.name, out.noise())
-		}
-	}
+		return ""
+	}, func(noise string) { b.progress.Print("again: %s of %s: %s", s.name, c.name, noise) })
 	return out, err
+}
+
+// with adds what must not happen to what did before, and returns f with the sum of both: also
+// where f has none, as a measurement broke off.
+func (f figures) with(before figures) figures {
+	for _, name := range []string{figureWrong, figureShortFailed} {
+		n, has := f[name]
+		before[name] += n
+		if !has && before[name] == 0 {
+			continue
+		}
+		if f == nil {
+			f = figures{}
+		}
+		f[name] = before[name]
+	}
+	return f
 }
 
 // once measures one variant in one scenario. With an error there may be some figures all the
@@ -57,21 +72,21 @@ func (b *bench) quiet(ctx context.Context, c *chain, s scenario) (out sample, er
 func (b *bench) once(ctx context.Context, c *chain, s scenario) (sample, error) {
 	var out sample
 	// The share of the gateway's core that somebody uses while all gateways are stopped.
-	idle, _, err := machine.Watch(ctx, b.cfg.Core, 200*time.Millisecond)
+	idle, err := machine.Disturbed(ctx, b.cfg.Core)
 	if err != nil {
 		return out, err
 	}
 	if err := c.signal(unix.SIGCONT); err != nil {
 		return out, err
 	}
-	before, err := readUsage(c)
+	before, err := c.spent(ctx)
 	if err != nil {
 		return out, err
 	}
-	out.Figures, err = s.run(ctx, c, b.cfg)
-	after, err2 := readUsage(c)
+	out.Figures, out.Limit, err = s.run(ctx, c, b.cfg)
+	after, err2 := c.spent(ctx)
 	err = errors.Join(err, err2, c.signal(unix.SIGSTOP))
-	out.Stolen, out.Disturbed = after.stolen(before), idle
-	out.Noisy = out.Stolen > machine.MaxStolen || idle > machine.MaxDisturbed
+	out.Core, out.Stolen, out.Disturbed = b.cfg.Core, after.Stolen(before), idle
+	out.Noisy = out.noise() != ""
 	return out, err
 }

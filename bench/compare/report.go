@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sallyport-net/sallyport/bench/document"
 	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/bench/report"
 )
@@ -37,12 +36,14 @@ type result struct {
 	began time.Time
 }
 
-// problem is something that could not be measured.
+// problem is something that could not be measured, or what was found by measuring.
 type problem struct {
 	Variant  string `json:"variant,omitempty"`
 	Scenario string `json:"scenario,omitempty"`
 	Round    int    `json:"round,omitempty"`
 	Why      string `json:"why"`
+	// Finding says that it was measured, and that its figures stand.
+	Finding bool `json:"finding,omitempty"`
 }
 
 func (p problem) String() string {
@@ -60,7 +61,7 @@ func (p problem) String() string {
 
 func newReport(ctx context.Context, cfg *Config) *result {
 	r := &result{
-		Part:  report.Part{Name: cfg.name(), Title: cfg.Title, Command: cfg.Command},
+		Part:  report.Part{Name: cfg.output().Name("compare"), Title: cfg.Title, Command: cfg.Command},
 		Facts: machine.Here(), Core: cfg.Core, Rate: cfg.Rate, Load1: machine.LoadAverage(),
 		Versions: map[string]string{"sallyport": cfg.Version, comparator: moduleVersion(cfg.program(comparator))},
 		Samples:  []sample{}, Problems: []problem{}, began: time.Now(),
@@ -95,7 +96,13 @@ func moduleVersion(path string) string {
 }
 
 func (r *result) problem(variant, scenario string, round int, err error) {
-	r.Problems = append(r.Problems, problem{variant, scenario, round, strings.ReplaceAll(err.Error(), "\n", "; ")})
+	r.Problems = append(r.Problems, problem{variant, scenario, round, strings.ReplaceAll(err.Error(), "\n", "; "), false})
+}
+
+// finding notes what a gateway should not do, and did.
+func (r *result) finding(s sample, err error) {
+	r.problem(s.Variant, s.Scenario, s.Round, err)
+	r.Problems[len(r.Problems)-1].Finding = true
 }
 
 // add takes a measurement in. It reports whether that is one of a gateway that loses next to
@@ -104,10 +111,10 @@ func (r *result) add(s sample) bool {
 	r.Samples = append(r.Samples, s)
 	known := len(r.Problems)
 	if n := s.Figures[figureResent]; n > maxResent {
-		r.problem(s.Variant, s.Scenario, s.Round, fmt.Errorf("%.0f segments per GB were sent again, more than %d: its figures stand, but something loses packets", n, maxResent))
+		r.finding(s, fmt.Errorf("%.0f segments per GB were sent again, more than %d: its figures stand, but something loses packets", n, maxResent))
 	}
 	if n := s.Figures[figureWrong]; n > 0 {
-		r.problem(s.Variant, s.Scenario, s.Round, fmt.Errorf("%.0f packets came from or to a wrong address, or damaged: its figures stand, but it does not do the same work", n))
+		r.finding(s, fmt.Errorf("%.0f packets or connections came from or to a wrong address, or damaged: its figures stand, but it does not do the same work", n))
 	}
 	return len(r.Problems) == known
 }
@@ -200,23 +207,23 @@ func (r *result) conditions() (list []string) {
 		list = append(list, name+" "+r.Facts.Settings[name])
 	}
 	noisy, rounds := 0, 0
+	disturbed, stolen := 0.0, 0.0 // the most
 	for _, s := range r.Samples {
 		if s.Noisy {
 			noisy++
 		}
+		disturbed, stolen = max(disturbed, s.Disturbed), max(stolen, s.Stolen)
 		rounds = max(rounds, s.Round)
 	}
 	return append(list, fmt.Sprintf("medians of %d rounds (least-most), ratios to %s in the same rounds", rounds, r.Against),
 		fmt.Sprintf("small packets at %d/s", r.Rate),
-		fmt.Sprintf("load average %.2f at the start", r.Load1), fmt.Sprintf("%d of %d measurements noisy", noisy, len(r.Samples)))
+		fmt.Sprintf("load average %.2f at the start", r.Load1), fmt.Sprintf("%d of %d measurements noisy: core %d was at most %.1f %% in use before one, and at most %.1f %% of all cores' time went to others",
+			noisy, len(r.Samples), r.Core, 100*disturbed, 100*stolen))
 }
 
 // write writes the report where the user wants it.
 func (r *result) write(cfg *Config) error {
 	_, err := fmt.Fprint(cfg.Out, "\n"+r.Table())
-	if cfg.JSON != "" {
-		var b strings.Builder
-		err = errors.Join(err, document.WriteJSON(&b, r), document.Replace(cfg.JSON, b.String()))
-	}
-	return err
+	whole := !slices.ContainsFunc(r.Problems, func(p problem) bool { return !p.Finding })
+	return errors.Join(err, cfg.output().Write(r, whole))
 }

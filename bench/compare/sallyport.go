@@ -25,7 +25,7 @@ func (g *sallyport) start(ctx context.Context, c *chain, peers []*peer) (*tunnel
 	var err error
 	g.daemon, err = c.bed.StartSallyport(ctx, testbed.SallyportConfig{
 		Uplink: g.uplink, Program: g.cfg.program("sallyportd"), Dir: dir, Log: filepath.Join(logs, g.uplink+".log"),
-		Settings: shortLimits,
+		Settings: lifted,
 		GiveUp:   giveUp, // later its end is found by the next signal to it
 	})
 	if err != nil {

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/bench/report"
+	"github.com/sallyport-net/sallyport/bench/trial"
 )
 
 // The figures that there are.
@@ -33,6 +35,7 @@ type figure struct {
 	name, title, unit string
 	against           against
 	digits            int
+	column            string // its heading while measurements come
 }
 
 // against is how a figure stands beside the comparator's.
@@ -58,32 +61,33 @@ func (a against) of(ratios, more []float64) (ratio, above *report.Spread) {
 
 func bulkFigures() []figure {
 	return []figure{
-		{figureProcessGB, "CPU of the process", "s/GB", byRatio, 2},
-		{figureCoreGB, "CPU of the core", "s/GB", byRatio, 2},
-		{figureThroughput, "throughput", "Gbit/s", byRatio, 2},
-		{figureResent, "segments sent again", "per GB", alone, 0},
+		{figureProcessGB, "CPU of the process", "s/GB", byRatio, 2, "process s/GB"},
+		{figureCoreGB, "CPU of the core", "s/GB", byRatio, 2, "core s/GB"},
+		{figureThroughput, "throughput", "Gbit/s", byRatio, 2, "Gbit/s"},
+		{figureResent, "segments sent again", "per GB", alone, 0, "resent per GB"},
+		{figureWrong, "connections from a wrong address", "", alone, 0, "wrong"},
 	}
 }
 
 func datagramFigures() []figure {
 	return []figure{
-		{figureProcessPacket, "CPU of the process", "us/packet", byRatio, 2},
-		{figureCorePacket, "CPU of the core", "us/packet", byRatio, 2},
-		{figureLoss, "lost at that rate", "%", alone, 3},
-		{figurePeak, "most at 0.1 % loss", "1000/s", byRatio, 0},
-		{figurePeakPacket, "CPU of the core then", "us/packet", byRatio, 2},
-		{figureWrong, "packets from or to a wrong address, or damaged", "", alone, 0},
+		{figureProcessPacket, "CPU of the process", "us/packet", byRatio, 2, "process us"},
+		{figureCorePacket, "CPU of the core", "us/packet", byRatio, 2, "core us"},
+		{figureLoss, "lost at that rate", "%", alone, 3, "lost, %"},
+		{figurePeak, "most at 0.1 % loss", "1000/s", byRatio, 0, "peak k/s"},
+		{figurePeakPacket, "CPU of the core then", "us/packet", byRatio, 2, "core us then"},
+		{figureWrong, "packets from or to a wrong address, or damaged", "", alone, 0, "wrong"},
 	}
 }
 
 func latencyFigures() []figure {
 	return []figure{
-		{figureP50, "p50", "us", byMore, 0},
-		{figureP99, "p99", "us", byMore, 0},
-		{figureLoss, "not answered", "%", alone, 3},
-		{figureEchoRate, "requests", "1000/s", alone, 1},
-		{figureBusy, "the gateway's core in use", "%", alone, 0},
-		{figureWrong, "packets from or to a wrong address, or damaged", "", alone, 0},
+		{figureP50, "p50", "us", byMore, 0, "p50 us"},
+		{figureP99, "p99", "us", byMore, 0, "p99 us"},
+		{figureLoss, "not answered", "%", alone, 3, "lost, %"},
+		{figureEchoRate, "requests", "1000/s", alone, 1, "asked k/s"},
+		{figureBusy, "the gateway's core in use", "%", alone, 0, "core %"},
+		{figureWrong, "packets from or to a wrong address, or damaged", "", alone, 0, "wrong"},
 	}
 }
 
@@ -96,7 +100,19 @@ type scenario struct {
 	// tunnelled says that it needs a tunnel.
 	tunnelled bool
 	figures   []figure
-	run       func(ctx context.Context, c *chain, cfg *Config) (figures, error)
+	run       measure
+}
+
+// measure measures a scenario once. It says what limited the highest rate, if it looked for that.
+// With an error there may be some figures all the same.
+type measure func(ctx context.Context, c *chain, cfg *Config) (figures, *trial.Limit, error)
+
+// withoutPeak is a measurement that looks for no highest rate.
+func withoutPeak(run func(ctx context.Context, c *chain, cfg *Config) (figures, error)) measure {
+	return func(ctx context.Context, c *chain, cfg *Config) (figures, *trial.Limit, error) {
+		f, err := run(ctx, c, cfg)
+		return f, nil, err
+	}
 }
 
 func scenarios() []scenario {
@@ -104,21 +120,21 @@ func scenarios() []scenario {
 		bulkScenario("tcp-out", "egress", false), bulkScenario("tcp-in", "ingress", true),
 		datagramScenario("udp-out", "egress", way{false, smallSize}), datagramScenario("udp-in", "ingress", way{true, smallSize}),
 		datagramScenario("udp1420-out", "egress", way{false, largeSize}), datagramScenario("udp1420-in", "ingress", way{true, largeSize}),
-		{"latency-idle", fmt.Sprintf("request and answer, %d bytes, idle", echoSize), true, latencyFigures(), latencyIdle},
-		{"latency-half", fmt.Sprintf("request and answer, %d bytes, half of the comparator's load", echoSize), true, latencyFigures(), latencyHalf},
+		{"latency-idle", fmt.Sprintf("request and answer, %d bytes, idle", echoSize), true, latencyFigures(), withoutPeak(latencyIdle)},
+		{"latency-half", fmt.Sprintf("request and answer, %d bytes, half of the comparator's load", echoSize), true, latencyFigures(), withoutPeak(latencyHalf)},
 		{"connections", fmt.Sprintf("short TCP connections to %d destinations", destinations), true, shortFigures(), spread1000},
 		{"connections-one", "short TCP connections to one destination", true, shortFigures(), single},
 	}
 }
 
 func bulkScenario(name, direction string, in bool) scenario {
-	return scenario{name, fmt.Sprintf("TCP, %d streams, %s", streams, direction), false, bulkFigures(), func(ctx context.Context, c *chain, cfg *Config) (figures, error) {
+	return scenario{name, fmt.Sprintf("TCP, %d streams, %s", streams, direction), false, bulkFigures(), withoutPeak(func(ctx context.Context, c *chain, cfg *Config) (figures, error) {
 		return bulk(ctx, c, cfg, in)
-	}}
+	})}
 }
 
 func datagramScenario(name, direction string, w way) scenario {
-	return scenario{name, fmt.Sprintf("UDP, %d-byte packets of %d flows, %s", w.size, flows, direction), true, datagramFigures(), func(ctx context.Context, c *chain, cfg *Config) (figures, error) {
+	return scenario{name, fmt.Sprintf("UDP, %d-byte packets of %d flows, %s", w.size, flows, direction), true, datagramFigures(), func(ctx context.Context, c *chain, cfg *Config) (figures, *trial.Limit, error) {
 		return udp(ctx, c, cfg, w)
 	}}
 }
@@ -137,39 +153,62 @@ type sample struct {
 	Scenario string  `json:"scenario"`
 	Round    int     `json:"round"`
 	Figures  figures `json:"figures"`
+	// Limit is why no higher rate was found, where one was looked for.
+	Limit *trial.Limit `json:"limit,omitempty"`
 	// Stolen is the part of all cores' time that the hypervisor gave to others,
-	// Disturbed that of the gateway's core that was used while no gateway ran.
+	// Disturbed that of the gateway's core, Core, that was used while no gateway ran.
+	Core      int     `json:"core"`
 	Stolen    float64 `json:"stolen"`
 	Disturbed float64 `json:"disturbed"`
 	// Noisy samples are left out of medians, while enough others are left.
 	Noisy bool `json:"noisy"`
 }
 
-// noise says why a sample is noisy, or would be.
+// noise says why a sample is noisy; empty: it is not.
 func (s sample) noise() string {
-	return fmt.Sprintf("%.1f %% of the time stolen, %.0f %% of the core in use before", 100*s.Stolen, 100*s.Disturbed)
+	return strings.Join(machine.Noise{Core: s.Core, Disturbed: s.Disturbed, Stolen: s.Stolen}.Why(), "; ")
 }
 
-func (s sample) String() string {
-	var parts []string
-	for _, sc := range scenarios() {
-		if sc.name != s.Scenario {
-			continue
+// variantWidth is that of the longest name of a variant.
+const variantWidth = len(variantWireGuard)
+
+// header are the lines above a round's measurements.
+func (s scenario) header(round, rounds int) []string {
+	line := strings.Repeat(" ", variantWidth)
+	for _, f := range s.figures {
+		line += " " + f.heading()
+	}
+	return []string{"", fmt.Sprintf("%s, round %d of %d", s.name, round, rounds), line}
+}
+
+// heading is as wide as its column.
+func (f figure) heading() string { return fmt.Sprintf("%*s", columnWidth, f.column) }
+
+// columnWidth is the least of a column.
+const columnWidth = 6
+
+// row is a measurement as lines: its figures, and what is to be known of them.
+func (s scenario) row(of sample) []string {
+	line := fmt.Sprintf("%-*s", variantWidth, of.Variant)
+	for _, f := range s.figures {
+		text := "-"
+		if v, ok := of.Figures[f.name]; ok {
+			text = fmt.Sprintf("%.*f", f.digits, v)
 		}
-		for _, f := range sc.figures {
-			if v, ok := s.Figures[f.name]; ok {
-				parts = append(parts, fmt.Sprintf("%.*f %s", f.digits, v, f.unit))
-			}
+		line += fmt.Sprintf(" %*s", len(f.heading()), text)
+	}
+	lines := []string{line}
+	if of.Limit != nil {
+		if of.Figures[figureBound] != 0 {
+			lines = append(lines, "  "+of.Limit.Bound())
 		}
+		lines = append(lines, "  limit: "+of.Limit.String())
 	}
-	if s.Figures[figureBound] != 0 {
-		parts = append(parts, "the source could do no more")
+	if n := of.Figures[figureVain]; n != 0 {
+		lines = append(lines, fmt.Sprintf("  iperf3 hung %.0f times before", n))
 	}
-	if n := s.Figures[figureVain]; n != 0 {
-		parts = append(parts, fmt.Sprintf("iperf3 hung %.0f times before", n))
+	if of.Noisy {
+		lines = append(lines, "  NOISY: "+of.noise())
 	}
-	if s.Noisy {
-		parts = append(parts, "NOISY: "+s.noise())
-	}
-	return strings.Join(parts, "  ")
+	return lines
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/sallyport-net/sallyport/bench/handshake"
 	"github.com/sallyport-net/sallyport/bench/search"
 	"github.com/sallyport-net/sallyport/bench/tcp"
+	"github.com/sallyport-net/sallyport/bench/trial"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
@@ -27,9 +28,14 @@ const (
 	// shortResend is how long a client waits before it sends again, shortTries how often it sends.
 	shortResend = 300 * time.Millisecond
 	shortTries  = 5
-	// fewResent is the part of all segments that may be sent again where a rate passes.
-	fewResent = 0.001
 )
+
+// shortLimits say which rates of connections pass: none of them fails, next to none is late by
+// [lag], next to nothing is sent again. The gateways' own limits are lifted, so that what is late
+// beside an idle core is so by the source.
+func shortLimits() search.ConnectionLimits {
+	return search.ConnectionLimits{Failed: 0, Late: lowLoss, Resent: 0.001, Full: full}
+}
 
 const (
 	figureShortProcess = "processPerConnection"
@@ -44,15 +50,15 @@ const (
 
 func shortFigures() []figure {
 	return []figure{
-		{figureShortProcess, "CPU of the process", "us each", byRatio, 1},
-		{figureShortCore, "CPU of the core", "us each", byRatio, 1},
-		{figureShortFailed, "failed", "", alone, 0},
-		{figureShortConnect, "until connected, p50", "us", byMore, 0},
-		{figureShortTail, "until connected, p99", "us", byMore, 0},
-		{figureShortPeak, "most without a failure", "1000/s", byRatio, 1},
-		{figureShortPeakCPU, "CPU of the process then", "us each", byRatio, 1},
-		{figureShortPeakAll, "CPU of the core then", "us each", byRatio, 1},
-		{figureWrong, "packets from or to a wrong address, or damaged", "", alone, 0},
+		{figureShortProcess, "CPU of the process", "us each", byRatio, 1, "proc us"},
+		{figureShortCore, "CPU of the core", "us each", byRatio, 1, "core us"},
+		{figureShortFailed, "failed", "", alone, 0, "failed"},
+		{figureShortConnect, "until connected, p50", "us", byMore, 0, "p50 us"},
+		{figureShortTail, "until connected, p99", "us", byMore, 0, "p99 us"},
+		{figureShortPeak, "most without a failure", "1000/s", byRatio, 1, "peak k"},
+		{figureShortPeakCPU, "CPU of the process then", "us each", byRatio, 1, "proc us"},
+		{figureShortPeakAll, "CPU of the core then", "us each", byRatio, 1, "core us"},
+		{figureWrong, "packets from or to a wrong address, or damaged", "", alone, 0, "wrong"},
 	}
 }
 
@@ -63,8 +69,8 @@ var (
 	shortAnswer    = []byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
 )
 
-// shortLimits let one sandbox make them all: its limits are not what is measured.
-const shortLimits = `limits:
+// lifted lets one sandbox make them all: a gateway's limits are not what is measured.
+const lifted = `limits:
   sessions_per_ip: 4000000
   ports_per_ip: 4000000
   half_open_per_ip: 1000000
@@ -93,6 +99,12 @@ type short struct {
 	inner     netip.Addr
 	many, one *tcp.Connections
 	answerer  *tcp.Answerer
+}
+
+// Wrong implements [trial.Witness].
+func (s *short) Wrong() (uint64, error) {
+	c, err := s.answerer.Counts()
+	return c.WrongSource + c.Damaged, err
 }
 
 // newShort makes both sides.
@@ -126,112 +138,63 @@ func newShort(c *chain, p *peer) (s *short, err error) {
 
 func (s *short) close() { _ = s.answerer.Close() }
 
-func spread1000(ctx context.Context, c *chain, cfg *Config) (figures, error) {
+func spread1000(ctx context.Context, c *chain, cfg *Config) (figures, *trial.Limit, error) {
 	return c.connections(ctx, c.short.many, cfg)
 }
 
-func single(ctx context.Context, c *chain, cfg *Config) (figures, error) {
+func single(ctx context.Context, c *chain, cfg *Config) (figures, *trial.Limit, error) {
 	return c.connections(ctx, c.short.one, cfg)
-}
-
-// shortTrial is what came of a rate of connections.
-type shortTrial struct {
-	made    tcp.Made
-	rate    float64 // ended well, per second
-	perEach cost    // of those
-	busy    float64 // part of the time in which the gateway's core was used
-	wrong   uint64  // segments from elsewhere than the pair, or damaged
-}
-
-// Passes implements search.Outcome.
-func (t shortTrial) Passes() bool {
-	m := &t.made
-	return m.Failed() == 0 && m.Skipped == 0 && t.wrong == 0 &&
-		float64(m.Late) <= lowLoss*float64(m.Begun) && float64(m.Resent) <= fewResent*float64(m.Counts.Sent)
-}
-
-// Starved implements search.Outcome.
-func (t shortTrial) Starved() bool {
-	return t.made.Failed() == 0 && float64(t.made.Resent) <= fewResent*float64(t.made.Counts.Sent) && t.busy < full
-}
-
-func (t shortTrial) String() string {
-	return fmt.Sprintf("%.0f/s, core %.0f %%, %d late: %+v", t.rate, 100*t.busy, t.made.Late, t.made.Counts)
-}
-
-// tryConnections makes connections at a rate for a while.
-func (c *chain) tryConnections(ctx context.Context, of *tcp.Connections, rate float64, d time.Duration) (t shortTrial, err error) {
-	before, err := readUsage(c)
-	if err != nil {
-		return t, err
-	}
-	was, err := c.short.answerer.Counts()
-	if err != nil {
-		return t, err
-	}
-	a, err := c.datagrams.source.Attach(0, of, c.short.inner)
-	if err != nil {
-		return t, err
-	}
-	defer a.Close()
-	if t.made, err = of.Run(ctx, a, tcp.Load{Rate: rate, For: d, Lag: lag}); err != nil {
-		return t, err
-	}
-	after, err := readUsage(c)
-	if err != nil {
-		return t, err
-	}
-	is, err := c.short.answerer.Counts()
-	if err != nil {
-		return t, err
-	}
-	if t.made.OK == 0 {
-		return t, fmt.Errorf("of %d connections at %.0f/s none ended well: %+v", t.made.Begun, rate, t.made.Counts)
-	}
-	used, n := after.since(before), time.Duration(t.made.OK)
-	t.rate, t.perEach = float64(n)/d.Seconds(), cost{used.process / n, used.core / n}
-	t.busy = used.core.Seconds() / t.made.Took.Seconds()
-	t.wrong = is.WrongSource - was.WrongSource + is.Damaged - was.Damaged + t.made.Damaged
-	return t, nil
 }
 
 // connections measures connections, first at a rate below saturation, then at the highest that
 // passes.
-func (c *chain) connections(ctx context.Context, of *tcp.Connections, cfg *Config) (figures, error) {
+func (c *chain) connections(ctx context.Context, of *tcp.Connections, cfg *Config) (figures, *trial.Limit, error) {
 	hold := shortHold * cfg.Try
-	if _, err := c.tryConnections(ctx, of, shortRate, cfg.Try); err != nil { // warms up
-		return nil, err
-	}
-	fixed, err := c.tryConnections(ctx, of, shortRate, search.Steadily*hold)
+	a, err := c.datagrams.source.Attach(0, of, c.short.inner)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	defer a.Close()
+	d := trial.Dialer{Client: of, Waker: a, Meter: c.meter(), Limits: shortLimits(), Lag: lag, Witness: c.short}
+	warm, err := d.Try(ctx, shortRate, cfg.Try)
+	if err := errors.Join(err, answered(warm)); err != nil {
+		return nil, nil, err
+	}
+	fixed, err := d.Try(ctx, shortRate, search.Steadily*hold)
+	if err := errors.Join(err, answered(fixed)); err != nil {
+		return nil, nil, err
+	}
+	wrong := warm.WrongSegments + fixed.WrongSegments
 	f := figures{
-		figureShortProcess: micros(fixed.perEach.process), figureShortCore: micros(fixed.perEach.core),
-		figureShortFailed: float64(fixed.made.Failed()), figureWrong: float64(fixed.wrong),
-		figureShortConnect: micros(fixed.made.Connect.Quantile(0.5)), figureShortTail: micros(fixed.made.Connect.Quantile(0.99)),
+		figureShortFailed: float64(fixed.Failed()), figureWrong: float64(wrong),
+		figureShortConnect: trial.Micros(fixed.Connect.Quantile(0.5)), figureShortTail: trial.Micros(fixed.Connect.Quantile(0.99)),
 	}
+	f[figureShortProcess], f[figureShortCore] = fixed.Spent.Each(fixed.OK)
 	if !fixed.Passes() {
-		return f, fmt.Errorf("it does not keep up %d connections per second: %v", shortRate, fixed)
+		return f, nil, fmt.Errorf("it does not keep up %d connections per second: %v", shortRate, fixed)
 	}
-	wrong := fixed.wrong
-	best, bound, err := search.Highest(search.Range{Least: shortLeast, Most: shortMost, Tries: tries, Hold: hold},
-		func(rate float64, d time.Duration) (shortTrial, error) {
-			t, err := c.tryConnections(ctx, of, rate, d)
-			wrong += t.wrong
-			return t, err
+	found, err := d.Highest(ctx, search.Range{Least: shortLeast, Most: shortMost, Tries: tries, Hold: hold},
+		func(made trial.Connected) error {
+			wrong += made.WrongSegments
+			return answered(made)
 		})
 	f[figureWrong] = float64(wrong)
-	if errors.Is(err, search.ErrNone) {
-		err = fmt.Errorf("%w: %v", err, best)
-	}
 	if err != nil {
-		return f, err
+		return f, nil, err
 	}
-	f[figureShortPeak] = best.rate / 1000
-	f[figureShortPeakCPU], f[figureShortPeakAll] = micros(best.perEach.process), micros(best.perEach.core)
-	if bound {
+	best := found.Best
+	f[figureShortPeak] = best.Rate / 1000
+	f[figureShortPeakCPU], f[figureShortPeakAll] = best.Spent.Each(best.OK)
+	if found.Bound {
 		f[figureBound] = 1
 	}
-	return f, nil
+	return f, trial.LimitOf(found), nil
+}
+
+// answered says that a gateway lets nothing through: others take seconds each to find out.
+func answered(made trial.Connected) error {
+	if made.OK == 0 {
+		return fmt.Errorf("of %d connections at %.0f/s none ended well: %+v", made.Begun, made.Asked, made.Counts)
+	}
+	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -97,6 +98,10 @@ func (d *Daemon) Start() error {
 		_ = os.Remove(d.cfg.Log) // of an earlier harness, where logs are kept
 	} else if !d.run.hasEnded() {
 		return nil
+	}
+	err := os.MkdirAll(filepath.Dir(d.cfg.Log), 0o755)
+	if err != nil {
+		return fmt.Errorf("make a folder for the log of %s: %w", d.cfg.Name, err)
 	}
 	f, err := os.OpenFile(d.cfg.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {

@@ -26,10 +26,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"syscall"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
@@ -96,22 +95,9 @@ func Run(ctx context.Context, cfg Config) (int, error) {
 	return 0, nil
 }
 
-// usable says whether this process can build the machines, and the sandboxes on
-// them, which need user namespaces of their own whoever asks.
+// usable says why the machines cannot be built here, or the sandboxes on them.
 func usable() error {
-	if err := netlab.Usable(); err != nil {
-		return err
-	}
-	cmd := exec.Command("/proc/self/exe", FunctionCommand) // without tasks it ends at once
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}},
-	}
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("no user namespace can be made for a sandbox (see /proc/sys/user/max_user_namespaces and the machine's security policy): %w", err)
-	}
-	return nil
+	return testbed.Needs{Core: testbed.AnyCore, Sandboxes: FunctionCommand}.Check() // without tasks it ends at once
 }
 
 // nothingPossible reports of a machine that allows neither namespaces nor the use

@@ -17,7 +17,7 @@ import (
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
-func TestMain(m *testing.M) { os.Exit(netlab.Enter(m)) }
+func TestMain(m *testing.M) { os.Exit(netlab.Enter(programs.Around(m))) }
 
 var update = flag.Bool("update", false, "write the golden files")
 

@@ -42,9 +42,13 @@ func Replace(path, text string) error {
 	return nil
 }
 
-// Writable says why [Replace] could not write a file, before there is anything to write. It
-// leaves nothing behind.
-func Writable(path string) error {
+// Writable says why [Replace] could not write the file that an option of the command line
+// names, before anything is measured for it. It leaves nothing behind. An option that was not
+// given has an empty path.
+func Writable(option, path string) error {
+	if path == "" {
+		return nil
+	}
 	through, err := lookAt(path)
 	if err == nil && !through {
 		var f *os.File
@@ -53,13 +57,16 @@ func Writable(path string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("the report %s cannot be written: %w", path, err)
+		return fmt.Errorf("%s: the report %s cannot be written: %w; name a file in a folder that is there and may be written to", option, path, err)
 	}
 	return nil
 }
 
 // lookAt says whether path is to be written through rather than replaced, or why neither.
 func lookAt(path string) (through bool, err error) {
+	if path == Standard {
+		return false, fmt.Errorf("%q stands for standard output, which this report does not go to; ./%s is a file of that name", path, path)
+	}
 	named, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil

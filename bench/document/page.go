@@ -2,14 +2,19 @@ package document
 
 import (
 	"html"
+	"strconv"
 	"strings"
 )
 
 // Page is a report for browsers: one file that loads nothing and runs nothing.
 type Page struct {
 	Title string
-	// Lead are paragraphs before all parts.
+	// Verdict is how all of it came out, in a line.
+	Verdict string
+	// Lead are paragraphs before all parts, behind the summary.
 	Lead []string
+	// Terms are words of the page, each with what it means.
+	Terms [][2]string
 	// Style is the style sheet of the pictures, as their maker has it.
 	Style string
 	Parts []Part
@@ -18,12 +23,17 @@ type Page struct {
 // Part is a section of a page. What is empty is left out.
 type Part struct {
 	Title string
-	Text  []string
+	// Verdict is how the part came out, in some words, and Why what was wrong with it. Parts
+	// that have a verdict are in the summary at the top.
+	Verdict string
+	Why     []string
+	Text    []string
 	// Marks say why the part is to be read with care.
 	Marks []string
-	// Table has a row of headings first.
+	// Table has a row of headings first, and the first cell of each row is its heading.
 	Table [][]string
-	// Pictures are elements for the page as they are: their maker has made them safe.
+	// Pictures are elements for the page as they are: their maker has made them safe, and
+	// given them a title.
 	Pictures []string
 }
 
@@ -34,7 +44,8 @@ body{margin:2rem auto;padding:0 1rem;max-width:60rem;background:var(--page);colo
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.5rem;border-top:1px solid var(--line);padding-top:1rem}
 .mark{color:var(--mark)}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{text-align:left;padding:.2rem 1.2rem .2rem 0;border-bottom:1px solid var(--line)}
-th{font-weight:600;color:var(--ink-soft)}
+th{font-weight:600;color:var(--ink-soft)}tbody th{font-weight:400;color:inherit}
+a{color:inherit}details{margin:1rem 0}dt{font-weight:600}dd{margin:0 0 .5rem 1.2rem}ul{margin:0;padding-left:1.1rem}
 `
 
 // HTML is the page as a file. It is well-formed XML, too.
@@ -43,20 +54,74 @@ func (p Page) HTML() string {
 	b.WriteString("<!DOCTYPE html>\n<html lang=\"en\" xmlns=\"http://www.w3.org/1999/xhtml\">\n<head>\n<meta charset=\"utf-8\"/>\n")
 	b.WriteString(`<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"/>` + "\n")
 	b.WriteString(`<meta name="viewport" content="width=device-width, initial-scale=1"/>` + "\n")
-	b.WriteString("<title>" + escape(p.Title) + "</title>\n<style>\n" + pageStyle + p.Style + "</style>\n</head>\n<body>\n")
+	b.WriteString("<title>" + escape(p.Title) + "</title>\n<style>\n" + pageStyle + p.Style + "</style>\n</head>\n<body>\n<main>\n")
 	b.WriteString("<h1>" + escape(p.Title) + "</h1>\n")
+	if p.Verdict != "" {
+		b.WriteString("<p><strong>" + escape(p.Verdict) + "</strong></p>\n")
+	}
+	p.summary(&b)
+	terms(&b, p.Terms)
 	paragraphs(&b, "<p>", p.Lead)
-	for _, part := range p.Parts {
-		b.WriteString("<h2>" + escape(part.Title) + "</h2>\n")
+	for i, part := range p.Parts {
+		id := partID(i)
+		b.WriteString("<section aria-labelledby=\"" + id + "\">\n<h2 id=\"" + id + "\">" + escape(part.Title) + "</h2>\n")
 		paragraphs(&b, "<p>", part.Text)
 		paragraphs(&b, `<p class="mark">`, part.Marks)
-		table(&b, part.Table)
+		table(&b, id, part.Table)
 		for _, picture := range part.Pictures {
 			b.WriteString("<div class=\"scroll\">" + picture + "</div>\n")
 		}
+		b.WriteString("</section>\n")
 	}
-	b.WriteString("</body>\n</html>\n")
+	b.WriteString("</main>\n</body>\n</html>\n")
 	return b.String()
+}
+
+// partID is the name of a part within the page.
+func partID(i int) string { return "part-" + strconv.Itoa(i+1) }
+
+// summary is a table of the parts that have a verdict, each with what was wrong.
+func (p Page) summary(b *strings.Builder) {
+	var rows strings.Builder
+	for i, part := range p.Parts {
+		if part.Verdict == "" {
+			continue
+		}
+		class := ""
+		if len(part.Why) > 0 {
+			class = ` class="mark"`
+		}
+		rows.WriteString("<tr><th scope=\"row\"><a href=\"#" + partID(i) + "\">" + escape(part.Title) + "</a></th><td" + class + ">" + escape(part.Verdict) + "</td><td>")
+		for k, why := range part.Why {
+			if k == 0 {
+				rows.WriteString("<ul>")
+			}
+			rows.WriteString("<li>" + escape(why) + "</li>")
+			if k == len(part.Why)-1 {
+				rows.WriteString("</ul>")
+			}
+		}
+		rows.WriteString("</td></tr>\n")
+	}
+	if rows.Len() == 0 {
+		return
+	}
+	b.WriteString("<section aria-labelledby=\"summary\">\n<h2 id=\"summary\">Summary</h2>\n")
+	openTable(b, "summary", []string{"what", "verdict", "what was wrong"})
+	b.WriteString(rows.String())
+	b.WriteString(closeTable + "</section>\n")
+}
+
+// terms are behind a heading that opens them.
+func terms(b *strings.Builder, list [][2]string) {
+	if len(list) == 0 {
+		return
+	}
+	b.WriteString("<details>\n<summary>What the words mean</summary>\n<dl>\n")
+	for _, t := range list {
+		b.WriteString("<dt>" + escape(t[0]) + "</dt><dd>" + escape(t[1]) + "</dd>\n")
+	}
+	b.WriteString("</dl>\n</details>\n")
 }
 
 func paragraphs(b *strings.Builder, open string, texts []string) {
@@ -65,23 +130,35 @@ func paragraphs(b *strings.Builder, open string, texts []string) {
 	}
 }
 
-func table(b *strings.Builder, rows [][]string) {
+// openTable begins a table that is called as the heading with an ID. Where it is wider than
+// the screen it is moved by keys, too.
+func openTable(b *strings.Builder, id string, headings []string) {
+	b.WriteString("<div class=\"scroll\" role=\"region\" aria-labelledby=\"" + id + "\" tabindex=\"0\"><table aria-labelledby=\"" + id + "\">\n<thead><tr>")
+	for _, text := range headings {
+		b.WriteString("<th scope=\"col\">" + escape(text) + "</th>")
+	}
+	b.WriteString("</tr></thead>\n<tbody>\n")
+}
+
+const closeTable = "</tbody>\n</table></div>\n"
+
+func table(b *strings.Builder, id string, rows [][]string) {
 	if len(rows) == 0 {
 		return
 	}
-	b.WriteString("<div class=\"scroll\"><table>\n")
-	for i, row := range rows {
-		open, end := "<td>", "</td>"
-		if i == 0 {
-			open, end = "<th>", "</th>"
-		}
+	openTable(b, id, rows[0])
+	for _, row := range rows[1:] {
 		b.WriteString("<tr>")
-		for _, cell := range row {
-			b.WriteString(open + escape(cell) + end)
+		for i, cell := range row {
+			if i == 0 {
+				b.WriteString("<th scope=\"row\">" + escape(cell) + "</th>")
+			} else {
+				b.WriteString("<td>" + escape(cell) + "</td>")
+			}
 		}
 		b.WriteString("</tr>\n")
 	}
-	b.WriteString("</table></div>\n")
+	b.WriteString(closeTable)
 }
 
 // escape makes a text safe within a page, which allows no control characters.

@@ -11,11 +11,12 @@ import (
 // A page is well-formed whatever it is told, and what it is told stays text.
 func TestPage(t *testing.T) {
 	evil := "</style></p><script>alert('1')</script>\x00\x1b\xff & \"x\""
-	text := Page{Title: evil, Lead: []string{evil}, Style: ".chart{color:red}\n", Parts: []Part{
-		{Title: evil, Text: []string{evil}, Marks: []string{evil}, Table: [][]string{{evil, "b"}, {"c", evil}}, Pictures: []string{"<svg><title>x</title></svg>"}},
+	text := Page{Title: evil, Verdict: evil, Lead: []string{evil}, Terms: [][2]string{{evil, evil}}, Style: ".chart{color:red}\n", Parts: []Part{
+		{Title: evil, Verdict: evil, Why: []string{evil, evil}, Text: []string{evil}, Marks: []string{evil}, Table: [][]string{{evil, "b"}, {"c", evil}}, Pictures: []string{"<svg><title>x</title></svg>"}},
 		{Title: "bare"},
 	}}.HTML()
 	seen := map[string]int{}
+	ids, refs := map[string]bool{}, []string{}
 	for d := xml.NewDecoder(strings.NewReader(text)); ; {
 		token, err := d.Token()
 		if errors.Is(err, io.EOF) {
@@ -24,13 +25,47 @@ func TestPage(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v\n%s", err, text)
 		}
-		if e, ok := token.(xml.StartElement); ok {
-			seen[e.Name.Local]++
+		e, ok := token.(xml.StartElement)
+		if !ok {
+			continue
+		}
+		seen[e.Name.Local]++
+		for _, a := range e.Attr {
+			switch a.Name.Local {
+			case "id":
+				if ids[a.Value] {
+					t.Errorf("two elements are called %s", a.Value)
+				}
+				ids[a.Value] = true
+			case "href":
+				target, within := strings.CutPrefix(a.Value, "#")
+				if !within {
+					t.Errorf("the page leads to %s", a.Value)
+				}
+				refs = append(refs, target)
+			case "aria-labelledby":
+				refs = append(refs, a.Value)
+			case "scope":
+				seen[a.Value]++
+			case "src":
+				t.Errorf("the page loads %s", a.Value)
+			}
 		}
 	}
-	for name, want := range map[string]int{"html": 1, "h2": 2, "tr": 2, "th": 2, "td": 2, "svg": 1, "script": 0, "link": 0, "img": 0} {
+	for _, r := range refs {
+		if !ids[r] {
+			t.Errorf("nothing is called %s", r)
+		}
+	}
+	for name, want := range map[string]int{
+		"html": 1, "main": 1, "h1": 1, "h2": 3, "table": 2, "thead": 2, "tbody": 2, "tr": 4, "th": 7, "col": 5, "row": 2, "td": 3,
+		"li": 2, "a": 1, "details": 1, "dt": 1, "dd": 1, "svg": 1, "script": 0, "link": 0, "img": 0,
+	} {
 		if seen[name] != want {
 			t.Errorf("%d elements %s, want %d\n%s", seen[name], name, want, text)
 		}
+	}
+	if !strings.Contains(text, "prefers-color-scheme:dark") || !strings.Contains(text, `lang="en"`) {
+		t.Error("it has no dark colours, or no language")
 	}
 }

@@ -21,14 +21,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/document"
 	"github.com/sallyport-net/sallyport/bench/machine"
+	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
@@ -89,7 +89,7 @@ func (c *Config) validate() error {
 			return fmt.Errorf("there is no fault %q: choose from %s (--faults)", m, strings.Join(Methods(), ", "))
 		}
 	}
-	return nil
+	return document.Writable("--out", c.Report)
 }
 
 // faults are those that are asked for.
@@ -130,22 +130,9 @@ func Run(ctx context.Context, cfg Config) (int, error) {
 	return 0, nil
 }
 
-// usable says whether this process can build the machines, and the sandboxes on
-// them, which need user namespaces of their own whoever asks.
+// usable says why the machines cannot be built here, or the sandboxes on them.
 func usable() error {
-	if err := netlab.Usable(); err != nil {
-		return err
-	}
-	cmd := exec.Command("/proc/self/exe", FunctionCommand) // without orders it ends at once
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}},
-	}
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("no user namespace can be made for a sandbox (see /proc/sys/user/max_user_namespaces and the machine's security policy): %w", err)
-	}
-	return nil
+	return testbed.Needs{Core: testbed.AnyCore, Sandboxes: FunctionCommand}.Check() // without orders it ends at once
 }
 
 // measureAll builds the stage, makes all faults, loads, and clears up.

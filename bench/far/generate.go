@@ -27,7 +27,7 @@ func (s *Server) generate(r *run, h wire.Head, o wire.Order, now time.Time) wire
 	}
 	g := &generator{
 		server: s, run: r, number: h.Sequence, flows: int(r.order.Flows),
-		pace: pace{rate: float64(o.Rate), from: now, until: now.Add(o.For)},
+		pace: newPace(float64(o.Rate), now, o.For),
 		out:  newOutbox(s.sockets[0].raw),
 	}
 	for i := range g.payloads {
@@ -42,7 +42,7 @@ func (g *generator) work() error {
 	defer timer.Stop()
 	for {
 		now := time.Now()
-		n, again, over := g.pace.take(now, batch)
+		n, again, over := g.pace.take(now)
 		if over || !g.collect(now, n) {
 			return nil
 		}

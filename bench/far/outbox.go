@@ -4,6 +4,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-net/sallyport/internal/mmsg"
 )
 
 // batch is how many datagrams a system call takes in or sends.
@@ -14,7 +16,7 @@ const batch = 64
 type outbox struct {
 	raw      syscall.RawConn
 	step     func(fd uintptr) bool
-	msgs     [batch]message
+	msgs     [batch]mmsg.Message
 	iovecs   [batch]unix.Iovec
 	names    [batch]sockaddr
 	controls [batch]local
@@ -27,7 +29,7 @@ func newOutbox(raw syscall.RawConn) *outbox {
 	o := &outbox{raw: raw}
 	o.step = o.send
 	for i := range o.msgs {
-		h := &o.msgs[i].header
+		h := &o.msgs[i].Header
 		h.Iov, h.Name, h.Namelen = &o.iovecs[i], &o.names[i][0], unix.SizeofSockaddrInet6
 		h.SetIovlen(1)
 	}
@@ -38,7 +40,7 @@ func newOutbox(raw syscall.RawConn) *outbox {
 // must be flushed before.
 func (o *outbox) add(to *sockaddr, from *local, payload []byte) {
 	o.names[o.n], o.controls[o.n] = *to, *from
-	h := &o.msgs[o.n].header
+	h := &o.msgs[o.n].Header
 	h.Control = nil
 	if from.n > 0 {
 		h.Control = &o.controls[o.n].b[0]
@@ -67,7 +69,7 @@ func (o *outbox) flush() error {
 // send is called by the netpoller; false waits until the socket has room.
 func (o *outbox) send(fd uintptr) bool {
 	for o.at < o.n {
-		n, errno := sendMessages(fd, o.msgs[o.at:o.n])
+		n, errno := mmsg.Send(fd, o.msgs[o.at:o.n])
 		switch errno {
 		case 0:
 			o.at += n

@@ -1,38 +1,34 @@
 package far
 
-import "time"
+import (
+	"time"
 
-// backlog is what a sender that was held up makes up for at once; the rest is left out.
-const backlog = 5 * time.Millisecond
+	"github.com/sallyport-net/sallyport/bench/schedule"
+)
 
-// pace says when packets of a steady rate are due.
+// pace is when packets of an order are due, by the time since it began.
 type pace struct {
-	rate  float64 // per second
-	from  time.Time
-	until time.Time
-	taken float64 // since from
+	schedule.Schedule
+	began time.Time
 }
 
-// take takes up to limit packets that are due; if none is it says when to ask again,
+// backlog is what a sender that was held up makes up for at least, if it is no more than a batch;
+// the rest is left out.
+const backlog = 5 * time.Millisecond
+
+// newPace is that of packets per second for a while.
+func newPace(rate float64, began time.Time, d time.Duration) pace {
+	return pace{schedule.Schedule{Rate: rate, Total: schedule.Count(rate, d), Backlog: max(batch, uint64(rate*backlog.Seconds()))}, began}
+}
+
+// take takes up to a batch of packets that are due; if none is it says when to ask again,
 // unless it is over.
-func (p *pace) take(now time.Time, limit int) (n int, again time.Duration, over bool) {
-	end := now
-	if end.After(p.until) {
-		end = p.until
+func (p *pace) take(now time.Time) (n int, again time.Duration, over bool) {
+	at := now.Sub(p.began)
+	if _, n = p.Take(at, batch); n > 0 || p.Finished() {
+		return n, 0, n == 0
 	}
-	due := end.Sub(p.from).Seconds()*p.rate - p.taken
-	if most := max(backlog.Seconds()*p.rate, float64(limit)); due > most {
-		p.taken += float64(int(due - most)) // never made up for
-		due -= float64(int(due - most))
-	}
-	if n = min(int(due+rounding), limit); n > 0 {
-		p.taken += float64(n)
-		return n, 0, false
-	}
-	if !now.Before(p.until) {
-		return 0, 0, true
-	}
-	return 0, min(max(shortWait, time.Duration((1-due)/p.rate*float64(time.Second))), longWait), false
+	return 0, min(max(shortWait, p.Next()-at), longWait), false
 }
 
 const (
@@ -40,6 +36,4 @@ const (
 	shortWait = 100 * time.Microsecond
 	// longWait is the longest, so that an order ends soon when another takes its place.
 	longWait = 10 * time.Millisecond
-	// rounding is the part of a packet that products of seconds may be short by.
-	rounding = 1e-6
 )

@@ -225,7 +225,7 @@ func (c *connection) serve() {
 
 func (c *connection) obey() bool {
 	s := c.server
-	_ = c.SetDeadline(time.Now().Add(firstMessage))
+	_ = c.SetReadDeadline(time.Now().Add(firstMessage))
 	if !c.fill(wire.HeadSize) {
 		s.counters.refuse(RefusedSlow)
 		return false
@@ -244,11 +244,11 @@ func (c *connection) obey() bool {
 		}
 		h.Kind = wire.KindAskAnswer
 		h.Put(c.first)
-		_, err := c.Write(c.first[:wire.HeadSize])
-		if err == nil {
+		answered := c.answer(c.first[:wire.HeadSize])
+		if answered {
 			s.asked(h.Run)
 		}
-		return err == nil
+		return answered
 	case wire.KindSource:
 		return c.fill(wire.ControlSize) && c.control()
 	case wire.KindReport:
@@ -256,6 +256,13 @@ func (c *connection) obey() bool {
 	}
 	s.counters.refuse(RefusedKind)
 	return false
+}
+
+// answer writes a message, whatever the time that the connection has taken so far.
+func (c *connection) answer(b []byte) bool {
+	_ = c.SetWriteDeadline(time.Now().Add(patience))
+	_, err := c.Write(b)
+	return err == nil
 }
 
 // fill reads until n bytes of the connection are known.
@@ -294,8 +301,7 @@ func (c *connection) control() bool {
 	default:
 		return c.source(m.Head.Run, m.Order)
 	}
-	_, err := c.Write(answer)
-	return err == nil
+	return c.answer(answer)
 }
 
 // source sends as much as was ordered.
@@ -364,8 +370,7 @@ func (c *connection) sink(h wire.Head) bool {
 	}
 	h.Kind, h.Sequence = wire.KindSinkAnswer, total
 	h.Put(c.first)
-	_, werr := c.Write(c.first[:wire.HeadSize])
-	return werr == nil
+	return c.answer(c.first[:wire.HeadSize])
 }
 
 // discard takes what waits in a TCP socket, up to discardSize bytes.

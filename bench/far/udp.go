@@ -9,11 +9,11 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sallyport-net/sallyport/bench/wire"
+	"github.com/sallyport-net/sallyport/internal/mmsg"
 )
 
 // A datagram: the socket's goroutine takes up to 64 by recvmmsg into its slots, each
@@ -40,10 +40,10 @@ type socket struct {
 	buffer int           // how many bytes may wait
 	lost   atomic.Uint32 // see dropped
 
-	msgs     [batch]message
+	msgs     [batch]mmsg.Message
 	iovecs   [batch]unix.Iovec
 	names    [batch]sockaddr
-	controls [batch][controlSize]byte
+	controls [batch][mmsg.ControlSize]byte
 	memory   []byte
 	got      int
 	errno    syscall.Errno
@@ -66,7 +66,7 @@ func newSocket(s *Server, conn *net.UDPConn) (*socket, error) {
 	for i := range k.msgs {
 		k.iovecs[i].Base = &k.memory[i*slotSize]
 		k.iovecs[i].SetLen(slotSize)
-		h := &k.msgs[i].header
+		h := &k.msgs[i].Header
 		h.Iov, h.Name, h.Control = &k.iovecs[i], &k.names[i][0], &k.controls[i][0]
 		h.SetIovlen(1)
 	}
@@ -110,13 +110,9 @@ func setUDP(fd int, v4, wild bool) error {
 // dropped is what the kernel says of the socket; after its end what it said last, and 0
 // where it does not say.
 func (k *socket) dropped() uint32 {
-	var info [unix.SK_MEMINFO_VARS]uint32
-	size := uint32(unsafe.Sizeof(info))
 	_ = k.raw.Control(func(fd uintptr) {
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
-			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-		if errno == 0 && size > unix.SK_MEMINFO_DROPS*4 {
-			k.lost.Store(info[unix.SK_MEMINFO_DROPS])
+		if n, ok := mmsg.Dropped(fd); ok {
+			k.lost.Store(n)
 		}
 	})
 	return k.lost.Load()
@@ -144,12 +140,12 @@ func (k *socket) serve() error {
 // drain is called by the netpoller; false waits for more.
 func (k *socket) drain(fd uintptr) bool {
 	for i := range k.msgs {
-		h := &k.msgs[i].header
+		h := &k.msgs[i].Header
 		h.Namelen = unix.SizeofSockaddrInet6
-		h.SetControllen(controlSize)
+		h.SetControllen(mmsg.ControlSize)
 	}
 	for {
-		k.got, k.errno = receiveMessages(fd, k.msgs[:])
+		k.got, k.errno = mmsg.Receive(fd, k.msgs[:])
 		switch k.errno {
 		case unix.EAGAIN:
 			return false
@@ -171,8 +167,9 @@ func (k *socket) take(now time.Time) error {
 	datagrams := 0
 	for i := range k.got {
 		m := &k.msgs[i]
-		to, segment := parseControl(k.controls[i][:min(uint64(m.header.Controllen), controlSize)])
-		slot := k.memory[i*slotSize:][:m.size]
+		control := mmsg.Parse(k.controls[i][:min(uint64(m.Header.Controllen), mmsg.ControlSize)])
+		to, segment := control.To, control.Segment
+		slot := k.memory[i*slotSize:][:m.Size]
 		if segment <= 0 {
 			segment = len(slot)
 		}

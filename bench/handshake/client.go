@@ -163,7 +163,7 @@ func (c *Client) Start(l Load, now packet.Instant) {
 	if l.Open <= 0 || l.Open > len(c.slots)-1 {
 		l.Open = len(c.slots) - 1
 	}
-	c.pace = pace{load: l, from: now, until: now + packet.Instant(l.For), runs: true}
+	c.pace = newPace(l, now)
 }
 
 // Stop ends the load before its time. Connections that are open go on.

@@ -128,12 +128,11 @@ func (c *Client) await(i uint32, n uint8, now packet.Instant) {
 
 // begin starts a connection if one is due.
 func (c *Client) begin(now packet.Instant) {
-	i := c.free.first
-	due, ok := c.pace.take(now, c.open, &c.counts.Skipped)
-	if !ok || i == 0 {
+	due, ok := c.pace.take(now, c.room(), &c.counts.Skipped)
+	if !ok {
 		return
 	}
-	c.pace.begun++
+	i := c.free.first
 	c.free.remove(c.slots, i)
 	s := &c.slots[i]
 	s.remote = uint32(c.counts.Begun % uint64(len(c.config.Remotes)))
@@ -144,6 +143,9 @@ func (c *Client) begin(now packet.Instant) {
 	c.await(i, 1, now)
 	c.out.add(c.slots, i, sendSYN)
 }
+
+// room says whether a connection may begin beside those that are open.
+func (c *Client) room() bool { return c.open < c.pace.load.Open && c.free.first != 0 }
 
 // finish ends a connection by an outcome. Nothing more will be said about it but a RST.
 func (c *Client) finish(i uint32, outcome *uint64) {
@@ -162,7 +164,7 @@ func (c *Client) Wait(now packet.Instant) time.Duration {
 	if c.out.waiting(c.slots) {
 		return 0
 	}
-	at, ok := c.pace.next(c.open < c.pace.load.Open && c.free.first != 0)
+	at, ok := c.pace.next(c.room())
 	for n := range c.wait {
 		if i := c.wait[n].first; i != 0 && (!ok || c.slots[i].again < at) {
 			at, ok = c.slots[i].again, true

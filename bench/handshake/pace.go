@@ -1,50 +1,52 @@
 package handshake
 
 import (
+	"math"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/schedule"
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
 // late is how long after a load's end those connections may begin that were due before it.
 const late = 20 * time.Millisecond
 
-// pace says when connections are due.
+// pace says when connections may begin.
 type pace struct {
-	load        Load
-	from, until packet.Instant
-	begun       uint64
-	runs        bool
+	load  Load
+	until packet.Instant
+	due   schedule.Schedule // of an open loop
+	runs  bool
 }
 
-// at is when the next connection of an open loop is due.
-func (p *pace) at() packet.Instant {
-	return p.from + packet.Instant(float64(p.begun)/p.load.Rate*float64(time.Second))
+func newPace(l Load, now packet.Instant) pace {
+	return pace{
+		load: l, until: now + packet.Instant(l.For), runs: true,
+		due: schedule.Schedule{Rate: l.Rate, From: time.Duration(now), Total: schedule.Count(l.Rate, l.For), Backlog: math.MaxUint64},
+	}
 }
 
-// take says whether another connection may begin beside those that are open, and since when it
-// is due. At the load's end it counts those that never will.
-func (p *pace) take(now packet.Instant, open int, skipped *uint64) (due packet.Instant, ok bool) {
+// take takes another connection, where there is room for one beside those that are open, and says
+// since when it is due. At the load's end it counts those that never will begin.
+func (p *pace) take(now packet.Instant, room bool, skipped *uint64) (due packet.Instant, ok bool) {
 	switch {
 	case !p.runs:
 		return 0, false
 	case p.load.Rate == 0:
 		p.runs = now < p.until
-		return now, p.runs && open < p.load.Open
-	}
-	due = p.at()
-	if due >= p.until {
+		return now, p.runs && room
+	case p.due.Finished():
 		p.runs = false
 		return 0, false
-	}
-	if now >= p.until+packet.Instant(late) {
-		for ; p.at() < p.until; p.begun++ {
-			*skipped++
-		}
+	case now >= p.until+packet.Instant(late):
+		*skipped += p.due.Leave()
 		p.runs = false
 		return 0, false
+	case !room:
+		return 0, false
 	}
-	return due, due <= now && open < p.load.Open
+	position, n := p.due.Take(time.Duration(now), 1)
+	return packet.Instant(p.due.Due(position)), n > 0
 }
 
 // next is when to ask again; ok is false if there is no such time.
@@ -56,8 +58,10 @@ func (p *pace) next(room bool) (at packet.Instant, ok bool) {
 		return 0, true
 	case p.load.Rate == 0:
 		return p.until, true
+	case p.due.Finished():
+		return 0, true // that it is over is noted at once
 	case room:
-		return p.at(), true
+		return packet.Instant(p.due.Next()), true
 	}
 	return p.until + packet.Instant(late), true
 }

@@ -74,6 +74,49 @@ func parseCPU(text string, core int) (c CPU, err error) {
 	return c, fmt.Errorf("read how busy the cores are: /proc/stat has no line %s", name)
 }
 
+// Cores are the numbers of the cores that this machine has.
+func Cores() ([]int, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return nil, fmt.Errorf("ask for the cores: %w", err)
+	}
+	return parseCores(string(b)), nil
+}
+
+// parseCores reads the names of /proc/stat's lines.
+func parseCores(text string) (list []int) {
+	for line := range strings.Lines(text) {
+		if number, ok := strings.CutPrefix(line, "cpu"); ok {
+			number, _, _ = strings.Cut(number, " ")
+			if n, err := strconv.Atoi(number); err == nil {
+				list = append(list, n)
+			}
+		}
+	}
+	return list
+}
+
+// ListCores names cores, which are in order, for people: "core 0", "cores 0-3, 6".
+func ListCores(cores []int) string {
+	var parts []string
+	for i := 0; i < len(cores); i++ {
+		first := i
+		for i+1 < len(cores) && cores[i+1] == cores[i]+1 {
+			i++
+		}
+		text := strconv.Itoa(cores[first])
+		if i > first {
+			text += "-" + strconv.Itoa(cores[i])
+		}
+		parts = append(parts, text)
+	}
+	what := "cores "
+	if len(cores) == 1 {
+		what = "core "
+	}
+	return what + strings.Join(parts, ", ")
+}
+
 // ReadProcess reads how long a process has run, all its threads together, in user
 // and kernel mode.
 func ReadProcess(pid int) (time.Duration, error) {
@@ -82,6 +125,16 @@ func ReadProcess(pid int) (time.Duration, error) {
 		return 0, fmt.Errorf("read how long a process has run: %w", err)
 	}
 	return parseProcess(string(b))
+}
+
+// ProcessName is what the kernel calls a process: its program's name, up to 15 bytes, unless
+// it gave itself another. An error: there is none.
+func ProcessName(pid int) (string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "", fmt.Errorf("there is no such process here: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
 }
 
 // parseProcess reads fields 14 and 15 of /proc/PID/stat. The second is the

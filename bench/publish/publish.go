@@ -5,11 +5,11 @@ package publish
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"github.com/sallyport-net/sallyport/bench/chart"
 	"github.com/sallyport-net/sallyport/bench/document"
 	"github.com/sallyport-net/sallyport/bench/report"
 )
@@ -20,6 +20,8 @@ type Config struct {
 	Parts string
 	// Document is the file whose marked part is replaced.
 	Document string
+	// Out is told of what is left out.
+	Out io.Writer
 }
 
 // files are those that are written, by path.
@@ -34,7 +36,28 @@ func Run(cfg Config) error {
 	for path, text := range list {
 		err = errors.Join(err, document.Replace(path, text))
 	}
-	return err
+	_, partial, gerr := cfg.find()
+	for _, path := range partial {
+		_, perr := fmt.Fprintf(cfg.Out, "%s is left out: its run did not measure everything.\n", path)
+		err = errors.Join(err, perr)
+	}
+	return errors.Join(err, gerr)
+}
+
+// find lists the parts, and what runs left that did not measure everything.
+func (cfg Config) find() (parts, partial []string, err error) {
+	paths, err := filepath.Glob(filepath.Join(cfg.Parts, "*.json"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("look for parts: %w", err)
+	}
+	for _, path := range paths {
+		if document.IsPartial(path) {
+			partial = append(partial, path)
+		} else {
+			parts = append(parts, path)
+		}
+	}
+	return parts, partial, nil
 }
 
 func (cfg Config) files() (files, error) {
@@ -64,9 +87,9 @@ func (cfg Config) files() (files, error) {
 
 // read reads all parts.
 func (cfg Config) read() (parts []*report.Part, err error) {
-	paths, err := filepath.Glob(filepath.Join(cfg.Parts, "*.json"))
+	paths, _, err := cfg.find()
 	if err != nil {
-		return nil, fmt.Errorf("look for parts: %w", err)
+		return nil, err
 	}
 	if len(paths) == 0 {
 		return nil, fmt.Errorf("there is no part in %s: measure one first (make bench-report RUN=tcp)", cfg.Parts)
@@ -88,20 +111,4 @@ func readPart(path string) (*report.Part, error) {
 	}
 	defer f.Close()
 	return report.Read(strings.TrimSuffix(filepath.Base(path), ".json"), f)
-}
-
-// page is the report for a browser: pictures of all figures.
-func page(r *report.Report) string {
-	p := document.Page{
-		Title: "What was measured",
-		Lead:  []string{"Bars are medians, lines on them reach from the least to the most of all rounds. What is measured beside the gateway has another colour."},
-		Style: chart.Style,
-		Parts: []document.Part{{Title: "Targets that are ratios", Pictures: []string{r.Ratios()}}},
-	}
-	for _, one := range r.Parts() {
-		p.Parts = append(p.Parts, document.Part{
-			Title: one.Title, Text: []string{one.Command, one.Date + ", " + one.Machine}, Marks: one.Missing, Pictures: one.Pictures(),
-		})
-	}
-	return p.HTML()
 }

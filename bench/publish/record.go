@@ -33,6 +33,9 @@ func Record(ctx context.Context, cfg RecordConfig) error {
 	if len(cfg.Command) == 0 || cfg.JSON == "" {
 		return errors.New("record benchmarks: a command and a file are needed")
 	}
+	if err := document.Writable("--json", cfg.JSON); err != nil {
+		return err
+	}
 	facts := machine.Here()
 	p := report.Part{
 		Name: strings.TrimSuffix(filepath.Base(cfg.JSON), ".json"), Title: cmp.Or(cfg.Title, "Benchmarks"),

@@ -96,6 +96,11 @@ func (t target) judge(parts map[string]*Part) row {
 	return r
 }
 
+// cells are the row of a table, in Markdown.
+func (r *row) cells() []string {
+	return []string{r.what, r.want, r.ours(), r.others(), r.compared(), r.verdict.String(), r.target.part}
+}
+
 // ours is the gateway's own figure.
 func (r *row) ours() string {
 	if r.value == nil {

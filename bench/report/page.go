@@ -56,21 +56,70 @@ func (r *Report) Parts() (list []*Part) {
 	return list
 }
 
+// maxMissing is how many notes stand below a part's command; all are with its figures.
+const maxMissing = 2
+
 // Targets is the table of all targets, in Markdown, and after it what each part was
 // measured by.
 func (r *Report) Targets() string {
 	var b strings.Builder
-	b.WriteString("| what | target | ours | beside it | ratio or difference | | part |\n| --- | --- | --- | --- | --- | --- | --- |\n")
+	b.WriteString("| what | target | ours | beside it | ratio or difference | verdict | part |\n| --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, row := range r.rows() {
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", row.what, row.want, row.ours(), row.others(), row.compared(), row.verdict, row.target.part)
+		b.WriteString("| " + strings.Join(row.cells(), " | ") + " |\n")
 	}
 	b.WriteString("| 1,000 sandboxes of one worker attached | <= 2 s | [attaching](#attaching-sandboxes) | | | | |\n" +
 		"| failover | | [failover.md](failover.md) | | | | |\n")
 	b.WriteString("\nThe parts, whose figures are all in [benchmarks/measured.md](benchmarks/measured.md):\n\n")
 	for _, p := range r.Parts() {
 		fmt.Fprintf(&b, "- `%s`, %s: `%s`, on %s\n", p.Name, p.Date, p.Command, p.Machine)
+		for i, text := range p.Missing {
+			if i == maxMissing {
+				fmt.Fprintf(&b, "  - and %d more such notes\n", len(p.Missing)-i)
+				break
+			}
+			fmt.Fprintf(&b, "  - %s\n", text)
+		}
 	}
 	return b.String()
+}
+
+// Table is the same table as text, with its headings first.
+func (r *Report) Table() [][]string {
+	table := [][]string{{"what", "target", "ours", "beside it", "ratio or difference", "verdict", "part"}}
+	for _, row := range r.rows() {
+		cells := row.cells()
+		for i := range cells {
+			cells[i] = plain(cells[i])
+		}
+		table = append(table, cells)
+	}
+	return table
+}
+
+// plain is a text without the marks of Markdown that are used here.
+func plain(text string) string { return strings.NewReplacer("**", "", "`", "").Replace(text) }
+
+// Verdict says in some words how a part stands to its targets, or all of them for an empty
+// name, and which it missed.
+func (r *Report) Verdict(part string) (verdict string, missing []string) {
+	var count [told + 1]int
+	for _, row := range r.rows() {
+		if part != "" && row.target.part != part {
+			continue
+		}
+		if count[row.verdict]++; row.verdict == missed {
+			ours := strings.TrimSpace(row.ours() + " " + row.compared())
+			missing = append(missing, plain(fmt.Sprintf("%s: %s; target %s", row.what, ours, row.want)))
+		}
+	}
+	if count[met]+count[missed]+count[unknown] == 0 {
+		return "no targets", nil
+	}
+	verdict = fmt.Sprintf("%d met, %d missed", count[met], count[missed])
+	if count[unknown] > 0 {
+		verdict += fmt.Sprintf(", %d not measured", count[unknown])
+	}
+	return verdict, missing
 }
 
 // Measured is a document with the figures of all parts.

@@ -40,6 +40,14 @@ func (f *Figure) against(v *Value) string {
 	return ""
 }
 
+// named is what a figure is, with its unit if it has one.
+func (f *Figure) named(what string) string {
+	if f.Unit == "" {
+		return what
+	}
+	return what + ", " + f.Unit
+}
+
 func (f *Figure) more(v float64) string { return fmt.Sprintf("%+.*f", f.Digits, v) }
 
 // Table is the part for a terminal: a line for each value.
@@ -59,10 +67,15 @@ func (p *Part) Table() string {
 		last = subject
 		for k := range f.Values {
 			v := &f.Values[k]
-			fmt.Fprintf(t, "  %s, %s\t%s\t%s\t%s\n", what, f.Unit, v.Variant, f.cell(v), f.against(v))
+			fmt.Fprintf(t, "  %s\t%s\t%s\t%s\n", f.named(what), v.Variant, f.cell(v), f.against(v))
 		}
 	}
 	_ = t.Flush() // to memory
+	rows := b.String()
+	b.Reset()
+	for row := range strings.Lines(rows) { // a row may have nothing in its last columns
+		b.WriteString(strings.TrimRight(row, " \n") + "\n")
+	}
 	fmt.Fprintf(&b, "\n%s", p.Machine)
 	for _, c := range p.Conditions {
 		b.WriteString("; " + c)

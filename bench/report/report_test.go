@@ -37,6 +37,26 @@ func TestPart(t *testing.T) {
 	}
 }
 
+// The table for a terminal: what has no unit has no comma for one.
+func TestTable(t *testing.T) {
+	p := samplePart()
+	p.Figures = append(p.Figures, Figure{ID: "x/failed", What: "latency: failed", Values: []Value{{Variant: "tun", Spread: Spread{3, 0, 0, 2}}, {Variant: "wireguard-go", Spread: one(1)}}})
+	want := `TCP, egress
+  CPU, s/GB  wireguard-go  2.00 (1.00-3.00)
+  CPU, s/GB  tun           1.00 noisy        0.50x
+latency
+  p50, us  tun           at least 200  -30 (-40 to +12)
+  failed   tun           0 (0-2)
+  failed   wireguard-go  1
+
+a machine; core 0
+NOTE: kernel: not here
+`
+	if got := p.Table(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 func TestRead(t *testing.T) {
 	good := `{"name":"a","command":"c","machineLine":"m","date":"2026-01-31","other":1,"figures":[{"id":"x"},{"id":"y"}]}`
 	if p, err := Read("a", strings.NewReader(good)); err != nil || len(p.Figures) != 2 {
@@ -159,6 +179,32 @@ func TestReport(t *testing.T) {
 	}
 	if _, err := New([]*Part{samplePart(), samplePart()}); err == nil {
 		t.Error("two parts of one name")
+	}
+}
+
+// How a part stands is counted from its rows of the table, and what it missed is named with
+// its figures.
+func TestVerdict(t *testing.T) {
+	p := samplePart()
+	ratio := one(0.9)
+	p.Figures[0].Values[1].Ratio = &ratio
+	r, err := New([]*Part{p, {Name: "other"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	verdict, missing := r.Verdict("tcp")
+	if !strings.HasPrefix(verdict, "0 met, 1 missed, ") || len(missing) != 1 || missing[0] != "CPU per GB of TCP, tun, egress: 1.00 noisy s/GB 0.90x; target <= 0.70x" {
+		t.Errorf("%q, %q", verdict, missing)
+	}
+	if verdict, missing := r.Verdict("other"); verdict != "no targets" || missing != nil {
+		t.Errorf("without targets: %q, %q", verdict, missing)
+	}
+	if verdict, missing := r.Verdict(""); !strings.Contains(verdict, "1 missed") || len(missing) != 1 {
+		t.Errorf("all: %q, %q", verdict, missing)
+	}
+	table := r.Table()
+	if len(table) != 1+len(r.rows()) || strings.ContainsAny(table[1][0]+table[1][5], "`*") || table[1][5] != "missed" {
+		t.Errorf("%d rows, the first %q", len(table), table[1])
 	}
 }
 

@@ -104,11 +104,11 @@ func scaleTargets() []target {
 		{what: "CPU per packet, 10,000 sandboxes to 1", want: "<= 2x", part: partSandboxes, figure: "sandboxes" + process, variant: "10,000 sandboxes", by: byFirst, firstVariant: "1 sandbox", limit: 2},
 		{what: "CPU per packet of 100 sandboxes, 10,000 attached to 100", want: "<= 1.1x", part: partSandboxes, figure: "sandboxes" + process, variant: "100 sandboxes of 10,000 attached", by: byFirst, firstVariant: "100 sandboxes", limit: 1.1},
 		{what: "CPU per packet, 1 M sessions to 1 k", want: "<= 2x", part: partSessions, figure: "sessions" + process, variant: "1,000,000 sessions", by: byFirst, firstVariant: "1,000 sessions", limit: 2},
-		{what: "attach to the first answered byte at 100/s, p99", want: "<= 50 ms", part: partAttach, figure: "attach/firstByteMillisP99", variant: anyVariant, limit: 50},
-		{what: "memory of an idle sandbox on the gateway", want: "<= 2048 B", part: partScale, figure: "sandboxes/live heap", limit: 2048},
-		{what: "memory of an idle network on the gateway", part: partScale, figure: "networks/resident memory", open: true},
+		{what: "attach by the control API to the first answered byte at 100/s, p99", want: "<= 50 ms", part: partAttach, figure: "attach/firstByteMillisP99", variant: anyVariant, limit: 50},
+		{what: "live heap of an idle sandbox on the gateway", want: "<= 2048 B", part: partScale, figure: "sandboxes/live heap", limit: 2048},
+		{what: "resident memory of an idle network on the gateway", part: partScale, figure: "networks/resident memory", open: true},
 		{what: "goroutines of an idle network", part: partScale, figure: "networks/goroutines", open: true},
-		{what: "memory of the sidecar for each warm path", want: "<= 2 MiB", part: partScale, figure: "paths/resident memory", limit: 2},
-		{what: "memory of a sidecar with 200 networks, three paths each", want: "<= 1536 MiB", part: partScale, figure: "sidecar/resident memory", limit: 1536},
+		{what: "resident memory of the sidecar for each warm path", want: "<= 2 MiB", part: partScale, figure: "paths/resident memory", limit: 2},
+		{what: "resident memory of a sidecar with 200 networks, three paths each", want: "<= 1536 MiB", part: partScale, figure: "sidecar/resident memory", limit: 1536},
 	}
 }

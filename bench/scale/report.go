@@ -1,15 +1,12 @@
 package scale
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/sallyport-net/sallyport/bench/document"
 	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/bench/report"
 )
@@ -32,7 +29,7 @@ type bench struct {
 func newBench(cfg *Config) *bench {
 	b := &bench{cfg: cfg, result: &result{Facts: machine.Here()}, began: time.Now()}
 	p := &b.result.Part
-	p.Name, p.Title = cmp.Or(strings.TrimSuffix(filepath.Base(cfg.JSON), ".json"), "scale"), "Many networks, sandboxes, tunnels and sessions"
+	p.Name, p.Title = cfg.output().Name("scale"), "Many networks, sandboxes, tunnels and sessions"
 	p.Command, p.Date, p.Machine = cfg.Command, b.began.UTC().Format(time.DateOnly), b.result.Facts.String()
 	p.Conditions = []string{
 		fmt.Sprintf("the gateways on core %d of %d", cfg.Core, b.result.Facts.Cores), "uplink " + cfg.Uplink, "sallyport " + cfg.Version,
@@ -58,7 +55,8 @@ func (b *bench) note(f figure) {
 	if f.noisy {
 		noisy = " noisy"
 	}
-	fmt.Fprintf(b.cfg.Out, "%s: %.*f %s%s\n", f.what, row.Digits, f.value, f.unit, noisy)
+	value := strings.TrimSpace(fmt.Sprintf("%.*f %s", row.Digits, f.value, f.unit)) // some have no unit
+	fmt.Fprintf(b.cfg.Out, "%s: %s%s\n", f.what, value, noisy)
 }
 
 // digits are as many after the point as make three that count.
@@ -81,12 +79,10 @@ func (b *bench) missing(part string, err error) {
 func (b *bench) report() error {
 	b.result.Took = time.Since(b.began).Round(time.Second)
 	_, err := fmt.Fprint(b.cfg.Out, "\n"+b.result.Table())
-	if b.cfg.JSON != "" {
-		var text strings.Builder
-		err = errors.Join(err, document.WriteJSON(&text, b.result), document.Replace(b.cfg.JSON, text.String()))
-	}
-	if n := len(b.result.Missing); n > 0 {
-		err = errors.Join(err, fmt.Errorf("%d of the parts could not be measured; the report says why", n))
+	n := len(b.result.Missing)
+	err = errors.Join(err, b.cfg.output().Write(b.result, n == 0))
+	if n > 0 {
+		err = errors.Join(fmt.Errorf("%d of the parts could not be measured; the report says why", n), err)
 	}
 	return err
 }

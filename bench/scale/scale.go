@@ -13,15 +13,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/sallyport-net/sallyport/internal/netlab"
+	"github.com/sallyport-net/sallyport/bench/document"
+	"github.com/sallyport-net/sallyport/bench/testbed"
 )
 
 // Config is what the user chooses.
@@ -35,8 +32,12 @@ type Config struct {
 	Networks, Sandboxes, Paths int
 	// Core is the gateways' core, by its number.
 	Core int
-	// JSON is a file that gets everything; empty: none does.
-	JSON string
+	// JSON is a file that gets everything; empty: none does. Whole keeps what it has if not
+	// everything could be measured: see [document.Output]. Standard takes it if it is
+	// [document.Standard].
+	JSON     string
+	Standard io.Writer
+	Whole    bool
 	// Bin is the folder of sallyportd and sallyport-sidecar.
 	Bin string
 	// KeepLogs is a folder for the daemons' logs; empty: they go at the end.
@@ -87,9 +88,14 @@ func (c *Config) validate() error {
 	case c.Paths < 1 || c.Paths > 1000:
 		return fmt.Errorf("%d networks of a sidecar cannot be: choose 1 to 1000 (--sidecar-networks)", c.Paths)
 	case c.Core < 0:
-		return fmt.Errorf("there is no core %d (--core)", c.Core)
+		return fmt.Errorf("there is no core %d: the gateways' has a number from 0 on (--core)", c.Core)
 	}
-	return nil
+	return c.output().Check("--json")
+}
+
+// output is where the JSON document goes.
+func (c *Config) output() document.Output {
+	return document.Output{Path: c.JSON, To: c.Standard, Whole: c.Whole}
 }
 
 // program is the path of a program in Bin.
@@ -97,22 +103,10 @@ func (c *Config) program(name string) string { return filepath.Join(c.Bin, name)
 
 // usable says why nothing can be measured here.
 func (c *Config) usable() error {
-	var errs []error
-	if os.Geteuid() != 0 {
-		errs = append(errs, errors.New("run it as root: namespaces are made, and interfaces in them"))
-	}
-	if _, err := exec.LookPath("taskset"); err != nil {
-		errs = append(errs, errors.New("the program taskset is not installed (make deps)"))
-	}
-	for _, name := range []string{"sallyportd", "sallyport-sidecar"} {
-		if err := unix.Access(c.program(name), unix.X_OK); err != nil {
-			errs = append(errs, fmt.Errorf("there is no program %s (make build): %w", c.program(name), err))
-		}
-	}
-	if len(errs) == 0 {
-		errs = append(errs, netlab.Usable())
-	}
-	return errors.Join(errs...)
+	return testbed.Needs{
+		Root: "run it as root: namespaces are made, and interfaces in them", Programs: []string{"taskset"},
+		Built: []string{"sallyportd", "sallyport-sidecar"}, Bin: c.Bin, Make: "make build", Core: c.Core,
+	}.Check()
 }
 
 // Run measures. It returns an error if something could not be measured; what could
@@ -124,16 +118,21 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.usable(); err != nil {
 		return fmt.Errorf("nothing can be measured here: %w", err)
 	}
-	b := newBench(&cfg)
+	return newBench(&cfg).measure(ctx)
+}
+
+// measure asks all questions, and reports.
+func (b *bench) measure(ctx context.Context) error {
 	for _, p := range parts() {
-		if !slices.Contains(cfg.Parts, p.name) {
+		if !slices.Contains(b.cfg.Parts, p.name) {
 			continue
 		}
-		if err := p.ask(ctx, b); err != nil {
-			b.missing(p.name, err)
+		err := context.Cause(ctx)
+		if err == nil {
+			err = p.ask(ctx, b)
 		}
-		if ctx.Err() != nil {
-			break
+		if err != nil {
+			b.missing(p.name, err)
 		}
 	}
 	return b.report()

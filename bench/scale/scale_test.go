@@ -2,6 +2,8 @@ package scale
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -99,6 +101,7 @@ func TestValidate(t *testing.T) {
 		"--sandboxes":        func(c *Config) { c.Sandboxes = 1 << 20 },
 		"--sidecar-networks": func(c *Config) { c.Paths = -1 },
 		"--core":             func(c *Config) { c.Core = -1 },
+		"--json":             func(c *Config) { c.JSON = "/nowhere/x.json" },
 	} {
 		c := good()
 		spoil(&c)
@@ -129,5 +132,26 @@ func TestReportKeeps(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "NOTE: paths: no room; at all") {
 		t.Errorf("printed:\n%s", out.String())
+	}
+	if err := os.WriteFile(file, []byte("whole"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.cfg.Whole = true
+	if err := b.report(); err == nil || !strings.Contains(err.Error(), "1 of the parts") || !strings.Contains(err.Error(), "scale.partial.json") {
+		t.Errorf("the run that was to be whole ended with %v", err)
+	}
+	if text, err := os.ReadFile(file); err != nil || string(text) != "whole" {
+		t.Errorf("the file has %s, %v", text, err)
+	}
+}
+
+// A run that is ended says of each part that it was not measured.
+func TestInterrupted(t *testing.T) {
+	ctx, end := context.WithCancelCause(t.Context())
+	end(errors.New("enough"))
+	var out bytes.Buffer
+	b := newBench(&Config{Out: &out, Parts: Parts(), Uplink: "tun"})
+	if err := b.measure(ctx); err == nil || !strings.Contains(err.Error(), "3 of the parts") || !strings.Contains(out.String(), "paths: enough") {
+		t.Errorf("%v, and printed:\n%s", err, out.String())
 	}
 }

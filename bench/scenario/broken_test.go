@@ -1,7 +1,6 @@
 package scenario
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -11,6 +10,8 @@ import (
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/histogram"
+	"github.com/sallyport-net/sallyport/bench/search"
+	"github.com/sallyport-net/sallyport/bench/traffic"
 )
 
 // A report that could not be written is said before anything is measured.
@@ -59,10 +60,18 @@ func TestBrokenOff(t *testing.T) {
 // Sessions that never were are a finding.
 func TestUnopened(t *testing.T) {
 	s := &step{}
-	if unopened(s, trial{loss: lowLoss / 2}); len(s.Wrong) != 0 {
+	if unopened(s, carried{sent: 1000, Datagrams: search.Datagrams{Lost: lowLoss / 2}}, 1000); len(s.Wrong) != 0 {
 		t.Errorf("%v", s.Wrong)
 	}
-	if unopened(s, trial{loss: 0.32}); len(s.Wrong) != 1 || !strings.Contains(s.Wrong[0], "sessions_per_sandbox") {
+	if unopened(s, carried{sent: 1000, Datagrams: search.Datagrams{Lost: 0.32}}, 1000); len(s.Wrong) != 1 || !strings.Contains(s.Wrong[0], "sessions_per_sandbox") {
+		t.Errorf("%v", s.Wrong)
+	}
+}
+
+// A source that left packets out opened fewer.
+func TestShort(t *testing.T) {
+	s := &step{}
+	if unopened(s, carried{sent: 900}, 1000); len(s.Wrong) != 1 || !strings.Contains(s.Wrong[0], "900 packets") {
 		t.Errorf("%v", s.Wrong)
 	}
 }
@@ -86,9 +95,9 @@ func TestQueued(t *testing.T) {
 		{of(134*time.Millisecond, 134*time.Millisecond), false},
 		{of(50*time.Millisecond, 51*time.Millisecond), true},
 	} {
-		one := trial{reached: 1, queue: r.queued(c.l)}
+		one := carried{Datagrams: search.Datagrams{Reached: 1, Queue: r.queued(c.l)}}
 		if one.Passes() != c.passes || !c.passes && one.Starved() {
-			t.Errorf("%+v: %v longer passes: %t", c.l, one.queue, one.Passes())
+			t.Errorf("%+v: %v longer passes: %t", c.l, one.Queue, one.Passes())
 		}
 	}
 }
@@ -113,9 +122,23 @@ func TestFew(t *testing.T) {
 	if !strings.HasPrefix(text, "  20,000/s  0.010 % lost  p50 ") {
 		t.Errorf("%q", text)
 	}
-	var b bytes.Buffer
-	newProgress(&b, true, 20).brief("[1/3] udp-64-out" + text)
-	if got := strings.TrimPrefix(b.String(), clearLine); len([]rune(got)) > 20 {
-		t.Errorf("on 20 columns: %q", got)
+}
+
+// What this process's own sockets lost is no loss of the gateway's: the rate does not pass, the
+// gateway is not blamed, and the step is noisy.
+func TestOwnLosses(t *testing.T) {
+	r := &runner{meter: local{}}
+	l := traffic.Load{Rate: 10_000, For: time.Second, Size: smallSize}
+	received := traffic.Received{Packets: 9000}
+	for own, ours := range map[uint64]bool{0: false, 100: false, 1000: true} {
+		got := r.weigh(carried{in: true, sent: 10_000, received: received, own: own, trace: &trace{}}, l)
+		if got.Passes() || got.Starved() != ours {
+			t.Errorf("%d lost here: passes %t, starved %t: %+v", own, got.Passes(), got.Starved(), got.Datagrams)
+		}
+		s := &step{Figures: values{}}
+		r.fill(s, got, l)
+		if noisy := len(s.Noise.why()) > 0; noisy != (own > 0) || len(s.Marks) != min(1, int(own)) || s.Figures[figureLoss] < 9.9 {
+			t.Errorf("%d lost here: noise %q, marks %q, %v", own, s.Noise.why(), s.Marks, s.Figures)
+		}
 	}
 }

@@ -43,23 +43,24 @@ func (r *runner) bulk(ctx context.Context, o *outcome, in bool) error {
 		if _, _, err := r.move(ctx, c, b, r.cfg.Try, in); err != nil { // keys and windows are warm after this
 			return err
 		}
-		before, err := r.spent(ctx)
+		before, err := r.meter.Read(ctx)
 		if err != nil {
 			return err
 		}
 		moved, run, err := r.move(ctx, c, b, r.cfg.For, in)
-		after, uerr := r.spent(ctx)
+		after, uerr := r.meter.Read(ctx)
 		if err == nil {
 			err = uerr
 		}
 		if gb := float64(moved.Bytes) / 1e9; gb > 0 {
 			s.Figures[figureGbps] = 8 * gb / moved.Took.Seconds()
-			process, core := r.meter.seen()
+			spent := after.Since(before)
+			process, core := r.meter.Seen()
 			if process {
-				s.Figures[figureProcessGB] = (after.process - before.process).Seconds() / gb
+				s.Figures[figureProcessGB] = spent.Process.Seconds() / gb
 			}
 			if core {
-				s.Figures[figureCoreGB] = (after.core - before.core).Seconds() / gb
+				s.Figures[figureCoreGB] = spent.Core.Seconds() / gb
 			}
 			if !in { // inwards the far side's kernel knows
 				s.Figures[figureResent] = float64(moved.Resent) / gb

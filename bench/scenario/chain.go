@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
@@ -18,7 +17,6 @@ import (
 	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/bench/traffic"
 	"github.com/sallyport-net/sallyport/bench/wire"
-	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
 // The far side of a chain, and its further addresses, of the range for benchmarks (RFC 2544).
@@ -41,32 +39,12 @@ type chain struct {
 
 // chainUsable says why no chain can be built here.
 func chainUsable(cfg *Config) error {
-	var errs []error
-	if err := unix.Access(filepath.Join(cfg.Bin, "sallyportd"), unix.X_OK); err != nil {
-		errs = append(errs, fmt.Errorf("there is no program %s (make build; --bin): %w", filepath.Join(cfg.Bin, "sallyportd"), err))
-	}
-	programs := []string{"ip"}
+	needs := testbed.Needs{Programs: []string{"ip"}, Built: []string{"sallyportd"}, Bin: cfg.Bin, Make: "make build", Core: cfg.Core}
 	if cfg.Core != testbed.AnyCore {
-		programs = append(programs, "taskset", "unshare", "mount")
-		var cores unix.CPUSet
-		if err := unix.SchedGetaffinity(0, &cores); err != nil {
-			errs = append(errs, fmt.Errorf("ask for the cores: %w", err))
-		} else if !cores.IsSet(cfg.Core) || cores.Count() < 2 {
-			errs = append(errs, fmt.Errorf("the gateway needs core %d to itself and all else another one; this process may use %d (--core -1 shares)", cfg.Core, cores.Count()))
-		}
-		if os.Geteuid() != 0 || netlab.Inside() {
-			errs = append(errs, errors.New("only root may steer packets to cores: run it as root, or with --core -1, which needs a user namespace at least (unshare -Urn; --uplink sockets alone)"))
-		}
+		needs.Programs, needs.Alone, needs.Shared = append(needs.Programs, "taskset", "unshare", "mount"), true, " -1 shares"
+		needs.Root = "only root may steer packets to cores: run it as root, or with --core -1, which needs a user namespace at least (unshare -Urn; --uplink sockets alone)"
 	}
-	for _, name := range programs {
-		if _, err := exec.LookPath(name); err != nil {
-			errs = append(errs, fmt.Errorf("the program %s is not installed (make deps)", name))
-		}
-	}
-	if len(errs) == 0 {
-		errs = append(errs, netlab.Usable())
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := needs.Check(); err != nil {
 		return fmt.Errorf("no chain can be built here: %w", err)
 	}
 	return nil
@@ -114,7 +92,7 @@ func newChain(ctx context.Context, cfg *Config, tell context.CancelCauseFunc) (c
 		Uplink: cfg.Uplink, Program: filepath.Join(cfg.Bin, "sallyportd"), Dir: filepath.Join(c.dir, "gateway"),
 		Log: filepath.Join(logs, "sallyportd-"+cfg.Uplink+".log"), GiveUp: giveUp,
 	})
-	c.facts = about{Kind: "chain", Uplink: cfg.Uplink, Pair: testbed.Pair[:], Far: netip.AddrPortFrom(testbed.ServerLink.Addr(), farPort)}
+	c.facts = about{Kind: cfg.kind(), Uplink: cfg.Uplink, Pair: testbed.Pair[:], Far: netip.AddrPortFrom(testbed.ServerLink.Addr(), farPort)}
 	return c, err
 }
 

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,16 +16,15 @@ import (
 	"github.com/sallyport-net/sallyport/internal/netlab"
 )
 
+// programs are the gateway's.
+var programs = netlab.NewPrograms("github.com/sallyport-net/sallyport/cmd/sallyportd")
+
 // chainConfig is that of a short run in a chain of the daemon as it is now.
 func chainConfig(t *testing.T, scenarios ...string) Config {
 	t.Helper()
 	netlab.Require(t)
 	c := valid()
-	c.Bin, c.Scenarios, c.For, c.Try = t.TempDir(), scenarios, 200*time.Millisecond, 50*time.Millisecond
-	build := exec.Command("go", "build", "-o", filepath.Join(c.Bin, "sallyportd"), "../../cmd/sallyportd")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	c.Bin, c.Scenarios, c.For, c.Try = programs.Build(t), scenarios, 200*time.Millisecond, 50*time.Millisecond
 	if err := chainUsable(&c); err != nil {
 		netlab.NotRun(t, err.Error())
 	}
@@ -75,7 +72,7 @@ func findings(r *result) (list []string) {
 // TestChain measures shortly. On a busy machine figures are bad, and sources right. Then others
 // are held to be the pair: each step says that sources are wrong.
 func TestChain(t *testing.T) {
-	c := chainConfig(t, "tcp-in", "udp-64-in", "connections", "latency", nameSandboxes, "attach", "mixed")
+	c := chainConfig(t, "tcp-in", "udp-in", "connections", "latency-idle", "latency-half", nameSandboxes, "attach", "mixed")
 	var said, table bytes.Buffer
 	c.Progress = &said
 	ctx, r := opened(t, &c)
@@ -92,12 +89,15 @@ func TestChain(t *testing.T) {
 			t.Errorf("%s has no steps", o.Name)
 		}
 		for _, s := range o.Steps {
+			if (s.Name == "peak") != (s.Limit != nil && s.Limit.By != "" && s.Limit.Why != "") {
+				t.Errorf("%s, %s: its limit is %v", o.Name, s.Name, s.Limit)
+			}
 			if len(s.Figures) == 0 || s.Sources == nil || !s.Sources.Checked || s.Sources.Wrong != 0 || len(s.Sources.Seen) == 0 {
 				t.Errorf("%s, %s: figures %v, sources %+v", o.Name, s.Name, s.Figures, s.Sources)
 			}
 		}
 	}
-	r.pair, r.result.Scenarios, c.Scenarios = []netip.Addr{netip.MustParseAddr("203.0.113.9")}, nil, []string{"udp-64-out"}
+	r.pair, r.result.Scenarios, c.Scenarios = []netip.Addr{netip.MustParseAddr("203.0.113.9")}, nil, []string{"udp-out"}
 	r.all(ctx)
 	for _, s := range r.result.Scenarios[0].Steps {
 		if len(s.Wrong) == 0 || !strings.Contains(s.Wrong[0], "which is not of the pair") || s.Figures[figureRate] == 0 {
@@ -111,7 +111,7 @@ func TestChain(t *testing.T) {
 
 // A gateway that is killed under load: the run ends and says so, and what was measured stays.
 func TestKilled(t *testing.T) {
-	c := chainConfig(t, "udp-64-out")
+	c := chainConfig(t, "udp-out")
 	c.For = 20 * time.Second // nobody waits so long
 	ctx, run := opened(t, &c)
 	done := make(chan error, 1)

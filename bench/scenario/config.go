@@ -15,11 +15,13 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/document"
+	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/bench/wire"
 )
@@ -57,11 +59,16 @@ type Config struct {
 	For, Try time.Duration
 	// Sandboxes and Sessions are the scales.
 	Sandboxes, Sessions []int
-	// Strict throws away what is noisy.
+	// Again is how often steps that were noisy are measured again, all together.
+	Again int
+	// Strict throws away what is noisy to the end.
 	Strict bool
 
-	// JSON and HTML are files for the result; empty: none.
+	// JSON and HTML are files for the result; empty: none; [document.Standard]: Standard takes
+	// it. Whole keeps what JSON has if not everything could be measured: see [document.Output].
 	JSON, HTML string
+	Standard   io.Writer
+	Whole      bool
 	// Bin is the folder of sallyportd and of this program, KeepLogs one for logs.
 	Bin, KeepLogs string
 	// Command is the command line, for the report. Version is that of the programs.
@@ -75,10 +82,12 @@ type Config struct {
 
 // Bounds of what can be asked for.
 const (
-	maxRate      = 1 << 21
-	maxSandboxes = 20_000
-	maxSessions  = 1 << 20
-	maxFor       = 9 * time.Minute // a far side sends for 10 at most
+	MaxSandboxes = 20_000
+	MaxSessions  = 1 << 20
+
+	maxRate  = 1 << 21
+	maxAgain = 1000
+	maxFor   = 9 * time.Minute // a far side sends for 10 at most
 )
 
 func (c *Config) validate() error {
@@ -108,15 +117,19 @@ func (c *Config) validate() error {
 		return fmt.Errorf("further addresses %v of the far side cannot be: give an IPv4 prefix of /16 or longer (--far-prefix)", c.FarPrefix)
 	case c.Chain && c.Far.IsValid():
 		return errors.New("a chain has a far side of its own: leave out --far")
+	case c.Chain && (c.PID != 0 || c.Admin != ""):
+		return errors.New("a chain has a gateway of its own, whose time is read from its process: leave out --pid and --admin")
 	case c.Chain && !slices.Contains(testbed.Uplinks(), c.Uplink):
 		return fmt.Errorf("there is no uplink %q: choose from %s (--uplink)", c.Uplink, strings.Join(testbed.Uplinks(), ", "))
+	case c.JSON != "" && filepath.Clean(c.JSON) == filepath.Clean(c.HTML):
+		return fmt.Errorf("%s cannot be both files: give another one (--json, --html)", c.JSON)
 	case c.PID != 0 && c.Admin != "":
 		return errors.New("the gateway's time is read from its process here (--pid) or from its metrics (--admin): give one")
 	}
 	if err := c.validateLoad(); err != nil {
 		return err
 	}
-	return errors.Join(writable("--json", c.JSON), writable("--html", c.HTML))
+	return errors.Join(gatewayProcess(c.PID), c.output().Check("--json"), c.pageOutput().Check("--html"))
 }
 
 func (c *Config) validateLoad() error {
@@ -125,24 +138,56 @@ func (c *Config) validateLoad() error {
 		return fmt.Errorf("%d packets per second cannot be: choose 100 to %d (--rate)", c.Rate, maxRate)
 	case c.For < 200*time.Millisecond || c.For > maxFor:
 		return fmt.Errorf("a load of %v cannot be: choose 200ms to %v (--for)", c.For, maxFor)
+	case c.Again < 0 || c.Again > maxAgain:
+		return fmt.Errorf("%d steps cannot be measured again: choose 0 to %d (--again)", c.Again, maxAgain)
 	case c.Try < 50*time.Millisecond || c.Try > time.Minute:
 		return fmt.Errorf("a try of %v cannot be: choose 50ms to 1m (--try)", c.Try)
-	case slices.ContainsFunc(c.Sandboxes, func(n int) bool { return n < 1 || n > maxSandboxes }):
-		return fmt.Errorf("%v sandboxes cannot be: choose 1 to %d (--sandboxes)", c.Sandboxes, maxSandboxes)
-	case slices.ContainsFunc(c.Sessions, func(n int) bool { return n < 1 || n > maxSessions }):
-		return fmt.Errorf("%v sessions cannot be: choose 1 to %d (--sessions)", c.Sessions, maxSessions)
 	}
-	return nil
+	for _, n := range c.Sandboxes {
+		if n < 1 || n > MaxSandboxes {
+			return fmt.Errorf("%d sandboxes cannot be: choose 1 to %d (--sandboxes)", n, MaxSandboxes)
+		}
+	}
+	for _, n := range c.Sessions {
+		if n < 1 || n > MaxSessions {
+			return fmt.Errorf("%d sessions cannot be: choose 1 to %d (--sessions)", n, MaxSessions)
+		}
+	}
+	return c.validateCore()
 }
 
-// writable says whether a report can be written, before anything is measured for it. An
-// option that was not given has an empty path.
-func writable(option, path string) error {
-	if path == "" {
+// validateCore refuses a core that the gateway cannot have: in a chain one that this process may
+// not use, else one that this machine does not have.
+func (c *Config) validateCore() error {
+	switch {
+	case c.Core == testbed.AnyCore:
 		return nil
+	case c.Chain:
+		return testbed.CoreUsable(c.Core, ", or -1: it has none to itself")
 	}
-	if err := document.Writable(path); err != nil {
-		return fmt.Errorf("%s: %w; name a file in a folder that is there and may be written to", option, err)
+	cores, err := machine.Cores()
+	if err == nil && !slices.Contains(cores, c.Core) {
+		err = fmt.Errorf("there is no core %d: this machine has %s; choose one, or -1 if it has none to itself (--core)", c.Core, machine.ListCores(cores))
 	}
-	return nil
+	return err
+}
+
+// kind is how the gateway is reached.
+func (c *Config) kind() string {
+	switch {
+	case c.Chain:
+		return "chain"
+	case c.API != "":
+		return "api"
+	}
+	return "wireguard"
+}
+
+// output is where the JSON document goes, pageOutput where the page does.
+func (c *Config) output() document.Output {
+	return document.Output{Path: c.JSON, To: c.Standard, Whole: c.Whole}
+}
+
+func (c *Config) pageOutput() document.Output {
+	return document.Output{Path: c.HTML, To: c.Standard}
 }

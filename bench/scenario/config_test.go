@@ -1,7 +1,9 @@
 package scenario
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -12,7 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/bench/testbed"
+	"github.com/sallyport-net/sallyport/bench/trial"
 	"github.com/sallyport-net/sallyport/bench/wire"
 	"github.com/sallyport-net/sallyport/control/api"
 )
@@ -30,24 +34,38 @@ func TestConfig(t *testing.T) {
 		t.Error(err)
 	}
 	far := netip.MustParseAddrPort("192.0.2.80:9000")
+	running := func(c *Config) {
+		c.Chain, c.WireGuard, c.Far, c.Key = false, "wg.conf", far, [wire.KeySize]byte{1}
+	}
 	for want, spoil := range map[string]func(*Config){
-		"no scenario":          func(c *Config) { c.Scenarios = []string{"magic"} },
-		"nothing to measure":   func(c *Config) { c.Scenarios = nil },
-		"name one gateway":     func(c *Config) { c.Chain = false },
-		"name one":             func(c *Config) { c.WireGuard = "wg.conf" },
-		"give --token-file":    func(c *Config) { c.Chain, c.API = false, "unix:///a" },
-		"sallyport-bench serv": func(c *Config) { c.Chain, c.WireGuard = false, "wg.conf" },
-		"give --far":           func(c *Config) { c.Chain, c.WireGuard, c.Far = false, "wg.conf", far },
-		"leave out --far":      func(c *Config) { c.Far, c.Key = far, [wire.KeySize]byte{1} },
-		"no IPv4 address":      func(c *Config) { c.Far = netip.MustParseAddrPort("[2001:db8::1]:9") },
-		"--far-prefix":         func(c *Config) { c.FarPrefix = netip.MustParsePrefix("198.18.0.0/15") },
-		"no uplink":            func(c *Config) { c.Uplink = "magic" },
-		"give one":             func(c *Config) { c.PID, c.Admin = 1, "http://127.0.0.1:1" },
-		"--rate":               func(c *Config) { c.Rate = 1 },
-		"--for":                func(c *Config) { c.For = 0 },
-		"--try":                func(c *Config) { c.Try = time.Hour },
-		"--sandboxes":          func(c *Config) { c.Sandboxes = []int{1, 0} },
-		"--sessions":           func(c *Config) { c.Sessions = []int{1 << 21} },
+		"no scenario":               func(c *Config) { c.Scenarios = []string{"magic"} },
+		"nothing to measure":        func(c *Config) { c.Scenarios = nil },
+		"name one gateway":          func(c *Config) { c.Chain = false },
+		"name one":                  func(c *Config) { c.WireGuard = "wg.conf" },
+		"give --token-file":         func(c *Config) { c.Chain, c.API = false, "unix:///a" },
+		"sallyport-bench serv":      func(c *Config) { c.Chain, c.WireGuard = false, "wg.conf" },
+		"give --far":                func(c *Config) { c.Chain, c.WireGuard, c.Far = false, "wg.conf", far },
+		"leave out --far":           func(c *Config) { c.Far, c.Key = far, [wire.KeySize]byte{1} },
+		"no IPv4 address":           func(c *Config) { c.Far = netip.MustParseAddrPort("[2001:db8::1]:9") },
+		"--far-prefix":              func(c *Config) { c.FarPrefix = netip.MustParsePrefix("198.18.0.0/15") },
+		"no uplink":                 func(c *Config) { c.Uplink = "magic" },
+		"give one":                  func(c *Config) { running(c); c.PID, c.Admin = 1, "http://127.0.0.1:1" },
+		"leave out --pid":           func(c *Config) { c.PID = 1 },
+		"leave out --pid and --ad":  func(c *Config) { c.Admin = "http://127.0.0.1:1" },
+		"--whole could keep":        func(c *Config) { c.Whole = true },
+		"cannot be both":            func(c *Config) { c.JSON, c.HTML = "a", "./a" },
+		"such process":              func(c *Config) { running(c); c.PID = 1 << 30 },
+		"the harness itself":        func(c *Config) { running(c); c.PID = os.Getpid() },
+		"--again":                   func(c *Config) { c.Again = -1 },
+		"--rate":                    func(c *Config) { c.Rate = 1 },
+		"--for":                     func(c *Config) { c.For = 0 },
+		"--try":                     func(c *Config) { c.Try = time.Hour },
+		"there is no core 1048576":  func(c *Config) { c.Core = 1 << 20 },
+		"core -2 for the gateway":   func(c *Config) { c.Core = -2 },
+		"no core 70000: this mach":  func(c *Config) { running(c); c.Core = 70000 },
+		"0 sandboxes cannot be: ch": func(c *Config) { c.Sandboxes = []int{1, 0} },
+		"--sandboxes":               func(c *Config) { c.Sandboxes = []int{1, 0} },
+		"--sessions":                func(c *Config) { c.Sessions = []int{1 << 21} },
 	} {
 		c := valid()
 		spoil(&c)
@@ -94,15 +112,15 @@ func TestScraped(t *testing.T) {
 	}))
 	defer s.Close()
 	m := newScraped(s.URL + "/")
-	if process, _, err := m.read(t.Context()); err != nil || process != 12500*time.Millisecond {
-		t.Errorf("%v, %v", process, err)
+	if u, err := m.Read(t.Context()); err != nil || u.Process != 12500*time.Millisecond {
+		t.Errorf("%v, %v", u.Process, err)
 	}
 	answer = "something else\n"
-	if _, _, err := m.read(t.Context()); err == nil || !strings.Contains(err.Error(), "admin listener") {
+	if _, err := m.Read(t.Context()); err == nil || !strings.Contains(err.Error(), "admin listener") {
 		t.Error(err)
 	}
 	code = http.StatusForbidden
-	if _, _, err := m.read(t.Context()); err == nil || !strings.Contains(err.Error(), "403") {
+	if _, err := m.Read(t.Context()); err == nil || !strings.Contains(err.Error(), "403") {
 		t.Error(err)
 	}
 }
@@ -117,12 +135,46 @@ func TestUnreachable(t *testing.T) {
 	c := valid()
 	c.Chain, c.API, c.TokenFile, c.Project, c.Environment, c.Region = false, "unix://"+filepath.Join(dir, "api.sock"), token, "shop", "production", "iad1"
 	c.Far, c.Key, c.JSON = netip.MustParseAddrPort("192.0.2.80:9000"), [wire.KeySize]byte{1}, filepath.Join(dir, "a.json")
+	var table bytes.Buffer
+	c.Out = &table
 	err := Run(t.Context(), c)
 	if err == nil || !strings.Contains(err.Error(), "is sallyportd running here") {
 		t.Errorf("got %v", err)
 	}
+	if want := "Gateway: api, not reached; far side 192.0.2.80:9000; CPU: "; !strings.Contains(table.String(), want) {
+		t.Errorf("%q is not in:\n%s", want, table.String())
+	}
 	if b, err := os.ReadFile(c.JSON); err != nil || !strings.Contains(string(b), "is sallyportd running here") {
 		t.Errorf("%v: %s", err, b)
+	}
+	c.JSON, c.Whole = filepath.Join(dir, "b.json"), true
+	beside := filepath.Join(dir, "b.partial.json")
+	if err := Run(t.Context(), c); err == nil || !strings.Contains(err.Error(), beside) {
+		t.Errorf("a file that was to stay whole: %v", err)
+	}
+	if _, err := os.Stat(c.JSON); !os.IsNotExist(err) {
+		t.Errorf("it was written: %v", err)
+	}
+	if b, err := os.ReadFile(beside); err != nil || !strings.Contains(string(b), "is sallyportd running here") {
+		t.Errorf("%v: %s", err, b)
+	}
+}
+
+// The process whose time counts is named.
+func TestSays(t *testing.T) {
+	self := os.Getpid()
+	comm, err := machine.ProcessName(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("process %d (%s)", self, comm)
+	for want, l := range map[string]trial.Local{
+		name + " and core 3": {PID: self, Core: 3}, "core 0": {Core: 0}, "none": {Core: testbed.AnyCore},
+		name + ", without the kernel's part for what arrives": {PID: self, Core: testbed.AnyCore},
+	} {
+		if got := (local{l}).says(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }
 

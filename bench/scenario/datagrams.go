@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/progress"
 	"github.com/sallyport-net/sallyport/bench/search"
 	"github.com/sallyport-net/sallyport/bench/traffic"
+	"github.com/sallyport-net/sallyport/bench/trial"
 	"github.com/sallyport-net/sallyport/bench/wire"
 )
 
@@ -21,7 +23,8 @@ const (
 	// firstRate is the least rate of a search, tries how many rates it tries.
 	firstRate = 1000
 	tries     = 8
-	// lowLoss is the part of packets that may be lost, or late, at the highest rate.
+	// lowLoss is the part of packets that may be lost, or late, at the highest rate; of
+	// connections it is the part that may fail, too.
 	lowLoss = 0.001
 	// lag is how long a packet may be under way when the sending ends.
 	lag = 20 * time.Millisecond
@@ -34,51 +37,56 @@ const (
 	maxQueue = 20 * time.Millisecond
 )
 
-// trial is what came of a load of datagrams.
-type trial struct {
-	sent, got     uint64
-	rate          float64 // arrived per second
-	loss          float64 // part of what was sent
-	late          float64 // part that had not arrived lag after the sending ended; at least loss
-	reached       float64 // part of the asked rate that was sent
-	busy          float64 // part of the time that the gateway's core was used; -1: not seen
-	before, after usage
-	trace         *trace
-	report        wire.Report
-	received      traffic.Received
-	latency       *latency
-	in            bool
-	blind         bool          // nobody could be asked what arrived
-	broken        bool          // it was not sent, or not counted, to its end
-	queue         time.Duration // how much the median is above the least latency of the run
+// limits are those of datagrams.
+func limits() search.Limits {
+	return search.Limits{Lost: lowLoss, Reached: minReached, Queue: maxQueue, Full: full}
 }
 
-var _ search.Outcome = trial{}
+// carried is what came of a load of datagrams.
+type carried struct {
+	search.Datagrams
+	asked     float64 // per second
+	sent, got uint64
+	rate      float64 // arrived per second
+	spent     trial.Cost
+	trace     *trace
+	report    wire.Report
+	received  traffic.Received
+	latency   *latency
+	in        bool
+	own       uint64 // lost by this process's sockets
+	blind     bool   // nobody could be asked what arrived
+	broken    bool   // it was not sent, or not counted, to its end
+}
+
+var _ trial.Blamed = carried{}
 
 // Passes implements [search.Outcome].
-func (t trial) Passes() bool {
-	return t.late <= lowLoss && t.reached >= minReached && t.queue <= maxQueue
-}
+func (t carried) Passes() bool { return limits().Passes(t.Datagrams) }
 
-// Starved implements [search.Outcome]. What the far side loses is no loss of the gateway's.
-func (t trial) Starved() bool {
-	far := float64(t.report.Dropped) / float64(max(t.sent, 1))
-	return t.loss-far <= lowLoss && t.queue <= maxQueue && (t.busy >= 0 && t.busy < full || t.busy < 0 && t.reached < minReached)
-}
+// Starved implements [search.Outcome].
+func (t carried) Starved() bool { return limits().Starved(t.Datagrams) }
+
+// Blame implements [trial.Blamed].
+func (t carried) Blame() (by search.Limit, why string) { return limits().Blame(t.Datagrams) }
+
+// Offered implements [trial.Blamed].
+func (t carried) Offered() float64 { return t.asked }
 
 // send offers a load of datagrams for a while.
-func (r *runner) send(ctx context.Context, c *crowd, l traffic.Load, in bool) (t trial, err error) {
-	l.Run, t.in = newRun(), in
+func (r *runner) send(ctx context.Context, c *crowd, l traffic.Load, in bool) (t carried, err error) {
+	l.Run, t.in, t.asked = newRun(), in, l.Rate
 	if len(l.Remotes) == 0 {
 		l.Remotes = r.remotes[:1]
 	}
 	if _, err := c.source.Report(ctx, l.Run, r.remotes[0]); err != nil {
 		return t, err
 	}
-	if t.before, err = r.spent(ctx); err != nil {
+	before, err := r.meter.Read(ctx)
+	if err != nil {
 		return t, err
 	}
-	sent := traffic.Sent{}
+	sent, overrun := traffic.Sent{}, c.source.Overrun()
 	if in {
 		stop := r.watch(l.For, l.Rate, fresh(func() uint64 { return c.source.Received().Packets }))
 		var back traffic.Ingress
@@ -89,12 +97,19 @@ func (r *runner) send(ctx context.Context, c *crowd, l traffic.Load, in bool) (t
 		sent, err = c.source.Blast(ctx, l)
 		t.trace, t.received, t.latency, t.sent = stop(), c.source.Received(), latencyOf(sent.Latency), sent.Packets
 	}
-	after, uerr := r.spent(ctx)
-	t.after = after
-	if err == nil {
+	after, uerr := r.meter.Read(ctx)
+	if uerr == nil {
+		t.spent = after.Since(before)
+	} else if err == nil {
 		err = uerr
 	}
+	var silent *traffic.SilentError
 	switch {
+	case errors.As(err, &silent) && silent.Answers:
+		if t.report = silent.Report; in {
+			t.sent = silent.Report.Generated
+		}
+		t.blind = t.sent == 0
 	case in:
 		t.blind = err != nil
 	case err == nil:
@@ -108,7 +123,7 @@ func (r *runner) send(ctx context.Context, c *crowd, l traffic.Load, in bool) (t
 	if t.broken = err != nil; t.broken && sent.Took > 0 {
 		l.For = min(l.For, sent.Took)
 	}
-	t.queue = r.queued(t.latency)
+	t.own = c.source.Overrun().Since(overrun)
 	return r.weigh(t, l), err
 }
 
@@ -134,70 +149,66 @@ func (r *runner) arrivals(run uint64) func() uint64 {
 	}
 }
 
-// settled asks for a report until nothing more arrives.
-func (r *runner) settled(ctx context.Context, c *crowd, run uint64) (wire.Report, error) {
-	const quiet = 30 * time.Millisecond
-	for last := uint64(0); ; {
-		report, err := c.source.Report(ctx, run, r.remotes[0])
-		if err != nil || report.Packets == last {
-			return report, err
-		}
-		last = report.Packets
-		if err := pause(ctx, quiet); err != nil {
-			return report, err
-		}
-	}
+// settled asks for reports until nothing more arrives.
+func (r *runner) settled(ctx context.Context, c *crowd, run uint64) (report wire.Report, err error) {
+	err = trial.Settle(ctx, func() (uint64, error) {
+		var err error
+		report, err = c.source.Report(ctx, run, r.remotes[0])
+		return report.Packets, err
+	})
+	return report, err
 }
 
 // weigh fills in what follows from the counts.
-func (r *runner) weigh(t trial, l traffic.Load) trial {
-	asked, d := l.Rate*l.For.Seconds(), l.For.Seconds()
-	if t.got = t.report.Packets - t.report.Duplicates - t.report.Stale; t.in {
-		t.got = t.received.Packets - t.received.Duplicates - t.received.Stale
+func (r *runner) weigh(t carried, l traffic.Load) carried {
+	if t.got = t.report.Arrived(); t.in {
+		t.got = t.received.Arrived()
 	}
-	t.busy = -1
-	if asked > 0 {
-		t.reached = float64(t.sent) / asked
+	counts := search.Counts{Asked: l.Rate * l.For.Seconds(), Sent: t.sent, Arrived: t.got, InTime: t.got, Dropped: t.report.Dropped}
+	if t.in { // outwards only answers get lost here
+		counts.Dropped += t.own
 	}
+	if !t.trace.begun().IsZero() {
+		counts.InTime = t.trace.within(l.For + lag)
+	}
+	t.Datagrams = counts.Weigh()
+	t.Busy, t.Queue = -1, r.queued(t.latency)
 	if t.sent == 0 {
-		t.loss, t.late = 1, 1
 		return t
 	}
-	t.loss = max(0, 1-float64(t.got)/float64(t.sent))
-	t.late, t.rate = t.loss, float64(t.got)/d
-	if !t.trace.begun().IsZero() {
-		inTime := t.trace.within(l.For + lag)
-		t.late, t.rate = max(t.loss, 1-float64(inTime)/float64(t.sent)), float64(inTime)/d
-	}
-	if _, core := r.meter.seen(); core {
-		t.busy = (t.after.core - t.before.core).Seconds() / (d + lag.Seconds())
+	t.rate = float64(counts.InTime) / l.For.Seconds()
+	if _, core := r.meter.Seen(); core {
+		t.Busy = t.spent.Busy(l.For + lag)
 	}
 	return t
 }
 
 // note takes a trial into a step, and what a gateway must not do.
-func (r *runner) note(s *step, t trial, l traffic.Load) {
+func (r *runner) note(s *step, t carried, l traffic.Load) {
 	r.fill(s, t, l)
 	r.inspect(s, t)
 }
 
 // fill takes a trial's figures into a step.
-func (r *runner) fill(s *step, t trial, l traffic.Load) {
-	s.Noise.Reached = t.reached
+func (r *runner) fill(s *step, t carried, l traffic.Load) {
+	s.Noise.Reached, s.Latency = t.Reached, t.latency
 	if t.blind {
 		s.Noise.Reached = 0 // it was not sent to its end
 		s.mark("%s; the far side could not be asked how many arrived", sentOf(t))
 		return
 	}
-	s.Latency = t.latency
-	s.Figures[figureRate], s.Figures[figureLoss] = t.rate, 100*t.loss
+	s.Figures[figureRate], s.Figures[figureLoss] = t.rate, 100*t.Lost
 	s.Figures[figureGbps] = t.rate * float64(l.Size) * 8 / 1e9
-	r.costs(s, t.before, t.after, float64(t.got))
-	if t.busy >= 0 {
-		s.Figures[figureBusy] = 100 * min(1, t.busy)
+	r.costs(s, t.spent, t.got)
+	if t.Busy >= 0 {
+		s.Figures[figureBusy] = 100 * min(1, t.Busy)
 	}
+	s.Noise.Dropped = t.Dropped
 	if t.report.Dropped > 0 {
 		s.mark("the far side itself lost %d packets", t.report.Dropped)
+	}
+	if t.own > 0 {
+		s.mark("this process's own sockets were full and lost about %d packets", t.own)
 	}
 	if len(t.trace.at) > 0 {
 		s.Series = append(s.Series, t.trace.series("arrived", "packets/s", l.For, 1))
@@ -205,15 +216,15 @@ func (r *runner) fill(s *step, t trial, l traffic.Load) {
 }
 
 // sentOf says how many packets a trial sent, as far as is known: inwards the far side does.
-func sentOf(t trial) string {
+func sentOf(t carried) string {
 	if t.in {
 		return "the far side was asked to send"
 	}
-	return group(float64(t.sent)) + " packets were sent"
+	return progress.Group(float64(t.sent)) + " packets were sent"
 }
 
 // inspect notes what a gateway must not do.
-func (r *runner) inspect(s *step, t trial) {
+func (r *runner) inspect(s *step, t carried) {
 	r.checkSources(s, t.report)
 	add := func(name string, n uint64) {
 		if n > 0 {
@@ -225,13 +236,13 @@ func (r *runner) inspect(s *step, t trial) {
 	add(figureDamaged, damaged)
 	add(figureReordered, t.report.Reordered+t.received.Reordered)
 	if duplicates > 0 {
-		s.fail("%d packets came twice", duplicates)
+		s.never("%d packets came twice", duplicates)
 	}
 	if damaged > 0 {
-		s.fail("%d packets came back damaged", damaged)
+		s.never("%d packets came back damaged", damaged)
 	}
 	if n := t.received.Foreign + t.received.Strange; n > 0 {
-		s.fail("%d packets came back that were others', or that nobody asked for", n)
+		s.never("%d packets came back that were others', or that nobody asked for", n)
 	}
 	if t.sent > 0 && t.got == 0 && !t.broken && !t.blind {
 		s.fail("of %d packets none arrived", t.sent)
@@ -250,9 +261,13 @@ func (r *runner) datagrams(ctx context.Context, o *outcome, size int, in bool) e
 	}
 	peak := load{Size: size, Sandboxes: len(c.inners), Flows: l.Flows, Seconds: (tries + search.Steadily) * r.cfg.Try.Seconds()}
 	return r.step(ctx, o, "peak", peak, func(s *step) error {
-		best, bound, err := r.highest(ctx, s, c, l, in)
-		if err != nil && !errors.Is(err, search.ErrNone) || best.sent == 0 {
+		found, err := r.highest(ctx, s, c, l, in)
+		best := found.Best
+		if err != nil && !errors.Is(err, search.ErrNone) {
 			return err // a rate that was tried when it broke off is no result
+		}
+		if limited(s, found); best.sent == 0 {
+			return err
 		}
 		l.Rate, l.For = float64(best.sent)/(search.Steadily*r.cfg.Try.Seconds()), search.Steadily*r.cfg.Try
 		s.Load.Rate = l.Rate
@@ -262,9 +277,6 @@ func (r *runner) datagrams(ctx context.Context, o *outcome, size int, in bool) e
 			return err
 		}
 		s.Figures[figurePeak] = best.rate
-		if bound {
-			s.mark("the source could do no more: the gateway's own limit is higher")
-		}
 		if size == smallSize && !in {
 			r.peak = best.rate
 		}
@@ -275,26 +287,28 @@ func (r *runner) datagrams(ctx context.Context, o *outcome, size int, in bool) e
 // fixed measures the fixed load.
 func (r *runner) fixed(ctx context.Context, o *outcome, c *crowd, l traffic.Load, in bool) error {
 	offered := load{Rate: l.Rate, Size: l.Size, Sandboxes: len(c.inners), Flows: l.Flows, Seconds: l.For.Seconds()}
-	return r.step(ctx, o, group(l.Rate)+"/s", offered, func(s *step) error {
+	return r.step(ctx, o, progress.Group(l.Rate)+"/s", offered, func(s *step) error {
 		warm := l
 		warm.For = min(l.For, r.cfg.Try)
-		if _, err := r.send(ctx, c, warm, in); err != nil {
+		t, err := r.send(ctx, c, warm, in)
+		if err != nil {
 			return err
 		}
-		t, err := r.send(ctx, c, l, in)
+		r.checkSources(s, t.report)
+		t, err = r.send(ctx, c, l, in)
 		r.note(s, t, l)
 		return err
 	})
 }
 
 // highest finds the highest rate that passes. What a gateway must not do counts at all rates.
-func (r *runner) highest(ctx context.Context, s *step, c *crowd, l traffic.Load, in bool) (best trial, bound bool, err error) {
+func (r *runner) highest(ctx context.Context, s *step, c *crowd, l traffic.Load, in bool) (search.Found[carried], error) {
 	most := float64(maxRate)
 	if l.Size > smallSize {
 		most /= 2
 	}
 	return search.Highest(search.Range{Least: firstRate, Most: most, Tries: tries, Hold: r.cfg.Try},
-		func(rate float64, hold time.Duration) (trial, error) {
+		func(rate float64, hold time.Duration) (carried, error) {
 			one := l
 			one.Rate, one.For, one.Patience = rate, hold, trialPatience
 			t, err := r.send(ctx, c, one, in)
@@ -302,10 +316,10 @@ func (r *runner) highest(ctx context.Context, s *step, c *crowd, l traffic.Load,
 				r.inspect(s, t)
 			}
 			if errors.Is(err, traffic.ErrSilent) { // so much was lost that no answer came
-				t.loss, t.late, err = 1, 1, nil
+				t.Lost, t.Late, err = 1, 1, nil
 			}
 			if err != nil {
-				return t, fmt.Errorf("at %s packets per second: %w", group(rate), err)
+				return t, fmt.Errorf("at %s packets per second: %w", progress.Group(rate), err)
 			}
 			return t, nil
 		})

@@ -65,16 +65,16 @@ type operated struct {
 }
 
 func newOperated(cfg *Config) (*operated, error) {
-	token, err := os.ReadFile(cfg.TokenFile)
+	token, err := api.ReadTokenFile(cfg.TokenFile)
 	if err != nil {
-		return nil, fmt.Errorf("read the control API's token (--token-file): %w", err)
+		return nil, fmt.Errorf("%w (--token-file)", err)
 	}
-	client, err := api.NewClient(api.ClientConfig{Address: cfg.API, Token: strings.TrimSpace(string(token))})
+	client, err := api.NewClient(api.ClientConfig{Address: cfg.API, Token: token})
 	if err != nil {
 		return nil, err
 	}
 	return &operated{
-		client: client, facts: about{Kind: "api", Pair: []netip.Addr{}, Far: cfg.Far}, more: make(chan string, 1<<15),
+		client: client, facts: about{Kind: cfg.kind(), Pair: []netip.Addr{}, Far: cfg.Far}, more: make(chan string, 1<<15),
 		request: api.AttachRequest{
 			Project: cfg.Project, Environment: cfg.Environment, Region: cfg.Region, Kind: spec.KindFunction, Runtime: spec.RuntimeGo,
 		},
@@ -153,7 +153,7 @@ func newStock(cfg *Config) (*stock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", cfg.WireGuard, err)
 	}
-	return &stock{end, about{Kind: "wireguard", Endpoint: end.Gateway.Endpoint, Pair: append([]netip.Addr{}, cfg.Pair...), Far: cfg.Far}}, nil
+	return &stock{end, about{Kind: cfg.kind(), Endpoint: end.Gateway.Endpoint, Pair: append([]netip.Addr{}, cfg.Pair...), Far: cfg.Far}}, nil
 }
 
 func (s *stock) about() about                { return s.facts }

@@ -8,8 +8,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sallyport-net/sallyport/bench/progress"
 	"github.com/sallyport-net/sallyport/bench/tcp"
 	"github.com/sallyport-net/sallyport/bench/traffic"
+	"github.com/sallyport-net/sallyport/bench/trial"
 )
 
 // The mix: at full load datagrams of mixedSize at a fifth of the fixed rate, requests at
@@ -89,12 +91,12 @@ type mixers struct {
 func (r *runner) phase(ctx context.Context, s *step, p phase, m mixers) error {
 	held := r.cfg.For
 	datagrams := traffic.Load{Rate: p.share * mixedShare * float64(r.cfg.Rate), For: held, Size: mixedSize, Flows: len(m.main.inners)}
-	var t trial
-	var made connected
+	var t carried
+	var made trial.Connected
 	var moved [2]tcp.Moved
 	runs := []uint64{0, 0, m.dialer.run}
 	out := &stormed{}
-	before, err := r.spent(ctx)
+	before, err := r.meter.Read(ctx)
 	if err != nil {
 		return err
 	}
@@ -108,7 +110,7 @@ func (r *runner) phase(ctx context.Context, s *step, p phase, m mixers) error {
 		return err
 	})
 	all.Go(func() (err error) {
-		made, err = r.connect(gctx, m.dialer, max(1, p.share*mixedConnections*float64(r.cfg.Rate)), held)
+		made, err = m.dialer.Try(gctx, max(1, p.share*mixedConnections*float64(r.cfg.Rate)), held)
 		return err
 	})
 	all.Go(func() (err error) {
@@ -121,7 +123,7 @@ func (r *runner) phase(ctx context.Context, s *step, p phase, m mixers) error {
 	})
 	all.Go(func() error { return r.attachBeside(gctx, out, p.share, held) })
 	err = all.Wait()
-	after, uerr := r.spent(ctx)
+	after, uerr := r.meter.Read(ctx)
 	s.Broken = err != nil
 	r.sumPhase(s, t, made, moved, out)
 	for _, run := range runs {
@@ -129,8 +131,8 @@ func (r *runner) phase(ctx context.Context, s *step, p phase, m mixers) error {
 			r.checkSources(s, report)
 		}
 	}
-	if _, core := r.meter.seen(); core {
-		s.Figures[figureBusy] = 100 * min(1, (after.core-before.core).Seconds()/held.Seconds())
+	if _, core := r.meter.Seen(); core && uerr == nil {
+		s.Figures[figureBusy] = 100 * min(1, after.Since(before).Busy(held))
 	}
 	return errors.Join(err, uerr)
 }
@@ -141,7 +143,7 @@ func (r *runner) attachBeside(ctx context.Context, out *stormed, share float64, 
 	began := time.Now()
 	for i := range n {
 		due := began.Add(time.Duration(float64(i) / (share * mixedAttaches) * float64(time.Second)))
-		if err := pause(ctx, time.Until(due)); err != nil {
+		if err := trial.Pause(ctx, time.Until(due)); err != nil {
 			return err
 		}
 		if _, err := r.gateway.attach(ctx, r.members[sideGroup].keys[0].public); err != nil {
@@ -157,28 +159,28 @@ func (r *runner) attachBeside(ctx context.Context, out *stormed, share float64, 
 }
 
 // sumPhase takes all kinds into a step, beside the requests that are there.
-func (r *runner) sumPhase(s *step, t trial, made connected, moved [2]tcp.Moved, out *stormed) {
+func (r *runner) sumPhase(s *step, t carried, made trial.Connected, moved [2]tcp.Moved, out *stormed) {
 	if t.sent > 0 {
 		r.inspect(s, t)
 	}
 	if t.sent > 0 && !t.blind {
-		s.Figures[figureLoss] = 100 * t.loss // of datagrams
-		s.mark("datagrams: %s/s arrived, %.3f %% lost", group(t.rate), 100*t.loss)
+		s.Figures[figureLoss] = 100 * t.Lost // of datagrams
+		s.also("datagrams: %s/s arrived, %.3f %% lost", progress.Group(t.rate), 100*t.Lost)
 	}
 	s.Figures[figureFailed] = float64(made.Failed()) + float64(out.failed)
 	if made.Failed() > 0 && !s.Broken {
 		s.fail("of %d connections %d failed", made.Begun, made.Failed())
 	}
-	s.mark("connections: %s/s, %d failed", group(made.rate), made.Failed())
+	s.also("connections: %s/s, %d failed", progress.Group(made.Rate), made.Failed())
 	for i, way := range []string{"out", "in"} {
 		if m := moved[i]; m.Took > 0 {
-			s.mark("a transfer %s, %d streams: %.2f Gbit/s", way, streams, float64(m.Bytes)*8/1e9/m.Took.Seconds())
+			s.also("a transfer %s, %d streams: %.2f Gbit/s", way, streams, float64(m.Bytes)*8/1e9/m.Took.Seconds())
 		}
 	}
 	if out.failed > 0 && !s.Broken {
 		s.fail("of %d attaches %d failed: %v", out.done+out.failed, out.failed, out.why)
 	}
 	if out.done > 0 {
-		s.mark("attaches: %d, p99 %.1f ms", out.done, millis(out.attach.Quantile(0.99)))
+		s.also("attaches: %d, p99 %.1f ms", out.done, millis(out.attach.Quantile(0.99)))
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/chart"
-	"github.com/sallyport-net/sallyport/bench/document"
+	"github.com/sallyport-net/sallyport/bench/progress"
 	"github.com/sallyport-net/sallyport/internal/console"
 )
 
@@ -38,7 +38,7 @@ func (s *step) cells() (list [][2]string) {
 // short is a step in a few words.
 func (s *step) short() (text string) {
 	if v, ok := s.Figures[figureRate]; ok {
-		text += "  " + group(v) + "/s"
+		text += "  " + progress.Group(v) + "/s"
 	} else if v, ok := s.Figures[figureGbps]; ok {
 		text += fmt.Sprintf("  %.2f Gbit/s", v)
 	}
@@ -46,7 +46,7 @@ func (s *step) short() (text string) {
 		text += fmt.Sprintf("  %.3f %% lost", v)
 	}
 	if s.Latency != nil {
-		text += "  p50 " + group(s.Latency.P50) + " us"
+		text += "  p50 " + progress.Group(s.Latency.P50) + " us"
 	}
 	switch {
 	case s.Refused:
@@ -63,7 +63,7 @@ func (s *step) short() (text string) {
 // number has thousands in groups where it is whole.
 func number(v float64, digits int) string {
 	if digits == 0 || math.Abs(v) >= 1e5 {
-		return group(v)
+		return progress.Group(v)
 	}
 	return fmt.Sprintf("%.*f", digits, v)
 }
@@ -110,10 +110,16 @@ func (o *outcome) notes() (list []string) {
 			list = append(list, "WRONG: "+s.Name+": "+w)
 		}
 		if s.Refused {
-			list = append(list, "REFUSED: "+s.Name+": its figures are thrown away: "+strings.Join(s.Noise.why(), "; "))
+			list = append(list, "REFUSED: "+s.Name+": its figures are thrown away: "+strings.Join(s.Noise.why(), "; ")+s.still())
 		}
 		for _, m := range s.Marks {
 			list = append(list, "NOTE: "+s.Name+": "+m)
+		}
+		if s.Limit != nil {
+			list = append(list, "LIMIT: "+s.Name+": "+s.Limit.String())
+		}
+		for _, m := range s.Beside {
+			list = append(list, "ALSO: "+s.Name+": "+m)
 		}
 	}
 	for _, p := range o.Problems {
@@ -146,7 +152,7 @@ func (r *result) print(w io.Writer) error {
 			b.WriteString("  " + console.Clean(n) + "\n")
 		}
 	}
-	b.WriteString("\n" + console.Clean(strings.Join(r.conditions(), "\n")) + "\n")
+	b.WriteString("\nVerdict: " + console.Clean(r.verdict()+"\n"+strings.Join(r.conditions(), "\n")) + "\n")
 	for _, p := range r.Problems {
 		b.WriteString("FAILED: " + console.Clean(p) + "\n")
 	}
@@ -163,8 +169,13 @@ func (r *result) conditions() []string {
 	}
 	if g.Endpoint.IsValid() {
 		what += fmt.Sprintf(", at %v", g.Endpoint)
+	} else {
+		what += ", not reached"
 	}
-	what += fmt.Sprintf("; far side %v; CPU: %s", g.Far, g.CPU)
+	if g.Far.IsValid() {
+		what += fmt.Sprintf("; far side %v", g.Far)
+	}
+	what += "; CPU: " + g.CPU
 	checked, wrong, some := true, uint64(0), false
 	for _, o := range r.Scenarios {
 		for _, s := range o.Steps {
@@ -190,25 +201,6 @@ func (r *result) conditions() []string {
 	}
 }
 
-// page is the result for a browser.
-func (r *result) page() string {
-	p := document.Page{Title: "Sallyport gateway, measured " + r.Date.Format(time.DateOnly), Lead: r.conditions(), Style: chart.Style}
-	for _, problem := range r.Problems {
-		p.Lead = append(p.Lead, "FAILED: "+problem)
-	}
-	for _, o := range r.Scenarios {
-		part := document.Part{Title: o.Name + ": " + o.Title, Marks: o.notes()}
-		if len(o.Steps) > 0 {
-			part.Table = o.rows()
-		}
-		for _, c := range o.charts() {
-			part.Pictures = append(part.Pictures, c.SVG())
-		}
-		p.Parts = append(p.Parts, part)
-	}
-	return p.HTML()
-}
-
 // charts are what a scenario's figures look like.
 func (o *outcome) charts() (list []chart.Chart) {
 	quantiles := chart.Chart{Title: o.Title + ": latency", X: chart.Axis{Label: "of all", Scale: chart.Quantile}, Y: chart.Axis{Label: "us", Scale: chart.Log}}
@@ -216,6 +208,7 @@ func (o *outcome) charts() (list []chart.Chart) {
 	over := map[string]*chart.Chart{}
 	var units []string
 	process, core := chart.Series{Name: "process", Dots: true}, chart.Series{Name: "core", Dots: true}
+	largest := 0.0 // a step that is smaller than the one before is another question
 	for _, s := range o.Steps {
 		if s.Latency != nil {
 			quantiles.Series = append(quantiles.Series, chart.Series{Name: s.Name, Points: points(s.Latency.Quantiles)})
@@ -228,7 +221,8 @@ func (o *outcome) charts() (list []chart.Chart) {
 			}
 			c.Series = append(c.Series, chart.Series{Name: s.Name + " " + one.Name, Points: points(one.Points)})
 		}
-		if x := float64(o.size(s)); x > 0 {
+		if x := float64(o.size(s)); x > largest {
+			largest = x
 			if v, ok := s.Figures[figureProcess]; ok {
 				process.Points = append(process.Points, chart.Point{X: x, Y: v})
 			}
@@ -288,12 +282,9 @@ func (r *result) write(cfg *Config) error {
 	if cfg.Out != nil {
 		errs = append(errs, r.print(cfg.Out))
 	}
-	if cfg.JSON != "" {
-		var b strings.Builder
-		errs = append(errs, document.WriteJSON(&b, r), document.Replace(cfg.JSON, b.String()))
-	}
+	errs = append(errs, cfg.output().Write(r, r.whole(cfg)))
 	if cfg.HTML != "" {
-		errs = append(errs, document.Replace(cfg.HTML, r.page()))
+		errs = append(errs, cfg.pageOutput().WriteText(r.page()))
 	}
 	return errors.Join(errs...)
 }

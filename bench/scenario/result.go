@@ -3,11 +3,13 @@ package scenario
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/histogram"
 	"github.com/sallyport-net/sallyport/bench/machine"
+	"github.com/sallyport-net/sallyport/bench/trial"
 )
 
 // resultVersion is that of the JSON document. It grows when a field changes its meaning
@@ -39,8 +41,8 @@ type about struct {
 	// Pair are the addresses that sandboxes may leave from; empty: nobody said them.
 	Pair []netip.Addr   `json:"pair"`
 	Far  netip.AddrPort `json:"far"`
-	// CPU says whose time is counted: "process and core", "process", "core", "metrics
-	// (process)", or "none".
+	// CPU says whose time is counted: "process 4711 (sallyportd) and core 0", one of both,
+	// "process by its metrics, ...", or "none".
 	CPU string `json:"cpu"`
 }
 
@@ -55,6 +57,7 @@ type outcome struct {
 	Problems []string `json:"problems,omitempty"`
 
 	place string // in the run, for people
+	once  bool   // nothing of it is measured again
 }
 
 // step is one measurement.
@@ -69,6 +72,11 @@ type step struct {
 	Series  []series `json:"series,omitempty"`
 	Sources *sources `json:"sources,omitempty"`
 	Noise   noise    `json:"noise"`
+	// Limit is why a step that looks for the highest rate found no higher one.
+	Limit *trial.Limit `json:"limit,omitempty"`
+	// Attempts is how often it was measured to its end, as it was noisy before: the last counts,
+	// and what a gateway must not do in any.
+	Attempts int `json:"attempts,omitempty"`
 	// Refused says that figures were thrown away for the noise (--strict).
 	Refused bool `json:"refused,omitempty"`
 	// Broken says that it did not come to its end: what figures there are, are of the time
@@ -76,8 +84,12 @@ type step struct {
 	Broken bool `json:"broken,omitempty"`
 	// Marks are why the figures are to be read with care.
 	Marks []string `json:"marks,omitempty"`
+	// Beside is what was measured besides.
+	Beside []string `json:"beside,omitempty"`
 	// Wrong is what a gateway must not do, and did.
 	Wrong []string `json:"wrong,omitempty"`
+
+	lasting []string // what of Wrong counts if it is measured again
 }
 
 // load is what was offered.
@@ -112,9 +124,9 @@ func latencyOf(h *histogram.Histogram) *latency {
 	if h == nil || h.Count() == 0 {
 		return nil
 	}
-	at := func(q float64) float64 { return micros(h.Quantile(q)) }
+	at := func(q float64) float64 { return trial.Micros(h.Quantile(q)) }
 	known := func(q float64) bool { return (1-q)*float64(h.Count()) > beyond-1e-9 }
-	l := &latency{Count: h.Count(), P50: at(0.5), Max: micros(h.Max())}
+	l := &latency{Count: h.Count(), P50: at(0.5), Max: trial.Micros(h.Max())}
 	for q, v := range map[float64]*float64{0.9: &l.P90, 0.99: &l.P99, 0.999: &l.P999} {
 		if known(q) {
 			*v = at(q)
@@ -153,6 +165,11 @@ func (s *step) fail(format string, args ...any) {
 	s.Wrong = append(s.Wrong, fmt.Sprintf(format, args...))
 }
 
+// also notes what was measured beside the figures.
+func (s *step) also(format string, args ...any) {
+	s.Beside = append(s.Beside, fmt.Sprintf(format, args...))
+}
+
 // mark notes why the figures are to be read with care.
 func (s *step) mark(format string, args ...any) {
 	s.Marks = append(s.Marks, fmt.Sprintf(format, args...))
@@ -165,13 +182,11 @@ func (s *step) breakOff(interrupted bool) {
 		s.mark("BROKEN OFF: its figures, if any, are of the time until then")
 		return
 	}
-	s.Figures, s.Latency, s.Series, s.Noise = values{}, nil, nil, noise{}
+	s.Figures, s.Latency, s.Series, s.Limit, s.Noise = values{}, nil, nil, nil, noise{}
 	s.mark("INTERRUPTED: what was measured of it is left out")
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
-
-func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 // faults counts what makes the exit code differ from 0.
 func (r *result) faults() (n int) {
@@ -186,6 +201,20 @@ func (r *result) faults() (n int) {
 		}
 	}
 	return n
+}
+
+// whole says that all that was asked for was measured, whatever came of it. A step without a
+// figure says why it was not.
+func (r *result) whole(cfg *Config) bool {
+	if len(r.Problems) > 0 {
+		return false
+	}
+	ended := map[string]bool{}
+	for _, o := range r.Scenarios {
+		cut := slices.ContainsFunc(o.Steps, func(s *step) bool { return s.Broken || s.Refused || len(s.Figures) == 0 })
+		ended[o.Name] = o.NotRun == "" && len(o.Problems) == 0 && !cut
+	}
+	return !slices.ContainsFunc(cfg.Scenarios, func(name string) bool { return !ended[name] })
 }
 
 // A figure's names in JSON say its unit. The order is that of the reports.

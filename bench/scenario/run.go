@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/machine"
-	"github.com/sallyport-net/sallyport/bench/search"
+	"github.com/sallyport-net/sallyport/bench/progress"
+	"github.com/sallyport-net/sallyport/bench/testbed"
 	"github.com/sallyport-net/sallyport/bench/traffic"
+	"github.com/sallyport-net/sallyport/bench/trial"
 	"github.com/sallyport-net/sallyport/bench/wire"
 )
 
@@ -25,17 +27,15 @@ const (
 // scenario is something that is measured.
 type scenario struct {
 	name, title string
-	// alone says that it needs no gateway of this run.
+	// alone says that it needs no gateway of this run, and is not measured again.
 	alone bool
 	run   func(r *runner, ctx context.Context, o *outcome) error
 }
 
+// scenarios are all, in order. What compare measures too has the same name there.
 func scenarios() []scenario {
-	udp := func(size int, in bool) scenario {
-		name, title := fmt.Sprintf("udp-%d-out", size), fmt.Sprintf("UDP, packets of %d bytes, egress", size)
-		if in {
-			name, title = fmt.Sprintf("udp-%d-in", size), fmt.Sprintf("UDP, packets of %d bytes, ingress", size)
-		}
+	udp := func(name, direction string, size int, in bool) scenario {
+		title := fmt.Sprintf("UDP, packets of %d bytes, %s", size, direction)
 		return scenario{name: name, title: title, run: func(r *runner, ctx context.Context, o *outcome) error {
 			return r.datagrams(ctx, o, size, in)
 		}}
@@ -46,9 +46,11 @@ func scenarios() []scenario {
 	return []scenario{
 		bulk("tcp-out", fmt.Sprintf("TCP, %d streams, egress", streams), false),
 		bulk("tcp-in", fmt.Sprintf("TCP, %d streams, ingress", streams), true),
-		udp(smallSize, false), udp(smallSize, true), udp(fullSize, false), udp(fullSize, true),
+		udp("udp-out", "egress", smallSize, false), udp("udp-in", "ingress", smallSize, true),
+		udp("udp1420-out", "egress", fullSize, false), udp("udp1420-in", "ingress", fullSize, true),
 		{name: "connections", title: "TCP connections: connect, one request, its answer, close", run: (*runner).connectionsOf},
-		{name: "latency", title: fmt.Sprintf("requests and answers of %d bytes", echoSize), run: (*runner).latency},
+		{name: "latency-idle", title: fmt.Sprintf("requests and answers of %d bytes, idle", echoSize), run: (*runner).latencyIdle},
+		{name: "latency-half", title: fmt.Sprintf("requests and answers of %d bytes, beside half of the most that passes", echoSize), run: (*runner).latencyHalf},
 		{name: nameSandboxes, title: "many sandboxes: cost per packet", run: (*runner).sandboxes},
 		{name: "attach", title: fmt.Sprintf("attach storm: %d per second, to the first answered byte", attachRate), run: (*runner).storm},
 		{name: nameSessions, title: "many sessions: cost per packet", run: (*runner).sessions},
@@ -71,7 +73,7 @@ type runner struct {
 	gateway  gateway
 	chain    *chain // nil: the gateway ran before
 	meter    meter
-	progress *progress
+	progress *progress.Line
 	result   *result
 	began    time.Time
 	key      [wire.KeySize]byte
@@ -79,6 +81,7 @@ type runner struct {
 	pair     []netip.Addr
 	members  map[string]*members
 	crowds   map[string]*crowd
+	repeats  trial.Repeats
 	least    float64 // latency of datagrams so far, in microseconds; 0: not known
 	peak     float64 // of small packets, per second and outwards; 0: not known
 }
@@ -91,28 +94,26 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	r := newRunner(&cfg)
 	r.measure(ctx)
-	r.progress.end()
+	r.progress.End()
 	r.result.Seconds = time.Since(r.began).Seconds()
-	if err := r.result.write(&cfg); err != nil {
-		return err
-	}
+	err := r.result.write(&cfg)
 	if n := r.result.faults(); n > 0 {
-		return fmt.Errorf("%d findings: %s", n, r.result.first())
+		err = errors.Join(fmt.Errorf("%s: %s", plural(n, "finding"), r.result.first()), err)
 	}
-	return nil
+	return err
 }
 
 // newRunner makes a run that has not begun.
 func newRunner(cfg *Config) *runner {
 	r := &runner{
-		cfg: cfg, progress: newProgress(cfg.Progress, cfg.Terminal, cfg.Width), began: time.Now(),
-		members: map[string]*members{}, crowds: map[string]*crowd{},
+		cfg: cfg, progress: progress.New(cfg.Progress, cfg.Terminal, cfg.Width), began: time.Now(),
+		members: map[string]*members{}, crowds: map[string]*crowd{}, repeats: trial.Repeats{Each: againEach, All: cfg.Again},
 	}
 	r.result = &result{
 		Version: resultVersion, Date: r.began.UTC().Round(time.Second), Command: cfg.Command, Sallyport: cfg.Version,
 		Machine: machine.Here(), Load1: machine.LoadAverage(), Scenarios: []*outcome{}, Problems: []string{},
 	}
-	r.result.Gateway = about{Pair: []netip.Addr{}, Far: cfg.Far, CPU: "none"}
+	r.result.Gateway = about{Kind: cfg.kind(), Pair: []netip.Addr{}, Far: cfg.Far, CPU: "none"}
 	return r
 }
 
@@ -139,9 +140,10 @@ func (r *runner) measure(ctx context.Context) {
 	parent := ctx
 	ctx, tell := context.WithCancelCause(ctx)
 	defer tell(nil)
+	r.meter = local{trial.Local{Core: testbed.AnyCore}} // nothing, until there is a gateway
 	needed := slices.ContainsFunc(scenarios(), func(s scenario) bool { return !s.alone && slices.Contains(r.cfg.Scenarios, s.name) })
 	if needed {
-		r.progress.begin("starting", time.Now(), 0)
+		r.progress.Begin("starting", time.Now(), 0)
 		err := r.open(ctx, tell)
 		defer r.close(parent)
 		if err != nil {
@@ -160,23 +162,39 @@ func (r *runner) all(ctx context.Context) {
 			continue
 		}
 		n++
-		o := &outcome{Name: s.name, Title: s.title, Steps: []*step{}}
+		o := &outcome{Name: s.name, Title: s.title, Steps: []*step{}, once: s.alone}
 		r.result.Scenarios = append(r.result.Scenarios, o)
 		o.place = fmt.Sprintf("[%d/%d] %s", n, len(r.cfg.Scenarios), s.name)
 		err := s.run(r, ctx, o)
 		var left notRun
 		if errors.As(err, &left) {
 			o.NotRun = left.Error()
-			r.progress.line("%s  not run: %s", o.place, left)
+			r.progress.Print("%s  not run: %s", o.place, left)
 			continue
 		}
 		if err != nil {
 			o.Problems = append(o.Problems, oneLine(r.explain(ctx, err)))
-			r.progress.line("%s  FAILED: %s", o.place, o.Problems[0])
+			r.progress.Print("%s  FAILED: %s", o.place, o.Problems[0])
 		}
 		if ctx.Err() != nil || r.dead(err) {
+			r.leave(ctx, s.name)
 			return
 		}
+	}
+}
+
+// leave says why the run ends with a scenario, where its user ended it, and that those
+// behind were not begun.
+func (r *runner) leave(ctx context.Context, last string) {
+	if r.interrupted(ctx) {
+		r.problem(ctx, ctx.Err())
+	}
+	behind := false
+	for _, s := range scenarios() {
+		if behind && slices.Contains(r.cfg.Scenarios, s.name) {
+			r.result.Scenarios = append(r.result.Scenarios, &outcome{Name: s.name, Title: s.title, NotRun: "the run had ended before", Steps: []*step{}})
+		}
+		behind = behind || s.name == last
 	}
 }
 
@@ -211,21 +229,20 @@ func (r *runner) interrupted(ctx context.Context) bool {
 func (r *runner) problem(ctx context.Context, err error) {
 	text := oneLine(r.explain(ctx, err))
 	r.result.Problems = append(r.result.Problems, text)
-	r.progress.line("FAILED: %s", text)
+	r.progress.Print("FAILED: %s", text)
 }
 
 // open reaches the gateway, or builds it, and has a first sandbox answered.
 func (r *runner) open(ctx context.Context, tell context.CancelCauseFunc) (err error) {
 	cfg := r.cfg
 	r.key, r.remotes = cfg.Key, remotesOf(cfg.Far, cfg.FarPrefix)
-	var l local
-	l.pid, l.core = cfg.PID, cfg.Core
+	l := local{trial.Local{PID: cfg.PID, Core: cfg.Core}}
 	switch {
 	case cfg.Chain:
 		r.chain, err = newChain(ctx, cfg, tell)
 		r.gateway = r.chain
 		if err == nil {
-			l.pid, r.key = r.chain.gateway.PID(), r.chain.key
+			l.PID, r.key = r.chain.gateway.PID(), r.chain.key
 			r.remotes = remotesOf(r.chain.facts.Far, chainRemotes())
 		}
 	case cfg.API != "":
@@ -247,7 +264,8 @@ func (r *runner) open(ctx context.Context, tell context.CancelCauseFunc) (err er
 	}
 	r.result.Gateway = r.gateway.about()
 	r.result.Gateway.CPU = r.meter.says()
-	if _, err := r.spent(ctx); err != nil {
+	r.progress.Print("CPU of the gateway: %s", r.result.Gateway.CPU)
+	if _, err := r.meter.Read(ctx); err != nil {
 		return err
 	}
 	r.pair = r.result.Gateway.Pair
@@ -256,10 +274,24 @@ func (r *runner) open(ctx context.Context, tell context.CancelCauseFunc) (err er
 		return err
 	}
 	r.result.Gateway.Pair, r.result.Gateway.Endpoint = r.pair, c.ends[0].Gateway.Endpoint
+	return r.reachFar(ctx, c)
+}
+
+// reachFar has the far side answer at its first address, and at the last: what lies between
+// is not there either, if its prefix is not routed to it or not served.
+func (r *runner) reachFar(ctx context.Context, c *crowd) error {
 	if _, err := c.source.Report(ctx, newRun(), r.remotes[0]); err != nil {
 		return err
 	}
-	return nil
+	last := r.remotes[len(r.remotes)-1]
+	if last == r.remotes[0] {
+		return nil
+	}
+	_, err := c.source.Report(ctx, newRun(), last)
+	if errors.Is(err, traffic.ErrUnanswered) {
+		return fmt.Errorf("the far side answers at %v, but not at its further addresses (--far-prefix; `serve --prefix`): %w", r.remotes[0], err)
+	}
+	return err
 }
 
 // close ends all of it.
@@ -297,50 +329,6 @@ func newRun() uint64 {
 	return binary.BigEndian.Uint64(b[:])
 }
 
-// step measures once: how noisy the machine is, then what f does. An error of f is returned
-// with what was measured kept.
-func (r *runner) step(ctx context.Context, o *outcome, name string, l load, f func(s *step) error) error {
-	s := &step{Name: name, Load: l, Figures: values{}, At: time.Since(r.began).Seconds()}
-	disturbed, err := r.disturbance(ctx)
-	if err != nil {
-		return err
-	}
-	s.Noise.Disturbed = disturbed
-	before, err := r.spent(ctx)
-	if err != nil {
-		return err
-	}
-	r.progress.begin(o.place+"  "+name, time.Now(), time.Duration(l.Seconds*float64(time.Second)))
-	o.Steps = append(o.Steps, s)
-	err = f(s)
-	if after, uerr := r.spent(ctx); uerr == nil {
-		_, s.Noise.Stolen = after.all.Shares(before.all)
-	} else if err == nil {
-		err = uerr
-	}
-	if err != nil && !errors.Is(err, search.ErrNone) {
-		s.breakOff(r.interrupted(ctx))
-	}
-	r.judge(s)
-	r.progress.brief(o.place + "  " + name + s.short())
-	return err
-}
-
-// judge marks or throws away what is noisy.
-func (r *runner) judge(s *step) {
-	why := s.Noise.why()
-	if len(why) == 0 {
-		return
-	}
-	if !r.cfg.Strict {
-		for _, w := range why {
-			s.mark("NOISY: %s", w)
-		}
-		return
-	}
-	s.Figures, s.Latency, s.Series, s.Refused = values{}, nil, nil, true
-}
-
 // checkSources holds the far side's report of source addresses against the pair.
 func (r *runner) checkSources(s *step, report wire.Report) {
 	if s.Sources == nil {
@@ -352,12 +340,12 @@ func (r *runner) checkSources(s *step, report wire.Report) {
 		}
 		if s.Sources.Checked && !slices.Contains(r.pair, from.Addr) {
 			s.Sources.Wrong += from.Count
-			s.fail("%d packets or connections came from %v, which is not of the pair %v", from.Count, from.Addr, r.pair)
+			s.never("%d packets or connections came from %v, which is not of the pair %v", from.Count, from.Addr, r.pair)
 		}
 	}
 	s.Sources.More += report.Others
 	if s.Sources.Checked && report.Others > 0 {
 		s.Sources.Wrong += report.Others
-		s.fail("%d packets or connections came from more addresses than the far side tells apart", report.Others)
+		s.never("%d packets or connections came from more addresses than the far side tells apart", report.Others)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sallyport-net/sallyport/bench/progress"
 	"github.com/sallyport-net/sallyport/bench/traffic"
 )
 
@@ -44,7 +45,7 @@ func (r *runner) sandboxes(ctx context.Context, o *outcome) error {
 
 // sandboxesOnce lets n sandboxes send while as many as attached are.
 func (r *runner) sandboxesOnce(ctx context.Context, o *outcome, n, attached int) error {
-	r.progress.begin(fmt.Sprintf("%s  attaching up to %s", o.place, group(float64(n))), time.Now(), 0)
+	r.progress.Begin(fmt.Sprintf("%s  attaching up to %s", o.place, progress.Group(float64(n))), time.Now(), 0)
 	began := time.Now()
 	have := 0
 	if m := r.members[mainGroup]; m != nil {
@@ -57,10 +58,10 @@ func (r *runner) sandboxesOnce(ctx context.Context, o *outcome, n, attached int)
 	took := time.Since(began)
 	name := plural(n, "sandbox")
 	if n > 1 {
-		name = group(float64(n)) + " sandboxes"
+		name = progress.Group(float64(n)) + " sandboxes"
 	}
 	if attached > n {
-		name = fmt.Sprintf("%s of %s attached", name, group(float64(attached)))
+		name = fmt.Sprintf("%s of %s attached", name, progress.Group(float64(attached)))
 	}
 	l := traffic.Load{Rate: float64(r.cfg.Rate), For: r.cfg.For, Size: smallSize, Flows: max(n, sandboxFlows)}
 	return r.step(ctx, o, name, load{Rate: l.Rate, Size: l.Size, Sandboxes: n, Flows: l.Flows, Seconds: l.For.Seconds()}, func(s *step) error {
@@ -96,7 +97,7 @@ func (r *runner) sessions(ctx context.Context, o *outcome) error {
 		if n > samePorts*len(r.remotes) {
 			o.Steps = append(o.Steps, &step{Name: sessionsOf(n), Figures: values{}, Marks: []string{fmt.Sprintf(
 				"not measured: the far side has %s, and a gateway has no more than some %s ports towards each (--far-prefix)",
-				plural(len(r.remotes), "address"), group(samePorts))}})
+				plural(len(r.remotes), "address"), progress.Group(samePorts))}})
 			continue
 		}
 		if err := r.sessionsOnce(ctx, o, c, n); err != nil {
@@ -109,7 +110,7 @@ func (r *runner) sessions(ctx context.Context, o *outcome) error {
 func (r *runner) sessionsOnce(ctx context.Context, o *outcome, c *crowd, n int) error {
 	l := traffic.Load{Rate: float64(r.cfg.Rate), For: r.cfg.For, Size: smallSize, Flows: n, Remotes: r.remotes}
 	opening := l
-	opening.Rate = openingRate
+	opening.Rate, opening.All = openingRate, true // a busy machine may hold the source up
 	opening.For = max(r.cfg.Try, time.Duration(1.02*float64(n)/openingRate*float64(time.Second)))
 	seconds := (opening.For + l.For).Seconds()
 	return r.step(ctx, o, sessionsOf(n), load{Rate: l.Rate, Size: l.Size, Sandboxes: len(c.inners), Flows: n, Seconds: seconds}, func(s *step) error {
@@ -117,12 +118,12 @@ func (r *runner) sessionsOnce(ctx context.Context, o *outcome, c *crowd, n int) 
 		if err != nil {
 			return err
 		}
-		if first.loss > lowLoss { // what a busy gateway dropped, it opens now
+		if unseen(first) > lowLoss || short(first, n) { // what a busy machine dropped or left out goes now
 			if first, err = r.send(ctx, c, opening, false); err != nil {
 				return err
 			}
 		}
-		unopened(s, first)
+		unopened(s, first, n)
 		t, err := r.send(ctx, c, l, false)
 		r.note(s, t, l)
 		r.checkSources(s, first.report)
@@ -131,17 +132,29 @@ func (r *runner) sessionsOnce(ctx context.Context, o *outcome, c *crowd, n int) 
 	})
 }
 
+// unseen is the part of packets that were lost before the far side: what that lost itself has
+// opened its session.
+func unseen(opening carried) float64 { return opening.Lost - opening.Dropped }
+
 // unopened notes sessions that never were, so that what follows is of fewer.
-func unopened(s *step, opening trial) {
-	if opening.loss > lowLoss {
-		s.fail("%.2f %% of the packets that open sessions were lost, twice: those sessions never were; raise the gateway's "+
-			"limits.sessions_per_sandbox, or limits.sessions_per_ip for all of a network, or ask for fewer (--sessions)", 100*opening.loss)
+func unopened(s *step, opening carried, n int) {
+	if short(opening, n) {
+		s.fail("%d packets were sent to open %d sessions, twice: this machine holds the source up; end what else runs on it, or ask for fewer (--sessions)", opening.sent, n)
+	}
+	if unseen(opening) > lowLoss {
+		s.fail("%.2f %% of the packets that open sessions were lost, twice: those sessions never were; raise the gateway's limits for "+
+			"one sandbox (sallyportd: sessions_per_sandbox, ports_per_sandbox, new_flows_per_second) or for an address (likewise, _per_ip), "+
+			"or ask for fewer (--sessions)", 100*unseen(opening))
 	}
 }
+
+// short says whether a source that was held up left so many packets out that it did not
+// open n sessions.
+func short(opening carried, n int) bool { return float64(opening.sent) < (1-lowLoss)*float64(n) }
 
 func sessionsOf(n int) string {
 	if n == 1 {
 		return "1 session"
 	}
-	return group(float64(n)) + " sessions"
+	return progress.Group(float64(n)) + " sessions"
 }

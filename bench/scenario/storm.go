@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/histogram"
+	"github.com/sallyport-net/sallyport/bench/trial"
 	"github.com/sallyport-net/sallyport/bench/wire"
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
@@ -117,7 +118,7 @@ func (r *runner) storm(ctx context.Context, o *outcome) error {
 	n := max(1, int(attachRate*r.cfg.For.Seconds()))
 	l := load{Rate: attachRate, Sandboxes: n, Seconds: r.cfg.For.Seconds()}
 	return r.step(ctx, o, fmt.Sprintf("%d attaches at %d/s", n, attachRate), l, func(s *step) error {
-		before, err := r.spent(ctx)
+		before, err := r.meter.Read(ctx)
 		if err != nil {
 			return err
 		}
@@ -125,9 +126,11 @@ func (r *runner) storm(ctx context.Context, o *outcome) error {
 		if err := r.stormOnce(ctx, c, s, n, out); err != nil {
 			return err
 		}
-		after, err := r.spent(ctx)
+		after, err := r.meter.Read(ctx)
 		out.note(s)
-		r.costs(s, before, after, float64(out.done))
+		if err == nil {
+			r.costs(s, after.Since(before), uint64(out.done))
+		}
 		return err
 	})
 }
@@ -153,7 +156,7 @@ func (r *runner) stormOnce(ctx context.Context, c *crowd, s *step, n int, out *s
 	began := time.Now()
 	for i := range n {
 		due := began.Add(time.Duration(i) * time.Second / attachRate)
-		if err := pause(ctx, time.Until(due)); err != nil {
+		if err := trial.Pause(ctx, time.Until(due)); err != nil {
 			return err
 		}
 		all.Go(func() {
@@ -174,7 +177,7 @@ func (r *runner) stormOnce(ctx context.Context, c *crowd, s *step, n int, out *s
 		out.mu.Lock()
 		done := out.done
 		out.mu.Unlock()
-		r.progress.rate(time.Now(), float64(done)/time.Since(began).Seconds(), -1)
+		r.progress.Rate(time.Now(), float64(done)/time.Since(began).Seconds(), -1)
 	}
 	all.Wait()
 	report, err := c.source.Report(ctx, k.run, k.remote)

@@ -31,10 +31,10 @@ func (r *runner) watch(takes time.Duration, rate float64, read func() uint64) (s
 		for {
 			now := time.Now()
 			if read == nil {
-				r.progress.elapsed(now)
+				r.progress.Elapsed(now)
 			} else {
 				t.add(now, read())
-				r.progress.rate(now, t.speed(), t.lost(rate))
+				r.progress.Rate(now, t.speed(), t.lost(rate))
 			}
 			select {
 			case <-tick.C:

@@ -13,65 +13,75 @@ import (
 
 	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/bench/testbed"
+	"github.com/sallyport-net/sallyport/bench/trial"
+	"github.com/sallyport-net/sallyport/internal/console"
 )
 
-// usage is how much time was spent, up to some moment.
-type usage struct {
-	process, core time.Duration // of the gateway, as far as it is seen
-	all           machine.CPU   // of this machine
-}
-
-// meter reads what a gateway spends.
+// meter reads what a gateway spends, and describes itself.
 type meter interface {
-	// seen says whether the process and its core can be read.
-	seen() (process, core bool)
+	trial.Meter
 	// says describes it for the report.
 	says() string
-	read(ctx context.Context) (process, core time.Duration, err error)
 	// memory is what is resident of the process, in bytes; 0: not seen.
 	memory() uint64
+	// idle says how busy the gateway's core, or the machine, is without a load.
+	idle(ctx context.Context) (noise, error)
 }
 
 // local reads a process, and a core, of this machine.
-type local struct {
-	pid, core int // 0 and [testbed.AnyCore]: not known
-}
-
-func (l local) seen() (process, core bool) { return l.pid != 0, l.core != testbed.AnyCore }
+type local struct{ trial.Local }
 
 func (l local) says() string {
-	switch process, core := l.seen(); {
-	case process && core:
-		return "process and core"
-	case process:
-		return "process, without the kernel's part for what arrives"
-	case core:
-		return "core"
+	process, core := l.Seen()
+	text := []string{}
+	if process {
+		text = append(text, l.process())
 	}
-	return "none"
+	if core {
+		text = append(text, fmt.Sprintf("core %d", l.Core))
+	}
+	switch {
+	case process && !core:
+		text[0] += ", without the kernel's part for what arrives"
+	case !process && !core:
+		return "none"
+	}
+	return strings.Join(text, " and ")
 }
 
-func (l local) read(context.Context) (process, core time.Duration, err error) {
-	if l.pid != 0 {
-		if process, err = machine.ReadProcess(l.pid); err != nil {
-			return 0, 0, err
-		}
+// process is the process as people know it.
+func (l local) process() string {
+	name, err := machine.ProcessName(l.PID)
+	if err != nil {
+		name = "its name is unknown"
 	}
-	if l.core != testbed.AnyCore {
-		var c machine.CPU
-		if c, err = machine.ReadCPU(l.core); err != nil {
-			return 0, 0, err
-		}
-		core = c.Busy()
+	return fmt.Sprintf("process %d (%s)", l.PID, console.Clean(name))
+}
+
+// gatewayProcess refuses what is plainly not the gateway's process.
+func gatewayProcess(pid int) error {
+	if pid == 0 {
+		return nil // nobody said which
 	}
-	return process, core, nil
+	name, err := machine.ProcessName(pid)
+	switch {
+	case err != nil:
+	case pid == os.Getpid():
+		err = errors.New("that is the harness itself")
+	case pid == 1 && (name == "systemd" || name == "init"):
+		err = fmt.Errorf("process 1 is %s, which starts gateways and is none", name)
+	}
+	if err != nil {
+		return fmt.Errorf("--pid %d: %w; give the number of the gateway's process on this machine (pgrep sallyportd)", pid, err)
+	}
+	return nil
 }
 
 func (l local) memory() uint64 {
-	if l.pid == 0 {
+	if l.PID == 0 {
 		return 0
 	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.pid))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.PID))
 	if err != nil {
 		return 0
 	}
@@ -84,6 +94,18 @@ func (l local) memory() uint64 {
 	return kib << 10
 }
 
+// idle implements meter.
+func (l local) idle(ctx context.Context) (noise, error) { return disturbance(ctx, l.Core) }
+
+// disturbance is how busy a core is, or all are ([testbed.AnyCore]).
+func disturbance(ctx context.Context, core int) (noise, error) {
+	if core == testbed.AnyCore {
+		core = machine.AllCores
+	}
+	busy, err := machine.Disturbed(ctx, core)
+	return noise{Core: core, Disturbed: busy}, err
+}
+
 // scraped reads the metrics of a gateway elsewhere.
 type scraped struct {
 	client *http.Client
@@ -94,24 +116,37 @@ func newScraped(admin string) scraped {
 	return scraped{&http.Client{Timeout: 5 * time.Second}, strings.TrimSuffix(admin, "/") + "/metrics"}
 }
 
-func (scraped) seen() (process, core bool) { return true, false }
+// Seen implements [trial.Meter].
+func (scraped) Seen() (process, core bool) { return true, false }
 
 func (scraped) says() string { return "process by its metrics, without the kernel's part" }
 
 func (scraped) memory() uint64 { return 0 }
 
-func (s scraped) read(ctx context.Context) (process, core time.Duration, err error) {
+// idle implements meter.
+func (scraped) idle(ctx context.Context) (noise, error) { return disturbance(ctx, testbed.AnyCore) }
+
+// Read implements [trial.Meter].
+func (s scraped) Read(ctx context.Context) (u trial.Usage, err error) {
+	if u.Process, err = s.process(ctx); err != nil {
+		return u, err
+	}
+	u.All, err = machine.ReadCPU(machine.AllCores)
+	return u, err
+}
+
+func (s scraped) process(ctx context.Context) (time.Duration, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil)
 	if err != nil {
-		return 0, 0, fmt.Errorf("ask %s for the gateway's CPU time: %w", s.url, err)
+		return 0, fmt.Errorf("ask %s for the gateway's CPU time: %w", s.url, err)
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		return 0, 0, fmt.Errorf("ask %s for the gateway's CPU time (--admin): %w", s.url, err)
+		return 0, fmt.Errorf("ask %s for the gateway's CPU time (--admin): %w", s.url, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return 0, 0, fmt.Errorf("ask %s for the gateway's CPU time (--admin): %s", s.url, resp.Status)
+		return 0, fmt.Errorf("ask %s for the gateway's CPU time (--admin): %s", s.url, resp.Status)
 	}
 	const name, most = "process_cpu_seconds_total ", 64 << 20
 	lines := bufio.NewScanner(http.MaxBytesReader(nil, resp.Body, most))
@@ -119,85 +154,63 @@ func (s scraped) read(ctx context.Context) (process, core time.Duration, err err
 		if text, ok := strings.CutPrefix(lines.Text(), name); ok {
 			v, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
 			if err != nil {
-				return 0, 0, fmt.Errorf("read %s of %s: %w", name, s.url, err)
+				return 0, fmt.Errorf("read %s of %s: %w", name, s.url, err)
 			}
-			return time.Duration(v * float64(time.Second)), 0, nil
+			return time.Duration(v * float64(time.Second)), nil
 		}
 	}
-	return 0, 0, errors.Join(fmt.Errorf("%s has no %s: is it sallyportd's admin listener? (--admin)", s.url, name), lines.Err())
+	return 0, errors.Join(fmt.Errorf("%s has no %s: is it sallyportd's admin listener? (--admin)", s.url, name), lines.Err())
 }
 
-// spent reads all there is.
-func (r *runner) spent(ctx context.Context) (u usage, err error) {
-	if u.process, u.core, err = r.meter.read(ctx); err != nil {
-		return u, err
+// forgetCosts drops what a step cost, where the gateway's process is gone: nobody knows what it
+// spent since it was last seen.
+func (s *step) forgetCosts() {
+	for _, name := range []string{figureProcess, figureCore, figureProcessGB, figureCoreGB, figureBusy} {
+		delete(s.Figures, name)
 	}
-	u.all, err = machine.ReadCPU(machine.AllCores)
-	return u, err
 }
 
 // costs fills in what a number of packets, connections or the like cost, in microseconds each.
-func (r *runner) costs(s *step, from, to usage, n float64) {
-	if n <= 0 {
+func (r *runner) costs(s *step, spent trial.Cost, n uint64) {
+	if n == 0 {
 		return
 	}
-	process, core := r.meter.seen()
+	ofProcess, ofCore := spent.Each(n)
+	process, core := r.meter.Seen()
 	if process {
-		s.Figures[figureProcess] = micros(to.process-from.process) / n
+		s.Figures[figureProcess] = ofProcess
 	}
 	if core {
-		s.Figures[figureCore] = micros(to.core-from.core) / n
+		s.Figures[figureCore] = ofCore
 	}
 }
 
-const (
-	minReached = 0.97 // of the rate that the source was to keep
-	look       = 150 * time.Millisecond
-)
+// minReached is the part of the rate that the source was to keep.
+const minReached = 0.97
 
 // noise is how far others had a part in a measurement.
 type noise struct {
 	// Stolen is the part of all cores' time that the hypervisor gave to others meanwhile.
 	Stolen float64 `json:"stolen"`
-	// Disturbed is the part of the gateway's core (of all, where that is not known) in use
-	// before, while there was no load.
+	// Disturbed is the part of the gateway's core, Core (of all, where that is not known: -1),
+	// in use before, while there was no load.
+	Core      int     `json:"core"`
 	Disturbed float64 `json:"disturbed"`
 	// Reached is the part of the offered rate that the source kept; 0: it had none to keep.
 	Reached float64 `json:"reached,omitempty"`
+	// Dropped is the part of what was sent that was lost by full sockets of the far side or of
+	// this process: not by the gateway.
+	Dropped float64 `json:"dropped,omitempty"`
 }
 
 // why says what is noisy.
 func (n noise) why() (list []string) {
-	if n.Stolen > machine.MaxStolen {
-		list = append(list, fmt.Sprintf("the hypervisor gave %.1f %% of the time to others", 100*n.Stolen))
-	}
-	if n.Disturbed > machine.MaxDisturbed {
-		list = append(list, fmt.Sprintf("%.0f %% of the core was in use before the load", 100*n.Disturbed))
-	}
+	list = machine.Noise{Core: n.Core, Disturbed: n.Disturbed, Stolen: n.Stolen}.Why()
 	if n.Reached > 0 && n.Reached < minReached {
 		list = append(list, fmt.Sprintf("the source kept %.0f %% of its rate", 100*n.Reached))
 	}
+	if n.Dropped > lowLoss {
+		list = append(list, fmt.Sprintf("%.1f %% of the packets were lost by sockets of the harness or the far side, not by the gateway", 100*n.Dropped))
+	}
 	return list
-}
-
-// disturbance is how busy the machine is without a load.
-func (r *runner) disturbance(ctx context.Context) (float64, error) {
-	core := machine.AllCores
-	if l, ok := r.meter.(local); ok && l.core != testbed.AnyCore {
-		core = l.core
-	}
-	busy, _, err := machine.Watch(ctx, core, look)
-	return busy, err
-}
-
-// pause waits, or returns why not.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -1,5 +1,6 @@
-// Package search finds the highest rate that a gateway carries. It only decides what
-// to try next: the trying, and the clock, are the caller's.
+// Package search finds the highest rate that a gateway carries. It only decides which rates
+// pass, by limits that the caller states, and what to try next: the trying, and the clock, are
+// the caller's.
 package search
 
 import (
@@ -30,32 +31,49 @@ type Range struct {
 const Steadily = 3
 
 // ErrNone says that not even the least rate passed.
-var ErrNone = errors.New("packets are lost at any rate")
+var ErrNone = errors.New("no rate passes, not even the lowest that was tried")
+
+// Found is what a search came to.
+type Found[T Outcome] struct {
+	// Best came of the highest rate that passes; with an error, of the one that was tried last.
+	Best T
+	// Over came of the rate above it that did not pass; nil: all passed that were tried.
+	Over *T
+	// Bound says that the source could do no more, rather than the gateway: that it was what
+	// failed last, or that nothing failed up to the end of the range.
+	Bound bool
+}
 
 // Highest finds the highest rate that passes, by halves of its logarithm, and holds
-// it for longer, or the next below that passes then. bound says that the source could do no
-// more, rather than the gateway: that it was what failed last, or that nothing failed up to
-// the end of the range. An error of try ends it; the last trial is returned with it.
-func Highest[T Outcome](r Range, try func(rate float64, hold time.Duration) (T, error)) (best T, bound bool, err error) {
+// it for longer, or the next below that passes then. A rate at which the source was
+// starved is tried twice. An error of try ends it; the last trial is returned with it.
+func Highest[T Outcome](r Range, try func(rate float64, hold time.Duration) (T, error)) (f Found[T], err error) {
 	low, high := math.Log(r.Least), math.Log(r.Most)
-	bound = true
+	f.Bound = true
 	for range r.Tries {
 		middle := (low + high) / 2
 		t, err := try(math.Exp(middle), r.Hold)
+		if err == nil && !t.Passes() && t.Starved() { // a busy machine holds a source up, once
+			t, err = try(math.Exp(middle), r.Hold)
+		}
 		if err != nil {
-			return t, false, err
+			return Found[T]{Best: t}, err
 		}
 		if t.Passes() {
 			low = middle
 		} else {
-			high, bound = middle, t.Starved()
+			high = middle
+			f.Over, f.Bound = &t, t.Starved()
 		}
 	}
 	for rate := math.Exp(low); rate > r.Least/2; rate *= 0.95 {
-		if best, err = try(rate, Steadily*r.Hold); err != nil || best.Passes() {
-			return best, bound, err
+		t, err := try(rate, Steadily*r.Hold)
+		f.Best = t
+		if err != nil || t.Passes() {
+			return f, err
 		}
-		bound = best.Starved()
+		f.Over, f.Bound = &t, t.Starved()
 	}
-	return best, false, ErrNone
+	f.Bound = false
+	return f, ErrNone
 }

@@ -25,7 +25,7 @@ func TestHighest(t *testing.T) {
 		"the gateway is, where it has to last": {200_000, 900_000, 150_000, false},
 		"the end of the range is":              {4 << 20, 4 << 20, 4 << 20, true},
 	} {
-		best, bound, err := Highest(r, func(rate float64, hold time.Duration) (outcome, error) {
+		found, err := Highest(r, func(rate float64, hold time.Duration) (outcome, error) {
 			limit := c.gateway
 			if hold > r.Hold {
 				limit = c.lasting
@@ -34,6 +34,10 @@ func TestHighest(t *testing.T) {
 			got := min(sent, limit)
 			return outcome{rate, sent, got, got / limit}, nil
 		})
+		best, bound := found.Best, found.Bound
+		if over := found.Over; (over == nil) != (min(c.source, c.gateway, c.lasting) > r.Most) || over != nil && (over.Passes() || over.asked < best.asked) {
+			t.Errorf("%s: %.0f/s passes, %+v does not", name, best.asked, over)
+		}
 		want := min(c.source, c.gateway, c.lasting, r.Most)
 		if err != nil || best.delivered > want || best.delivered < 0.9*want || bound != c.bound {
 			t.Errorf("%s: %.0f/s, bound %t (%v); want about %.0f/s, bound %t", name, best.delivered, bound, err, want, c.bound)
@@ -44,19 +48,39 @@ func TestHighest(t *testing.T) {
 // What loses at any rate has no highest, and what breaks ends the search.
 func TestHighestNone(t *testing.T) {
 	r := Range{Least: 1000, Most: 10_000, Tries: 3, Hold: time.Second}
-	if _, _, err := Highest(r, func(rate float64, _ time.Duration) (outcome, error) {
+	if f, err := Highest(r, func(rate float64, _ time.Duration) (outcome, error) {
 		return outcome{rate, rate, rate / 2, 1}, nil
-	}); !errors.Is(err, ErrNone) {
-		t.Errorf("half is lost: %v", err)
+	}); !errors.Is(err, ErrNone) || f.Bound || f.Over == nil || *f.Over != f.Best {
+		t.Errorf("half is lost: %v, %+v", err, f)
 	}
 	broken, n := errors.New("broken"), 0
-	best, _, err := Highest(r, func(rate float64, _ time.Duration) (outcome, error) {
+	found, err := Highest(r, func(rate float64, _ time.Duration) (outcome, error) {
 		if n++; n == 2 {
 			return outcome{asked: rate}, broken
 		}
 		return outcome{rate, rate, rate, 0}, nil
 	})
-	if !errors.Is(err, broken) || best.asked == 0 || n != 2 {
-		t.Errorf("after %d tries: %v, %+v", n, err, best)
+	if !errors.Is(err, broken) || found.Best.asked == 0 || n != 2 {
+		t.Errorf("after %d tries: %v, %+v", n, err, found)
+	}
+}
+
+// A source that is held up once, at whatever rate, does not end the search below the gateway's limit.
+func TestHighestAfterHiccup(t *testing.T) {
+	r := Range{Least: 1000, Most: 1 << 20, Tries: 8, Hold: time.Second}
+	const limit = 200_000
+	for hiccup := range r.Tries {
+		n := 0
+		found, err := Highest(r, func(rate float64, _ time.Duration) (outcome, error) {
+			sent := rate
+			if n++; n == hiccup+1 {
+				sent = rate / 2
+			}
+			got := min(sent, limit)
+			return outcome{rate, sent, got, got / limit}, nil
+		})
+		if best := found.Best.delivered; err != nil || best > limit || best < 0.9*limit || found.Bound {
+			t.Errorf("held up at try %d: %.0f/s, bound %t, %v", hiccup+1, best, found.Bound, err)
+		}
 	}
 }

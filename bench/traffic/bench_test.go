@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sallyport-net/sallyport/bench/schedule"
 	"github.com/sallyport-net/sallyport/bench/wire"
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
@@ -74,7 +75,7 @@ func BenchmarkBuild(b *testing.B) {
 			l := &lane{run: r, set: sets[0], end: &end{shard: new(shard)}}
 			r.lanes = []*lane{l}
 			l.cursor = newCursor(&l.set)
-			l.pace = pace{rate: 1e9, total: 1 << 62, backlog: 1 << 40}
+			l.pace = schedule.Schedule{Rate: 1e9, Total: 1 << 62, Backlog: 1 << 40}
 			bufs, sizes := make([][]byte, 129), make([]int, 129)
 			for i := range bufs {
 				bufs[i] = make([]byte, 1500)

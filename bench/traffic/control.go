@@ -89,7 +89,7 @@ func (s *Source) exchange(ctx context.Context, far netip.AddrPort, c wire.Contro
 	if err := s.shaken(ctx, []*end{e}, began, handshake); errors.Is(err, ErrDead) {
 		return c, fmt.Errorf("%w: %v passes no message on to %v and shakes hands no more; look whether it runs", ErrDead, e.gateway.Endpoint, far)
 	}
-	return c, fmt.Errorf("%w: %v, %d times; look whether it runs, has the same key, and is reached from the gateway", ErrUnanswered, far, messageTries)
+	return c, fmt.Errorf("%w: %v, %d times; look whether it runs, has the same key, and is reached from the gateway, which must know the sandbox as %v", ErrUnanswered, far, messageTries, e.inners[0])
 }
 
 // await waits for the answer to a message.
@@ -224,7 +224,7 @@ func (s *Source) generate(ctx context.Context, l Load) (in Ingress, err error) {
 		return in, err
 	}
 	in.Received = s.Received()
-	got := in.Received.Packets - in.Received.Duplicates - in.Received.Stale
+	got := in.Received.Arrived()
 	in.Lost = in.Report.Generated - min(in.Report.Generated, got)
 	return in, nil
 }

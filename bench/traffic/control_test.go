@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,8 @@ type relay struct {
 	gateway *gateway
 	// lose says how many of the packets that come back are lost, one in so many; 0: none.
 	lose int
+	// mute says that no echo comes back.
+	mute atomic.Bool
 
 	mu      sync.Mutex
 	sockets map[[2]netip.AddrPort]*net.UDPConn
@@ -57,6 +60,9 @@ func (r *relay) back(c *net.UDPConn, about packet.Packet) {
 		r.came++
 		lost := r.lose > 0 && r.came%r.lose == 0
 		r.mu.Unlock()
+		if h, ok := wire.Decode(b[:n]); ok && h.Kind == wire.KindEchoAnswer && r.mute.Load() {
+			lost = true
+		}
 		if err == nil && !lost {
 			r.gateway.send(back(&about, slices.Clone(b[:n])))
 		}
@@ -142,5 +148,31 @@ func TestOtherKey(t *testing.T) {
 	began := time.Now()
 	if _, err := s.Report(t.Context(), 1, remoteA); !errors.Is(err, ErrUnanswered) || !contains(err, remoteA.String(), "key") || time.Since(began) > 30*time.Second {
 		t.Errorf("%v", err)
+	}
+}
+
+// A gateway that carries packets and no answers is silent only if it was asked often enough;
+// then the far side says what came.
+func TestFewAnswers(t *testing.T) {
+	t.Parallel()
+	r, s := withFar(t, [wire.KeySize]byte{1})
+	r.mute.Store(true)
+	for run, c := range map[uint64]struct {
+		long time.Duration
+		want error
+	}{1: {200 * time.Millisecond, nil}, 2: {time.Minute, ErrSilent}} {
+		if _, err := s.Report(t.Context(), run, remoteA); err != nil {
+			t.Fatal(err)
+		}
+		l := load(run)
+		l.For, l.Patience = c.long, time.Second
+		sent, err := s.Blast(t.Context(), l)
+		if !errors.Is(err, c.want) || sent.Packets == 0 || sent.Asked == 0 || sent.Answered != 0 {
+			t.Errorf("for %v: %v, %+v", c.long, err, sent)
+		}
+		var silent *SilentError
+		if errors.As(err, &silent) != (c.want != nil) || silent != nil && (!silent.Answers || silent.Report.Packets == 0 || !contains(err, "sessions", "look")) {
+			t.Errorf("for %v: %v", c.long, err)
+		}
 	}
 }

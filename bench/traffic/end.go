@@ -169,6 +169,10 @@ func (e *end) take(b []byte, l *lane, now time.Duration) {
 		}
 	case p.Kind == packet.KindICMPError:
 		counts.Errors++
+	case p.Kind == packet.KindTCP:
+		// Loads are datagrams: it is of a client that has left, here or at a source before with
+		// the same addresses. A gateway repeats the end of a connection until it is acknowledged.
+		counts.Old++
 	default:
 		counts.Strange++
 	}

@@ -33,6 +33,9 @@ type Load struct {
 	// was answered for so long that was asked of a gateway, the gateway is taken for
 	// dead. 0: 2 s.
 	Patience time.Duration
+	// All says that every packet is sent, however late, up to ten times For: of a load that
+	// prepares, and is not to be measured.
+	All bool
 	// Unasked says that nothing on the far side answers: a Blast then asks for nothing, and
 	// cannot notice that a gateway died.
 	Unasked bool
@@ -94,7 +97,7 @@ type Received struct {
 	// Duplicates came before; Reordered after a later one of their flow; Stale so late that
 	// nobody can say whether they are duplicates.
 	Duplicates, Reordered, Stale uint64
-	// Old are of loads before.
+	// Old are of loads before, and TCP segments of clients before.
 	Old uint64
 	// Errors are ICMP errors, by which somebody says that packets do not arrive.
 	Errors uint64
@@ -103,6 +106,9 @@ type Received struct {
 	// asked for. A good gateway sends none of them.
 	Foreign, Damaged, Strange uint64
 }
+
+// Arrived is how many packets came, each once. What may be a duplicate has not.
+func (r Received) Arrived() uint64 { return r.Packets - r.Duplicates - r.Stale }
 
 // Wrong is how many packets should not have come.
 func (r Received) Wrong() uint64 { return r.Foreign + r.Damaged + r.Strange }

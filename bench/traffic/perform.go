@@ -2,7 +2,6 @@ package traffic
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -10,15 +9,9 @@ import (
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/histogram"
+	"github.com/sallyport-net/sallyport/bench/schedule"
 	"github.com/sallyport-net/sallyport/bench/wire"
 	"github.com/sallyport-net/sallyport/tunnel"
-)
-
-var (
-	// ErrDead says that a gateway does not shake hands.
-	ErrDead = errors.New("the gateway does not answer")
-	// ErrSilent says that a gateway shakes hands, and that nothing comes back through it.
-	ErrSilent = errors.New("the gateway shakes hands, but no answer comes through it")
 )
 
 const (
@@ -86,12 +79,15 @@ func (s *Source) begin(r *run) {
 			rate := r.load.Rate * part(l.set.count)
 			// Ends take turns, too.
 			turn := time.Duration(float64(i) / float64(len(r.lanes)) / rate * float64(time.Second))
-			l.pace = pace{rate: rate, from: from + turn, total: until - before}
-			before = until
-			l.pace.spacing, l.pace.backlog = spacing, max(leastMadeUp, uint64(rate*backlog.Seconds()))
-			if r.kind == wire.KindEcho {
-				l.pace.spacing, l.pace.backlog = echoSpacing, max(leastMadeUp, uint64(rate*echoBacklog.Seconds()))
+			held := backlog
+			if l.spacing = spacing; r.kind == wire.KindEcho {
+				l.spacing, held = echoSpacing, echoBacklog
 			}
+			l.pace = schedule.Schedule{Rate: rate, From: from + turn, Total: until - before, Backlog: max(leastMadeUp, uint64(rate*held.Seconds()))}
+			if r.load.All {
+				l.pace.Backlog = l.pace.Total
+			}
+			before = until
 		}
 		l.mu.Unlock()
 		l.end.run.Store(l)
@@ -141,7 +137,11 @@ func (s *Source) perform(ctx context.Context, r *run) error {
 func (s *Source) attend(ctx context.Context, r *run) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	over := time.NewTimer(lead + time.Duration(len(r.lanes))*leadEach + r.load.For + overtime)
+	limit := r.load.For
+	if r.load.All {
+		limit *= 10
+	}
+	over := time.NewTimer(lead + time.Duration(len(r.lanes))*leadEach + limit + overtime)
 	defer over.Stop()
 	for {
 		select {
@@ -176,27 +176,6 @@ func (r *run) silent(now time.Duration) *lane {
 	return nil
 }
 
-// diagnose finds out whether a silent gateway is there at all.
-func (s *Source) diagnose(ctx context.Context, l *lane) error {
-	e := l.end
-	silent := l.run.load.Patience
-	if since := l.quiet.since.Load(); since != 0 {
-		silent = (s.now() - time.Duration(since)).Round(time.Millisecond)
-	}
-	began := time.Now()
-	if err := e.tunnel.Rehandshake(e.key); err != nil {
-		return err
-	}
-	err := s.shaken(ctx, []*end{e}, began, handshake)
-	if err == nil {
-		return fmt.Errorf("%w: %v, for %v; look whether the far side runs, knows the run and is reached from the gateway", ErrSilent, e.gateway.Endpoint, silent)
-	}
-	if ctx.Err() != nil {
-		return err
-	}
-	return fmt.Errorf("%w: %v has been silent for %v and shakes hands no more; look whether it runs", ErrDead, e.gateway.Endpoint, silent)
-}
-
 // settled says whether all answers have come.
 func (r *run) settled() bool {
 	if r.joins != nil {
@@ -211,7 +190,7 @@ func (r *run) asked() (n uint64) {
 		l.mu.Lock()
 		n += l.pulses
 		if r.kind == wire.KindEcho {
-			n += l.pace.taken
+			n += l.pace.Taken()
 		}
 		l.mu.Unlock()
 	}
@@ -244,11 +223,11 @@ func (r *run) result() Sent {
 	var began time.Duration
 	for _, l := range r.lanes {
 		l.mu.Lock()
-		t.Packets += l.pace.taken
+		t.Packets += l.pace.Taken()
 		if l.set.count > 0 {
-			t.Due += l.pace.passed(r.ended)
-			if began == 0 || l.pace.from < began {
-				began = l.pace.from
+			t.Due += l.pace.Passed(r.ended)
+			if began == 0 || l.pace.From < began {
+				began = l.pace.From
 			}
 		}
 		l.mu.Unlock()
@@ -275,7 +254,7 @@ const (
 	// greeting is how long one with a new gateway may take, in which it is tried several
 	// times; together how many are under way at once: a gateway that gets more answers
 	// with cookies first.
-	greeting = 10 * time.Second
+	greeting = 6 * time.Second
 	again    = time.Second
 	together = 32
 	glance   = 5 * time.Millisecond
@@ -284,7 +263,7 @@ const (
 )
 
 // Connect shakes hands with the gateway on every end and waits for the last. An error
-// names the first that did not in 10 s.
+// names the first that did not in 6 s.
 func (s *Source) Connect(ctx context.Context) error {
 	for some := range slices.Chunk(s.ends, together) {
 		began := time.Now()

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/histogram"
+	"github.com/sallyport-net/sallyport/bench/schedule"
 	"github.com/sallyport-net/sallyport/bench/wire"
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
@@ -38,9 +39,12 @@ type lane struct {
 
 	mu     sync.Mutex
 	cursor cursor
-	pace   pace
-	pulses uint64
-	done   bool
+	pace   schedule.Schedule
+	// spacing is how long to wait at least, so that those that are due in a short time go
+	// together.
+	spacing time.Duration
+	pulses  uint64
+	done    bool
 }
 
 // quiet is for how long a gateway that was asked has not answered.
@@ -98,9 +102,11 @@ func (l *lane) fill(bufs [][]byte, sizes []int, offset int) (n int, wait time.Du
 		return 0, 0
 	}
 	now := l.run.source.now()
-	first, n, wait := l.pace.take(now, len(bufs)-1) // and a pulse
+	first, n := l.pace.Take(now, len(bufs)-1) // and a pulse
 	if n > 0 {
-		l.end.shard.behindBy(now - l.pace.due(first))
+		l.end.shard.behindBy(now - l.pace.Due(first))
+	} else {
+		wait = max(l.pace.Next()-now, l.spacing)
 	}
 	size := l.run.load.Size
 	for i := range n {
@@ -111,7 +117,7 @@ func (l *lane) fill(bufs [][]byte, sizes []int, offset int) (n int, wait time.Du
 		}
 		l.run.template.put(bufs[i][offset:], l.set.endpoints(v.flow), wire.Head{
 			Kind: l.run.kind, Flow: v.number, Run: l.run.load.Run, Sequence: v.sequence,
-			Time: uint64(l.pace.due(first + uint64(i))),
+			Time: uint64(l.pace.Due(first + uint64(i))),
 		})
 		sizes[i] = size
 	}
@@ -123,7 +129,7 @@ func (l *lane) fill(bufs [][]byte, sizes []int, offset int) (n int, wait time.Du
 		sizes[n] = size
 		n++
 	}
-	if l.pace.finished() {
+	if l.pace.Finished() {
 		l.finish()
 	}
 	return n, wait

@@ -75,6 +75,18 @@ func eventually(t *testing.T, so func() bool) {
 	}
 }
 
+// A load that prepares is sent whole, also at a rate that the machine does not keep.
+func TestAllAreSent(t *testing.T) {
+	_, ends := newGateway(t, newSink(), 3, 5)
+	s := newSource(t, Config{Ends: ends})
+	l := load(8)
+	l.Rate, l.For, l.All = 400_000, 10*time.Millisecond, true
+	sent, err := s.Blast(t.Context(), l)
+	if err != nil || sent.Due != 4000 || sent.Packets != sent.Due {
+		t.Errorf("sent %+v, %v", sent, err)
+	}
+}
+
 // All flows send in turn, at the rate, over all ends; pulses are answered.
 func TestBlast(t *testing.T) {
 	there := newSink()
@@ -152,6 +164,7 @@ const (
 	wayOtherPort
 	wayNobody
 	wayOldRun
+	wayOldConnection
 	wayStrange
 	wayError
 	wayLost
@@ -193,6 +206,12 @@ func (c *crooked) answer(p *packet.Packet) [][]byte {
 		return [][]byte{back(&other, b[headers:])}
 	case wayOldRun:
 		return change(func(h *wire.Head) { h.Run = 1 })
+	case wayOldConnection: // whose client has left
+		b := make([]byte, 64)
+		n := packet.BuildTCP(b, packet.TCPHeader{
+			Src: netip.AddrPortFrom(p.Dst, p.DstPort), Dst: netip.AddrPortFrom(p.Src, p.SrcPort), Flags: packet.FIN | packet.ACK, TTL: 64,
+		}, nil)
+		return [][]byte{b[:n]}
 	case wayStrange:
 		return change(func(h *wire.Head) { h.Run = 99 })
 	case wayError:
@@ -226,7 +245,7 @@ func TestWrong(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := a.Received
-	if r.Duplicates != 1 || r.Damaged != 1 || r.Foreign != 3 || r.Old != 1 || r.Strange != 1 || r.Errors != 1 || r.Wrong() != 5 {
+	if r.Duplicates != 1 || r.Damaged != 1 || r.Foreign != 3 || r.Old != 2 || r.Strange != 1 || r.Errors != 1 || r.Wrong() != 5 {
 		t.Errorf("%+v", r)
 	}
 	if a.Lost != ways-1 || a.Answered != a.Asked-a.Lost || a.Late != 0 || r.Packets != a.Answered+1 {

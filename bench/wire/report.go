@@ -45,6 +45,9 @@ type Report struct {
 	Others  uint64
 }
 
+// Arrived is how many packets of KindData came, each once. What may be a duplicate has not.
+func (r Report) Arrived() uint64 { return r.Packets - r.Duplicates - r.Stale }
+
 // Source is an address, and the datagrams and connections that came from it.
 type Source struct {
 	Addr  netip.Addr

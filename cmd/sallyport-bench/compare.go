@@ -8,14 +8,15 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/sallyport-net/sallyport/bench/compare"
 )
 
 // compareCommand measures gateways beside each other.
 func compareCommand(out io.Writer) *cobra.Command {
-	cfg := compare.Config{Version: version, Out: out}
-	quick := false
+	cfg := compare.Config{Version: version, Standard: out}
+	quick, silent := false, false
 	cmd := &cobra.Command{
 		Use:   "compare",
 		Short: "Measure what bytes, packets and requests cost beside other gateways",
@@ -37,12 +38,13 @@ exit code is not 0. Requests that are not answered within 2 s count as answered 
 All figures of CPU are seconds of the gateway's process (/proc/PID/stat) and of its
 core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work too.
 
-Scenarios: TCP by iperf3 (tcp-out, tcp-in); datagrams of 64 and of 1420 bytes at a
-fixed rate and at the highest with at most 0.1 % lost (udp-out, udp-in, udp1420-out,
-udp1420-in); requests and answers, whose latency counts from when a request was due
-(latency-idle: 997/s; latency-half: half of what the comparator answers); short TCP
-connections - connect, one request, its answer, close - at a fixed rate and at the
-highest at which none fails (connections: to 1,024 destinations; connections-one).`,
+Scenarios, of which those that run has too have the same names there: TCP by iperf3
+(tcp-out, tcp-in); datagrams of 64 and of 1420 bytes at a fixed rate and at the highest
+with at most 0.1 % lost (udp-out, udp-in, udp1420-out, udp1420-in); requests and
+answers, whose latency counts from when a request was due (latency-idle: 997/s;
+latency-half: half of what the comparator answers); short TCP connections - connect,
+one request, its answer, close - at a fixed rate and at the highest at which none fails
+(connections: to 1,024 destinations; connections-one).`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if cfg.Bin, err = binFolder(cfg.Bin); err != nil {
@@ -51,7 +53,14 @@ highest at which none fails (connections: to 1,024 destinations; connections-one
 			if quick {
 				cfg.Quicken(cmd.Flags().Changed)
 			}
-			cfg.Command = commandLine()
+			rest, table := beside(out, cfg.JSON)
+			cfg.Command, cfg.Out, cfg.Terminal = commandLine(), table, term.IsTerminal(int(rest.Fd()))
+			if width, _, err := term.GetSize(int(rest.Fd())); err == nil {
+				cfg.Width = width
+			}
+			if !silent {
+				cfg.Progress = cfg.Out
+			}
 			return compare.Run(cmd.Context(), cfg)
 		},
 	}
@@ -65,7 +74,9 @@ highest at which none fails (connections: to 1,024 destinations; connections-one
 	f.IntVar(&cfg.Core, "core", 0, "the gateway's core")
 	f.BoolVar(&quick, "quick", false, "one short round of what matters most, in about a minute")
 	f.BoolVar(&cfg.Strict, "strict", false, "measure nothing on a noisy machine, and fail if a measurement stays noisy")
-	f.StringVar(&cfg.JSON, "json", "", "write everything to `FILE`, as JSON; sallyport-bench report reads it")
+	f.BoolVar(&silent, "quiet", false, "say nothing of what goes on")
+	f.StringVar(&cfg.JSON, "json", "", "write everything to `FILE`, as JSON, which sallyport-bench report reads; -: to standard output, and the table to standard error")
+	f.BoolVar(&cfg.Whole, "whole", false, "keep what the FILE of --json has if not everything could be measured: what could goes beside it, to NAME.partial.json")
 	f.StringVar(&cfg.Title, "title", "The gateway beside others", "the `HEADING` of these figures in the report")
 	f.StringVar(&cfg.Bin, "bin", "", "`DIR` of sallyportd, wireguard-go and sallyport-bench (default: that of this program)")
 	f.StringVar(&cfg.KeepLogs, "keep-logs", "", "keep the daemons' logs in `DIR`")

@@ -35,9 +35,10 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(demoCommand(&code, out), functionCommand(), failoverCommand(&code, out), failoverFunctionCommand(), compareCommand(out), gvisorCommand(), reportCommand(), recordCommand(out))
+	root.AddCommand(demoCommand(&code, out), functionCommand(), failoverCommand(&code, out), failoverFunctionCommand(), compareCommand(out), gvisorCommand(), reportCommand(out), recordCommand(out))
 	root.AddCommand(serveCommand(out), runCommand(out))
 	root.AddCommand(scaleCommand(out))
+	root.SetFlagErrorFunc(wrongValue)
 	group.Guard(root)
 	err := root.ExecuteContext(ctx)
 	end(nil)

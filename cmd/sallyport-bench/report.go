@@ -9,8 +9,8 @@ import (
 )
 
 // reportCommand writes the documents of benchmarks.
-func reportCommand() *cobra.Command {
-	var cfg publish.Config
+func reportCommand(out io.Writer) *cobra.Command {
+	cfg := publish.Config{Out: out}
 	cmd := &cobra.Command{
 		Use:   "report",
 		Short: "Write what was measured as documents and pictures",
@@ -18,7 +18,9 @@ func reportCommand() *cobra.Command {
 
 What one command measured is a file NAME.json, as compare --json and record write
 it. All of them together become the table of targets, a document with all figures,
-and pictures. A part that was not measured again keeps its figures, with their date.`,
+and pictures. A part that was not measured again keeps its figures, with their date.
+NAME.partial.json, which --whole leaves of a run that did not measure everything, is
+no part; rename it to NAME.json to have it as one.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return publish.Run(cfg) },
 	}

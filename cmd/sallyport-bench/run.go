@@ -37,13 +37,15 @@ All load comes from WireGuard devices in this process. It is sent on schedule wh
 comes back, and latency counts from when a request was due. In every scenario the far
 side reports the addresses that it saw, which are held against the dedicated pair.
 
-The scenarios:
+The scenarios, of which those that compare has too have the same names there:
 
   tcp-out, tcp-in       4 streams
-  udp-64-out, -in       small packets: the fixed load, then the most that passes
-  udp-1420-out, -in     full packets, likewise
+  udp-out, udp-in       packets of 64 bytes: the fixed load, then the most that passes
+  udp1420-out           full packets, of 1420 bytes, likewise
+  udp1420-in
   connections           connect, one request, its answer, close
-  latency               requests and answers, idle and beside half of the most
+  latency-idle          requests and answers, 1,000/s
+  latency-half          the same, beside half of the most packets of 64 bytes that pass
   sandboxes             cost per packet with 1, 100, 1,000, 10,000 of them, and of 100
                         while all are attached
   attach                100 attaches per second, to the first answered byte
@@ -57,21 +59,26 @@ The scenarios:
 CPU is that of the gateway's process and core where they are on this machine (--chain;
 --pid, --core), or of its metrics (--admin), which lack the kernel's part.
 
-What is noisy is marked, or with --strict thrown away: more than 1 % of the time given to
-others by the hypervisor, a core in use before the load, a source that did not keep its
-rate. The exit code is not 0 if something could not be measured, was thrown away, or was
-wrong: a source outside the pair, packets that came damaged or twice, sessions that were
-not opened, a gateway that died. What was measured is written all the same; a step that
-Ctrl-C ends has no figures.
+What is noisy is measured again (--again), and if it stays so it is marked, or with
+--strict thrown away; the last time counts, and what no noise explains, like a wrong
+source, counts each time. Noise is more than 1 % of the time given to others by the
+hypervisor, a core in use before the load, a source that did not keep its rate, packets
+that found the harness's own sockets full.
+
+The exit code is not 0 if something could not be measured, was thrown away, or was wrong:
+a source outside the pair, packets that came damaged or twice, sessions that were not
+opened, a gateway that died. What was measured is written all the same; a step that
+Ctrl-C ends has no figures, but those of the time before if it is measured again.
 
 The most that passes is the highest rate at which at most 0.1 % of the packets are lost
 or late, and outwards half take at most 20 ms longer than the fastest of the run: more
-only fills queues. A quantile is "-" with less than 2 values beyond it: p99 takes 200
-values, p99.9 2,000.`
+only fills queues. LIMIT says what kept the next rate from passing.
+
+A quantile is "-" with less than 2 values beyond it: p99 takes 200 values, p99.9 2,000.`
 
 // runCommand measures one gateway.
 func runCommand(out io.Writer) *cobra.Command {
-	o := runOptions{cfg: scenario.Config{Version: version, Out: out}}
+	o := runOptions{cfg: scenario.Config{Version: version, Standard: out}}
 	cmd := &cobra.Command{
 		Use:   "run (--chain | --api ADDRESS ... | --wireguard FILE) [flags]",
 		Short: "Measure one gateway, a running one or one in namespaces",
@@ -109,13 +116,15 @@ func (o *runOptions) flags(cmd *cobra.Command) {
 	f.IntVar(&c.Rate, "rate", 20000, "the fixed load: `N` packets per second")
 	f.DurationVar(&c.For, "for", 10*time.Second, "how long the fixed load lasts")
 	f.DurationVar(&c.Try, "try", 700*time.Millisecond, "how long a rate is tried in a search")
-	f.IntSliceVar(&c.Sandboxes, "sandboxes", []int{1, 100, 1000, 10000}, "how many sandboxes, `N,...`")
-	f.IntSliceVar(&c.Sessions, "sessions", []int{1000, 100000, 1000000}, "how many sessions, `N,...`")
+	f.IntSliceVar(&c.Sandboxes, "sandboxes", []int{1, 100, 1000, 10000}, fmt.Sprintf("how many sandboxes, `N,...`, each 1 to %d", scenario.MaxSandboxes))
+	f.IntSliceVar(&c.Sessions, "sessions", []int{1000, 100000, 1000000}, fmt.Sprintf("how many sessions, `N,...`, each 1 to %d", scenario.MaxSessions))
 	f.BoolVar(&o.quick, "quick", false, "all of it in about a minute: short loads, small scales")
-	f.BoolVar(&c.Strict, "strict", false, "throw away what is noisy")
+	f.IntVar(&c.Again, "again", 10, "measure noisy steps again, `N` times in all and each twice at most; 0: never")
+	f.BoolVar(&c.Strict, "strict", false, "throw away what is noisy to the end")
 	f.BoolVar(&o.silent, "quiet", false, "say nothing of what goes on")
-	f.StringVar(&c.JSON, "json", "", "write everything to `FILE`, as JSON")
-	f.StringVar(&c.HTML, "html", "", "write a report with charts to `FILE`")
+	f.StringVar(&c.JSON, "json", "", "write everything to `FILE`, as JSON; -: to standard output, and the table to standard error")
+	f.BoolVar(&c.Whole, "whole", false, "keep what the FILE of --json has if not everything could be measured: what could goes beside it, to NAME.partial.json")
+	f.StringVar(&c.HTML, "html", "", "write a report with charts to `FILE`; -: likewise")
 	f.StringVar(&c.Bin, "bin", "", "`DIR` of sallyportd (default: that of this program)")
 	f.StringVar(&c.KeepLogs, "keep-logs", "", "keep the daemons' logs in `DIR`")
 }
@@ -154,6 +163,7 @@ func (o *runOptions) complete(changed func(string) bool) (err error) {
 	if o.quick {
 		o.shorten(changed)
 	}
+	_, c.Out = beside(c.Standard, c.JSON, c.HTML)
 	if !o.silent {
 		c.Progress, c.Terminal = os.Stderr, term.IsTerminal(int(os.Stderr.Fd()))
 		if width, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil {
@@ -164,6 +174,9 @@ func (o *runOptions) complete(changed func(string) bool) (err error) {
 	return nil
 }
 
+// quickAgain is how often a quick run measures again: some ten seconds' worth.
+const quickAgain = 5
+
 // shorten makes what was not given small enough for a minute.
 func (o *runOptions) shorten(changed func(string) bool) {
 	c := &o.cfg
@@ -172,6 +185,9 @@ func (o *runOptions) shorten(changed func(string) bool) {
 	}
 	if !changed("try") {
 		c.Try = 150 * time.Millisecond
+	}
+	if !changed("again") {
+		c.Again = quickAgain
 	}
 	if !changed("sandboxes") {
 		c.Sandboxes = []int{1, 100, 1000}

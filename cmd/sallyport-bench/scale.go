@@ -13,7 +13,7 @@ import (
 
 // scaleCommand measures what grows with the number of things.
 func scaleCommand(out io.Writer) *cobra.Command {
-	cfg := scale.Config{Version: version, Out: out}
+	cfg := scale.Config{Version: version, Standard: out}
 	cmd := &cobra.Command{
 		Use:   "scale",
 		Short: "Measure what networks, sandboxes and tunnels cost while there are many",
@@ -28,6 +28,7 @@ what could is reported all the same, and the exit code is not 0.`,
 			if cfg.Bin, err = binFolder(cfg.Bin); err != nil {
 				return err
 			}
+			_, cfg.Out = beside(out, cfg.JSON)
 			cfg.Command = strings.Join(append([]string{filepath.Base(os.Args[0])}, os.Args[1:]...), " ")
 			return scale.Run(cmd.Context(), cfg)
 		},
@@ -39,7 +40,8 @@ what could is reported all the same, and the exit code is not 0.`,
 	f.IntVar(&cfg.Sandboxes, "sandboxes", 10000, "a worker has `N` sandboxes")
 	f.IntVar(&cfg.Paths, "sidecar-networks", 200, "a sidecar has `N` networks, and three tunnels for each")
 	f.IntVar(&cfg.Core, "core", 0, "the gateways' core")
-	f.StringVar(&cfg.JSON, "json", "", "write everything to `FILE`, as JSON")
+	f.StringVar(&cfg.JSON, "json", "", "write everything to `FILE`, as JSON; -: to standard output, and the table to standard error")
+	f.BoolVar(&cfg.Whole, "whole", false, "keep what the FILE of --json has if not everything could be measured: what could goes beside it, to NAME.partial.json")
 	f.StringVar(&cfg.Bin, "bin", "", "`DIR` of sallyportd and sallyport-sidecar (default: that of this program)")
 	f.StringVar(&cfg.KeepLogs, "keep-logs", "", "keep the daemons' logs in `DIR`")
 	return cmd
