@@ -17,8 +17,7 @@ type Bar struct {
 	Text string
 }
 
-// Bars is a picture with a horizontal bar for each value, all by one scale from 0 on. It
-// brings its style along, so that it may be a file of its own.
+// Bars is a picture with a horizontal bar for each value, all by one scale from 0 on.
 type Bars struct {
 	Title string
 	Bars  []Bar
@@ -27,19 +26,32 @@ type Bars struct {
 // Measures of bars, in units of the picture.
 const (
 	barRow, barHeight   = 24.0, 12.0
-	barLeft, barRight   = 300.0, 590.0
 	barTop, barTextDown = 34.0, 10.0
+	barLeast, barMost   = 120.0, 460.0 // room for names
 )
 
-// SVG is the picture, as a file or as an element to stand in a page.
-func (c Bars) SVG() string {
+// alone is the style sheet of a picture that stands in no page, whose variables it would have.
+const alone = `.chart{--ink:#0b0b0b;--ink-soft:#52514e;--line:#e1e0d9;--page:#fcfcfb;--mark:#9a3412;background:var(--page)}
+@media screen and (prefers-color-scheme:dark){.chart{--ink:#fff;--ink-soft:#c3c2b7;--line:#383835;--page:#1a1a19;--mark:#fdba74}}
+`
+
+// SVG is the picture, as an element to stand in a page, which has [Style].
+func (c Bars) SVG() string { return c.draw("") }
+
+// File is the picture as a file of its own.
+func (c Bars) File() string { return c.draw("<style>" + Style + alone + "</style>\n") }
+
+func (c Bars) draw(style string) string {
 	var b strings.Builder
 	high := barTop + barRow*float64(len(c.Bars)) + barTextDown
 	fmt.Fprintf(&b, `<svg class="chart" viewBox="0 0 %.0f %.0f" role="img" xmlns="http://www.w3.org/2000/svg">`+"\n", width, high)
-	fmt.Fprintf(&b, "<title>%s</title>\n<desc>%s</desc>\n<style>%s.chart .limit{stroke:#c2325a;stroke-width:2;stroke-dasharray:3 2}\n.chart .spread{stroke:var(--ink-soft,#52514e);stroke-width:1.5}\n</style>\n", escape(c.Title), escape(c.words()), Style)
-	fmt.Fprintf(&b, `<text x="%.1f" y="%.1f">%s</text>`+"\n", tickLength, textRoom, escape(c.Title))
+	fmt.Fprintf(&b, "<title>%s</title>\n<desc>%s</desc>\n%s", escape(c.Title), escape(c.words()), style)
+	drawTitle(&b, c.Title)
+	from, to := barLeast, width
 	top := 0.0
 	for _, bar := range c.Bars {
+		from = max(from, min(barMost, textWidth(bar.Name)+3*tickLength))
+		to = min(to, width-textWidth(bar.Text)-3*tickLength)
 		for _, v := range []float64{bar.Value, bar.Most, bar.Limit} {
 			if finite(v) {
 				top = max(top, v)
@@ -50,7 +62,7 @@ func (c Bars) SVG() string {
 		top = 1
 	}
 	for i, bar := range c.Bars {
-		bar.draw(&b, barTop+barRow*float64(i), top)
+		bar.draw(&b, barTop+barRow*float64(i), from, to, top)
 	}
 	b.WriteString("</svg>\n")
 	return b.String()
@@ -65,18 +77,24 @@ func (c Bars) words() string {
 	return strings.Join(list, "; ")
 }
 
-func (bar Bar) draw(b *strings.Builder, y, top float64) {
-	at := func(v float64) float64 { return barLeft + max(0, min(v, top))/top*(barRight-barLeft) }
-	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="end">%s</text>`+"\n", barLeft-2*tickLength, y+barTextDown, escape(bar.Name))
+// draw draws a bar between two places, which top reaches.
+func (bar Bar) draw(b *strings.Builder, y, from, to, top float64) {
+	at := func(v float64) float64 { return from + max(0, min(v, top))/top*(to-from) }
+	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="end"%s>%s</text>`+"\n", from-2*tickLength, y+barTextDown, squeezed(bar.Name, 1, from-3*tickLength), escape(bar.Name))
 	if !finite(bar.Value) {
 		return
 	}
-	fmt.Fprintf(b, `<rect class="s%d" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/>`, bar.Colour%Colours, barLeft, y, at(bar.Value)-barLeft, barHeight)
+	fmt.Fprintf(b, `<rect class="s%d" x="%.1f" y="%.1f" width="%.1f" height="%.1f"/>`, bar.Colour%Colours, from, y, at(bar.Value)-from, barHeight)
 	if bar.Most > bar.Least {
-		fmt.Fprintf(b, `<path class="spread" d="M%.1f %.1fH%.1fM%.1f %.1fv6M%.1f %.1fv6"/>`, at(bar.Least), y+barHeight/2, at(bar.Most), at(bar.Least), y+3, at(bar.Most), y+3)
+		outlined(b, "spread", fmt.Sprintf("M%.1f %.1fH%.1fM%.1f %.1fv6M%.1f %.1fv6", at(bar.Least), y+barHeight/2, at(bar.Most), at(bar.Least), y+3, at(bar.Most), y+3))
 	}
 	if bar.Limit > 0 {
-		fmt.Fprintf(b, `<path class="limit" d="M%.1f %.1fv%.1f"/>`, at(bar.Limit), y-3, barHeight+6)
+		outlined(b, "limit", fmt.Sprintf("M%.1f %.1fv%.1f", at(bar.Limit), y-3, barHeight+6))
 	}
-	fmt.Fprintf(b, `<text x="%.1f" y="%.1f">%s</text>`+"\n", barRight+2*tickLength, y+barTextDown, escape(bar.Text))
+	fmt.Fprintf(b, `<text x="%.1f" y="%.1f">%s</text>`+"\n", to+2*tickLength, y+barTextDown, escape(bar.Text))
+}
+
+// outlined draws a line that is seen on bars, too.
+func outlined(b *strings.Builder, class, path string) {
+	fmt.Fprintf(b, `<path class="outline" d="%s"/><path class="%s" d="%s"/>`, path, class, path)
 }

@@ -54,23 +54,26 @@ const Colours = 6
 
 // The picture's size and the room beside the lines, in units of the picture.
 const (
-	width, height                     = 720.0, 300.0
-	left, right, top, bottom          = 68.0, 18.0, 34.0, 46.0
-	plotRight, plotBottom             = width - right, height - bottom
-	tickLength, textRoom, legendEntry = 4.0, 15.0, 6.4
-	legendLeft                        = left + 100 // beside the name of the axis
+	width, height            = 720.0, 320.0
+	left, right, top, bottom = 68.0, 18.0, 54.0, 46.0
+	plotRight, plotBottom    = width - right, height - bottom
+	tickLength, textRoom     = 4.0, 15.0
+	narrow, broad, bold      = 4.6, 7.7, 1.12 // letters, and how much more of bold ones
+	legendLeft               = left + 100     // beside the name of the axis
+	labelDown                = textRoom + 20  // below the title
 )
 
 // Style is the style sheet of all charts on a page, for light and dark.
 const Style = `.chart{max-width:100%;height:auto;font:12px system-ui,sans-serif}
-.chart text{fill:var(--ink-soft,#52514e)}
+.chart text{fill:var(--ink-soft,#52514e)}.chart .title{fill:var(--ink,#0b0b0b);font-weight:600}
 .chart .grid{stroke:var(--line,#e1e0d9);stroke-width:1}
 .chart .axis{stroke:var(--ink-soft,#52514e);stroke-width:1}
 .chart .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .chart .s0{stroke:#2a78d6;fill:#2a78d6}.chart .s1{stroke:#d9640f;fill:#d9640f}.chart .s2{stroke:#12805c;fill:#12805c}
 .chart .s3{stroke:#a33ea1;fill:#a33ea1}.chart .s4{stroke:#8a6d00;fill:#8a6d00}.chart .s5{stroke:#c2325a;fill:#c2325a}
-.chart .line{fill:none}
-@media(prefers-color-scheme:dark){.chart .s0{stroke:#6cacf5;fill:#6cacf5}.chart .s1{stroke:#f79a58;fill:#f79a58}
+.chart .line{fill:none}.chart .outline{fill:none;stroke:var(--page,#fcfcfb);stroke-width:4}
+.chart .limit{stroke:var(--mark,#9a3412);stroke-width:2;stroke-dasharray:3 2}.chart .spread{stroke:var(--ink,#0b0b0b);stroke-width:1.5}
+@media screen and (prefers-color-scheme:dark){.chart .s0{stroke:#6cacf5;fill:#6cacf5}.chart .s1{stroke:#f79a58;fill:#f79a58}
 .chart .s2{stroke:#4cc79b;fill:#4cc79b}.chart .s3{stroke:#d98ad7;fill:#d98ad7}.chart .s4{stroke:#d6b93f;fill:#d6b93f}
 .chart .s5{stroke:#f2819f;fill:#f2819f}.chart .line{fill:none}}
 `
@@ -89,6 +92,7 @@ func (c Chart) SVG() string {
 		fmt.Fprintf(&b, `<text x="%.0f" y="%.0f" text-anchor="middle">%s</text>`+"\n</svg>\n", width/2, height/2, nothing)
 		return b.String()
 	}
+	drawTitle(&b, c.Title)
 	c.drawAxes(&b, x, y)
 	for i, s := range c.Series {
 		drawSeries(&b, s, i%Colours, x, y)
@@ -143,7 +147,7 @@ func (c Chart) drawAxes(b *strings.Builder, x, y ruler) {
 	}
 	fmt.Fprintf(b, `<path class="axis" d="M%.1f %.1fH%.1f"/>`+"\n", left, plotBottom, plotRight)
 	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="end">%s</text>`+"\n", plotRight, height-tickLength, escape(c.X.Label))
-	fmt.Fprintf(b, `<text x="%.1f" y="%.1f">%s</text>`+"\n", tickLength, textRoom, escape(c.Y.Label))
+	fmt.Fprintf(b, `<text x="%.1f" y="%.1f">%s</text>`+"\n", tickLength, labelDown, escape(c.Y.Label))
 }
 
 // drawSeries draws a line, and dots that say what they are.
@@ -175,7 +179,7 @@ func (c Chart) drawLegend(b *strings.Builder) {
 	if len(c.Series) < 2 {
 		return
 	}
-	at, line := legendLeft, textRoom
+	at, line := legendLeft, labelDown
 	for i, s := range c.Series {
 		wide := legendWidth(s)
 		if at > legendLeft && at+wide > plotRight {
@@ -187,8 +191,35 @@ func (c Chart) drawLegend(b *strings.Builder) {
 	}
 }
 
+// drawTitle writes what a picture shows above it.
+func drawTitle(b *strings.Builder, title string) {
+	fmt.Fprintf(b, `<text class="title" x="%.1f" y="%.1f"%s>%s</text>`+"\n", tickLength, textRoom, squeezed(title, bold, width-2*tickLength), escape(title))
+}
+
+// textWidth is about the room that a text takes, in a wide font.
+func textWidth(text string) (wide float64) {
+	for _, r := range text {
+		switch {
+		case strings.ContainsRune(" .,:;'()/-|fijlrt", r):
+			wide += narrow
+		default:
+			wide += broad
+		}
+	}
+	return wide
+}
+
+// squeezed has a text, whose letters are some times as wide as usual, keep within a room that is too
+// small for it.
+func squeezed(text string, times, room float64) string {
+	if times*textWidth(text) <= room {
+		return ""
+	}
+	return fmt.Sprintf(` textLength="%.1f" lengthAdjust="spacingAndGlyphs"`, room)
+}
+
 // legendWidth is the room that a series takes in the legend.
-func legendWidth(s Series) float64 { return 28 + legendEntry*float64(len([]rune(s.Name))) }
+func legendWidth(s Series) float64 { return 28 + textWidth(s.Name) }
 
 // head is where the plot begins, below the legend's rows.
 func (c Chart) head() float64 {

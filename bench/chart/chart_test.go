@@ -112,6 +112,35 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// The greatest of all stands one step beyond the last part that is known, however few values there
+// were, and all ticks have room.
+func TestQuantiles(t *testing.T) {
+	for last, end := range map[float64]float64{0.9: 2, 0.99: 3, 0.995: 3, 0.999: 4, 0.99999: 6} {
+		c := Chart{X: Axis{Scale: Quantile}, Series: []Series{{Points: []Point{{0, 1}, {0.5, 2}, {last, 3}, {1, 4}}}}}
+		x, _ := c.frame()
+		if x.measure(1) != end || x.at(1) != plotRight || x.at(last) >= plotRight || x.at(0) != left {
+			t.Errorf("%v: 1 is at %v, which is place %.1f", last, x.measure(1), x.at(1))
+		}
+		ticks := x.ticks()
+		for i := 1; i < len(ticks); i++ {
+			if gap := x.at(ticks[i]) - x.at(ticks[i-1]); gap < textWidth(x.name(ticks[i])) {
+				t.Errorf("%v: %v and %v are %.0f apart", last, ticks[i-1], ticks[i], gap)
+			}
+		}
+		if ticks[len(ticks)-1] != 1 {
+			t.Errorf("%v: ticks %v", last, ticks)
+		}
+	}
+	c := Chart{X: Axis{Scale: Quantile}, Series: []Series{{Points: []Point{{0.5, 2}, {0.9, 3}}}}}
+	if x, _ := c.frame(); x.at(0.9) != plotRight || slices.Contains(x.ticks(), 1) {
+		t.Errorf("without the greatest: %v, %v", x.at(0.9), x.ticks())
+	}
+	c.Series[0].Points = []Point{{1, 5}}
+	if x, y := c.frame(); x.empty() || y.empty() || x.at(1) != plotRight {
+		t.Errorf("the greatest alone: %+v", x)
+	}
+}
+
 func TestNames(t *testing.T) {
 	for v, want := range map[float64]string{0: "0", 0.25: "0.25", 999: "999", 1000: "1k", 12_345: "12.3k", 2e6: "2M", 3e9: "3G", -1500: "-1.5k", 0.000001: "0.000001"} {
 		if got := (ruler{}).name(v); got != want {

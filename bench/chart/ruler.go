@@ -11,10 +11,9 @@ type ruler struct {
 	scale     Scale
 	from, to  float64 // places of least and most
 	low, high float64 // least and most, as the scale measures them
+	whole     bool    // 1 is among quantiles, and drawn beyond the others
+	end       float64 // where that is, as the scale measures it
 }
-
-// lastQuantile is where 1 is drawn: beyond what a few million values can tell.
-const lastQuantile = 7
 
 func newRuler(s Scale, from, to float64) ruler {
 	return ruler{scale: s, from: from, to: to, low: math.Inf(1), high: math.Inf(-1)}
@@ -38,18 +37,25 @@ func (r ruler) measure(v float64) float64 {
 	case Log:
 		return math.Log10(v)
 	case Quantile:
-		return min(-math.Log10(1-v), lastQuantile)
+		if v == 1 {
+			return r.end
+		}
+		return -math.Log10(1 - v)
 	default:
 		return v
 	}
 }
 
 func (r *ruler) include(v float64) {
+	if r.scale == Quantile && v == 1 {
+		r.whole = true
+		return
+	}
 	m := r.measure(v)
 	r.low, r.high = min(r.low, m), max(r.high, m)
 }
 
-func (r ruler) empty() bool { return r.low > r.high }
+func (r ruler) empty() bool { return r.low > r.high && !r.whole }
 
 // settled rounds the ends, so that lines do not touch the frame. roomy leaves space
 // beyond the highest value.
@@ -58,6 +64,11 @@ func (r ruler) settled(roomy bool) ruler {
 		return r
 	}
 	switch r.scale {
+	case Quantile:
+		if r.low, r.high = 0, max(0, r.high); r.whole {
+			r.end = math.Floor(r.high+1e-9) + 1
+			r.high = r.end
+		}
 	case Log:
 		if r.low = math.Floor(r.low); roomy {
 			r.high = max(math.Ceil(r.high), r.low+1)
@@ -109,10 +120,13 @@ func (r ruler) ticks() (list []float64) {
 			}
 		}
 	case Quantile:
-		for _, v := range []float64{0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999} {
-			if r.measure(v) <= r.high+1e-9 {
+		for _, v := range []float64{0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999} {
+			if m := r.measure(v); m <= r.high+1e-9 && (!r.whole || m < r.end-1e-9) {
 				list = append(list, v)
 			}
+		}
+		if r.whole {
+			list = append(list, 1)
 		}
 	default:
 		step := stepOf(r.high - r.low)

@@ -20,12 +20,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/document"
 	"github.com/sallyport-net/sallyport/bench/progress"
 	"github.com/sallyport-net/sallyport/bench/testbed"
+	"github.com/sallyport-net/sallyport/bench/trial"
 )
 
 // Config is what the user chooses.
@@ -91,16 +91,13 @@ func (c *Config) Quicken(chosen func(flag string) bool) {
 	}
 }
 
-func (c *Config) validate() error {
-	for _, v := range c.Variants {
-		if !slices.Contains(Variants(), v) {
-			return fmt.Errorf("there is no variant %q: choose from %s (--variants)", v, strings.Join(Variants(), ", "))
-		}
+// validate refuses what cannot be, and takes what is named twice once.
+func (c *Config) validate() (err error) {
+	if c.Variants, err = trial.Names("variant", "--variants", c.Variants, Variants()); err != nil {
+		return err
 	}
-	for _, s := range c.Scenarios {
-		if !slices.Contains(Scenarios(), s) {
-			return fmt.Errorf("there is no scenario %q: choose from %s (--scenarios)", s, strings.Join(Scenarios(), ", "))
-		}
+	if c.Scenarios, err = trial.Names("scenario", "--scenarios", c.Scenarios, Scenarios()); err != nil {
+		return err
 	}
 	tunnels := len(c.Variants) == 0 || slices.ContainsFunc(c.Variants, func(v string) bool { return v != variantDirect })
 	for _, s := range scenarios() {
@@ -174,7 +171,7 @@ func Run(ctx context.Context, cfg Config) error {
 	r.sumUp()
 	err = r.write(&cfg)
 	if n := len(r.Problems); n > 0 {
-		err = errors.Join(fmt.Errorf("%d problems, the first: %s", n, r.Problems[0]), err)
+		err = errors.Join(fmt.Errorf("%s, the first: %s", trial.Plural(n, "problem"), r.Problems[0]), err)
 	}
 	return err
 }
@@ -264,7 +261,7 @@ func (b *bench) round(ctx context.Context, round int, s scenario) error {
 		}
 		b.say(s.row(sample))
 		if sample.Noisy && b.cfg.Strict {
-			b.failed(c.name, s.name, round, fmt.Errorf("it was noisy %d times: %s", attempts, sample.noise()))
+			b.failed(c.name, s.name, round, fmt.Errorf("it was noisy%s: %s", trial.AllNoisy(sample.Attempts), sample.noise()))
 		}
 		if !b.report.add(sample) {
 			b.progress.Print("FAILED: %s", b.report.Problems[len(b.report.Problems)-1])

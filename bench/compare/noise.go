@@ -36,7 +36,7 @@ func (b *bench) quiet(ctx context.Context, c *chain, s scenario) (out sample, er
 	most := cmp.Or(b.cfg.attempts, attempts) - 1
 	before := figures{}
 	repeats := trial.Repeats{Each: most, All: most}
-	repeats.Measure(func() string {
+	times, _ := repeats.Measure(func() string {
 		out, err = b.once(ctx, c, s)
 		out.Figures = out.Figures.with(before)
 		switch {
@@ -47,6 +47,7 @@ func (b *bench) quiet(ctx context.Context, c *chain, s scenario) (out sample, er
 		}
 		return ""
 	}, func(noise string) { b.progress.Print("again: %s of %s: %s", s.name, c.name, noise) })
+	out.Attempts = times
 	return out, err
 }
 
@@ -87,6 +88,8 @@ func (b *bench) once(ctx context.Context, c *chain, s scenario) (sample, error) 
 	after, err2 := c.spent(ctx)
 	err = errors.Join(err, err2, c.signal(unix.SIGSTOP))
 	out.Core, out.Stolen, out.Disturbed = b.cfg.Core, after.Stolen(before), idle
-	out.Noisy = out.noise() != ""
+	if out.Noisy = out.noise() != ""; out.Limit != nil {
+		out.Limit.Amid(out.others())
+	}
 	return out, err
 }

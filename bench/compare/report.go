@@ -14,6 +14,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/bench/report"
+	"github.com/sallyport-net/sallyport/bench/trial"
 )
 
 // result is the whole outcome, as JSON has it: a part of the report, and beside it what
@@ -215,7 +216,7 @@ func (r *result) conditions() (list []string) {
 		disturbed, stolen = max(disturbed, s.Disturbed), max(stolen, s.Stolen)
 		rounds = max(rounds, s.Round)
 	}
-	return append(list, fmt.Sprintf("medians of %d rounds (least-most), ratios to %s in the same rounds", rounds, r.Against),
+	return append(list, fmt.Sprintf("medians of %s (least-most), ratios to %s in the same rounds", trial.Plural(rounds, "round"), r.Against),
 		fmt.Sprintf("small packets at %d/s", r.Rate),
 		fmt.Sprintf("load average %.2f at the start", r.Load1), fmt.Sprintf("%d of %d measurements noisy: core %d was at most %.1f %% in use before one, and at most %.1f %% of all cores' time went to others",
 			noisy, len(r.Samples), r.Core, 100*disturbed, 100*stolen))

@@ -162,12 +162,18 @@ type sample struct {
 	Disturbed float64 `json:"disturbed"`
 	// Noisy samples are left out of medians, while enough others are left.
 	Noisy bool `json:"noisy"`
+	// Attempts is how often it was measured, as it was noisy before or the harness itself lost
+	// packets: the last counts, and what must not happen in any.
+	Attempts int `json:"attempts"`
+}
+
+// others is how far others had a part in a sample.
+func (s sample) others() machine.Noise {
+	return machine.Noise{Core: s.Core, Disturbed: s.Disturbed, Stolen: s.Stolen}
 }
 
 // noise says why a sample is noisy; empty: it is not.
-func (s sample) noise() string {
-	return strings.Join(machine.Noise{Core: s.Core, Disturbed: s.Disturbed, Stolen: s.Stolen}.Why(), "; ")
-}
+func (s sample) noise() string { return strings.Join(s.others().Why(), "; ") }
 
 // variantWidth is that of the longest name of a variant.
 const variantWidth = len(variantWireGuard)
@@ -208,7 +214,7 @@ func (s scenario) row(of sample) []string {
 		lines = append(lines, fmt.Sprintf("  iperf3 hung %.0f times before", n))
 	}
 	if of.Noisy {
-		lines = append(lines, "  NOISY: "+of.noise())
+		lines = append(lines, "  NOISY: "+of.noise()+trial.AllNoisy(of.Attempts))
 	}
 	return lines
 }

@@ -37,7 +37,7 @@ func Replace(path, text string) error {
 		err = swap(path, text)
 	}
 	if err != nil {
-		return fmt.Errorf("write the report to %s: %w", path, err)
+		return fmt.Errorf("write the report to %s: %w", path, bare(err))
 	}
 	return nil
 }
@@ -57,9 +57,23 @@ func Writable(option, path string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("%s: the report %s cannot be written: %w; name a file in a folder that is there and may be written to", option, path, err)
+		return fmt.Errorf("%s: the report %s cannot be written: %w; name a file in a folder that is there and may be written to", option, path, bare(err))
 	}
 	return nil
+}
+
+// bare is an error of a file without the file's name: the user gave another, and knows nothing of
+// the one beside it that becomes the report.
+func bare(err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &path):
+		return path.Err
+	case errors.As(err, &link):
+		return link.Err
+	}
+	return err
 }
 
 // lookAt says whether path is to be written through rather than replaced, or why neither.

@@ -54,6 +54,12 @@ func TestReplace(t *testing.T) {
 	if b, err := os.ReadFile(at("file")); err != nil || string(b) != "second" {
 		t.Errorf("by a link: %q, %v", b, err)
 	}
+	// A folder that is not there: the user's path is said, and no other.
+	for _, err := range []error{Replace(at("nowhere/a.json"), "text"), Writable("--json", at("nowhere/a.json"))} {
+		if err == nil || strings.Contains(err.Error(), ".report-") || strings.Count(err.Error(), at("nowhere")) != 1 || !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("without a folder: %v", err)
+		}
+	}
 	left, err := filepath.Glob(at(".report-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v %v", left, err)

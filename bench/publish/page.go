@@ -15,7 +15,7 @@ func page(r *report.Report) string {
 	p := document.Page{
 		Title: "What was measured", Verdict: "Targets: " + verdict, Terms: terms(), Style: chart.Style,
 		Lead:  []string{"Bars are medians, lines on them reach from the least to the most of all rounds. What is measured beside the gateway has another colour."},
-		Parts: []document.Part{{Title: "Targets", Table: r.Table(), Pictures: []string{r.Ratios()}}},
+		Parts: []document.Part{{Title: "Targets", Table: r.Table(), Marked: "missed", Pictures: []string{r.Ratios().SVG()}}},
 	}
 	for _, one := range r.Parts() {
 		part := document.Part{Title: one.Title, Text: []string{one.Command, one.Date + ", " + one.Machine}, Marks: one.Missing, Pictures: one.Pictures()}

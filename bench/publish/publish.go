@@ -80,7 +80,7 @@ func (cfg Config) files() (files, error) {
 	return files{
 		cfg.Document:                              changed,
 		filepath.Join(cfg.Parts, "measured.md"):   r.Measured(),
-		filepath.Join(cfg.Parts, "ratios.svg"):    r.Ratios(),
+		filepath.Join(cfg.Parts, "ratios.svg"):    r.Ratios().File(),
 		filepath.Join(cfg.Parts, "measured.html"): page(r),
 	}, nil
 }

@@ -134,7 +134,7 @@ func (r *Report) Measured() string {
 
 // Ratios is a picture of the targets that are ratios to a comparator, in the order of the
 // table.
-func (r *Report) Ratios() string {
+func (r *Report) Ratios() chart.Bars {
 	c := chart.Bars{Title: "Ratios to wireguard-go with nftables: bar and spread, dashed the target"}
 	for _, row := range r.rows() {
 		if row.by != byRatio || row.value == nil || row.value.Ratio == nil || row.open {
@@ -149,7 +149,7 @@ func (r *Report) Ratios() string {
 			Limit: row.limit, Colour: colour, Text: fmt.Sprintf("%.2fx, %s", row.judged.Median, text),
 		})
 	}
-	return c.SVG()
+	return c
 }
 
 // Pictures are bars of each figure of a part that has more than one variant.
@@ -159,7 +159,7 @@ func (p *Part) Pictures() (list []string) {
 		if len(f.Values) < 2 {
 			continue
 		}
-		c := chart.Bars{Title: f.What + ", " + f.Unit}
+		c := chart.Bars{Title: f.named(f.What)}
 		for k := range f.Values {
 			v := &f.Values[k]
 			colour := 0

@@ -168,7 +168,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
-	if svg := r.Ratios(); strings.Count(svg, "<rect") != 1 {
+	if svg := r.Ratios().SVG(); strings.Count(svg, "<rect") != 1 {
 		t.Error(svg)
 	}
 	if text := r.Measured(); !strings.Contains(text, "\n## TCP\n") {

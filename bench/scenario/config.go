@@ -23,6 +23,7 @@ import (
 	"github.com/sallyport-net/sallyport/bench/document"
 	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/bench/testbed"
+	"github.com/sallyport-net/sallyport/bench/trial"
 	"github.com/sallyport-net/sallyport/bench/wire"
 )
 
@@ -90,11 +91,10 @@ const (
 	maxFor   = 9 * time.Minute // a far side sends for 10 at most
 )
 
-func (c *Config) validate() error {
-	for _, name := range c.Scenarios {
-		if !slices.Contains(Scenarios(), name) {
-			return fmt.Errorf("there is no scenario %q: choose from %s (--scenarios)", name, strings.Join(Scenarios(), ", "))
-		}
+// validate refuses what cannot be, and takes what is named twice once.
+func (c *Config) validate() (err error) {
+	if c.Scenarios, err = trial.Names("scenario", "--scenarios", c.Scenarios, Scenarios()); err != nil {
+		return err
 	}
 	ways := 0
 	for _, way := range []bool{c.API != "", c.WireGuard != "", c.Chain} {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -32,6 +33,10 @@ func TestConfig(t *testing.T) {
 	c := valid()
 	if err := c.validate(); err != nil {
 		t.Error(err)
+	}
+	c.Scenarios = []string{"udp-in", "tcp-out", "udp-in"}
+	if err := c.validate(); err != nil || !slices.Equal(c.Scenarios, []string{"udp-in", "tcp-out"}) {
+		t.Errorf("named twice: %q, %v", c.Scenarios, err)
 	}
 	far := netip.MustParseAddrPort("192.0.2.80:9000")
 	running := func(c *Config) {

@@ -63,9 +63,6 @@ func (r *runner) dialer(ctx context.Context, c *crowd) (*dialer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err != nil {
-		return nil, err
-	}
 	d.hold, err = c.source.Attach(0, client)
 	d.Dialer = trial.Dialer{Client: client, Waker: d.hold, Meter: r.meter, Limits: connectionLimits(), Lag: connectionLag}
 	return d, err
@@ -84,7 +81,7 @@ func (r *runner) connectionsOf(ctx context.Context, o *outcome) error {
 	defer d.hold.Close()
 	rate := max(leastRate, float64(r.cfg.Rate)*connectionShare)
 	l := load{Rate: rate, Sandboxes: len(d.inners), Seconds: r.cfg.For.Seconds()}
-	name := fmt.Sprintf("%s/s to %s", progress.Group(rate), plural(len(r.remotes), "destination"))
+	name := fmt.Sprintf("%s/s to %s", progress.Group(rate), trial.Plural(len(r.remotes), "destination"))
 	err = r.step(ctx, o, name, l, func(s *step) error {
 		// Keys, routes and the gateway's memory are warm after this.
 		warm, err := d.Try(ctx, rate, min(r.cfg.For, r.cfg.Try))
@@ -149,13 +146,6 @@ func inspectConnections(s *step, made trial.Connected) {
 		s.never("%d connections were answered wrongly", n)
 	}
 	if made.Damaged > 0 {
-		s.never("%d segments came back damaged", made.Damaged)
+		s.never("%s came back damaged", trial.Plural(made.Damaged, "segment"))
 	}
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return progress.Group(float64(n)) + " " + what + "s"
 }

@@ -236,10 +236,10 @@ func (r *runner) inspect(s *step, t carried) {
 	add(figureDamaged, damaged)
 	add(figureReordered, t.report.Reordered+t.received.Reordered)
 	if duplicates > 0 {
-		s.never("%d packets came twice", duplicates)
+		s.never("%s came twice", trial.Plural(duplicates, "packet"))
 	}
 	if damaged > 0 {
-		s.never("%d packets came back damaged", damaged)
+		s.never("%s came back damaged", trial.Plural(damaged, "packet"))
 	}
 	if n := t.received.Foreign + t.received.Strange; n > 0 {
 		s.never("%d packets came back that were others', or that nobody asked for", n)

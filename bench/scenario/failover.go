@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/sallyport-net/sallyport/bench/trial"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,7 +55,7 @@ func (r *runner) failover(ctx context.Context, o *outcome) error {
 	if r.cfg.For < shortFor {
 		runs, of = 1, "SIGKILL"
 	}
-	return r.step(ctx, o, plural(runs, "run")+" each of "+of, load{}, func(s *step) error {
+	return r.step(ctx, o, trial.Plural(runs, "run")+" each of "+of, load{}, func(s *step) error {
 		f, err := r.runFailover(ctx, runs, strings.ReplaceAll(of, " ", ""))
 		if err != nil {
 			return err
@@ -66,7 +67,7 @@ func (r *runner) failover(ctx context.Context, o *outcome) error {
 		s.Figures[figureFailoverP99] = millis(f.All.First.P99)
 		s.Figures[figureFailoverMax] = millis(f.All.First.Max)
 		for _, one := range f.Faults {
-			o.Steps = append(o.Steps, &step{Name: one.Fault, Figures: values{
+			o.Steps = append(o.Steps, &step{Name: one.Fault, Attempts: 1, Figures: values{
 				figureFailoverP50: millis(one.First.P50), figureFailoverP99: millis(one.First.P99), figureFailoverMax: millis(one.First.Max),
 			}})
 		}

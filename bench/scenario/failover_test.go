@@ -3,6 +3,7 @@ package scenario
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,26 +21,47 @@ func TestFailoverAlone(t *testing.T) {
 	}
 	c := valid()
 	var out bytes.Buffer
-	c.Scenarios, c.Bin, c.Out = []string{"failover"}, dir, &out
+	c.Scenarios, c.Bin, c.Out, c.JSON = []string{"failover"}, dir, &out, filepath.Join(dir, "a.json")
 	err := Run(t.Context(), c)
 	if err == nil || !strings.Contains(err.Error(), "a flow was kept") {
 		t.Errorf("%v", err)
+	}
+	if b, err := os.ReadFile(c.JSON); err != nil || strings.Count(string(b), `"attempts": 1`) != 2 {
+		t.Errorf("the run and its one fault are not measured once each: %v\n%s", err, b)
 	}
 	if text := out.String(); !strings.Contains(text, "SIGKILL") || !strings.Contains(text, "WRONG") {
 		t.Errorf("it says\n%s", text)
 	}
 }
 
-// What the user ended says so, and which scenarios were not begun.
+// What the user ended says so once, counts once, and says which scenarios were not begun.
 func TestLeave(t *testing.T) {
+	for _, told := range []bool{false, true} {
+		testLeave(t, told)
+	}
+}
+
+// testLeave ends a run behind a scenario, or within one, which has told it.
+func testLeave(t *testing.T, told bool) {
 	c := valid()
+	var said bytes.Buffer
+	c.Progress = &said
 	c.Scenarios = []string{"tcp-out", "latency-idle", "mixed"}
 	r := newRunner(&c)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	r.leave(ctx, "tcp-out")
-	if len(r.result.Problems) != 1 || !strings.HasPrefix(r.result.Problems[0], "interrupted") {
-		t.Errorf("problems %q", r.result.Problems)
+	if told {
+		r.result.Scenarios = []*outcome{{Name: "tcp-out", Problems: []string{oneLine(r.explain(ctx, errors.New("it broke")))}}}
+	}
+	r.leave(ctx, "tcp-out", told)
+	if len(r.result.Problems) != 1 || !strings.HasPrefix(r.result.Problems[0], "interrupted") || r.result.faults() != 1 {
+		t.Errorf("told %t: %d findings, problems %q", told, r.result.faults(), r.result.Problems)
+	}
+	if verdict := r.result.verdict(); !strings.Contains(verdict, ", 1 finding makes the run fail; it ended by: interrupted") {
+		t.Errorf("told %t: %s", told, verdict)
+	}
+	if again := strings.Contains(said.String(), "interrupted"); again == told {
+		t.Errorf("told %t, and then %q", told, said.String())
 	}
 	var left []string
 	for _, o := range r.result.Scenarios {

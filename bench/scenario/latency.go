@@ -118,6 +118,7 @@ func (r *runner) askBeside(ctx context.Context, c, side *crowd, s *step, backgro
 	err := both.Wait()
 	if t.Busy >= 0 {
 		s.Figures[figureBusy] = 100 * min(1, t.Busy)
+		s.also(busyOfAll)
 	}
 	if t.blind {
 		return err

@@ -133,6 +133,7 @@ func (r *runner) phase(ctx context.Context, s *step, p phase, m mixers) error {
 	}
 	if _, core := r.meter.Seen(); core && uerr == nil {
 		s.Figures[figureBusy] = 100 * min(1, after.Since(before).Busy(held))
+		s.also(busyOfAll)
 	}
 	return errors.Join(err, uerr)
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/bench/chart"
 	"github.com/sallyport-net/sallyport/bench/document"
+	"github.com/sallyport-net/sallyport/bench/trial"
 )
 
 // page is the result for a browser.
@@ -15,10 +16,17 @@ func (r *result) page() string {
 		Title: "Sallyport gateway, measured " + r.Date.Format(time.DateOnly), Verdict: r.verdict(), Lead: r.conditions(), Terms: r.terms(), Style: chart.Style,
 	}
 	for _, problem := range r.Problems {
-		p.Lead = append(p.Lead, "FAILED: "+problem)
+		p.Marks = append(p.Marks, "FAILED: "+problem)
 	}
 	for _, o := range r.Scenarios {
-		part := document.Part{Title: o.Name + ": " + o.Title, Marks: o.notes()}
+		part := document.Part{Title: o.Name + ": " + o.Title}
+		for _, note := range o.notes() {
+			if plain(note) {
+				part.Notes = append(part.Notes, note)
+			} else {
+				part.Marks = append(part.Marks, note)
+			}
+		}
 		part.Verdict, part.Why = o.verdict()
 		if len(o.Steps) > 0 {
 			part.Table = o.rows()
@@ -31,6 +39,11 @@ func (r *result) page() string {
 	return p.HTML()
 }
 
+// plain tells the notes that are facts from those by which something is to be read with care.
+func plain(note string) bool {
+	return strings.HasPrefix(note, noteLimit) || strings.HasPrefix(note, noteBeside)
+}
+
 // verdict is the run in a line.
 func (r *result) verdict() string {
 	good := 0
@@ -39,7 +52,12 @@ func (r *result) verdict() string {
 			good++
 		}
 	}
-	text := fmt.Sprintf("%d of %d scenarios are good, %d findings make the run fail", good, len(r.Scenarios), r.faults())
+	n := r.faults()
+	verb := "make"
+	if n == 1 {
+		verb = "makes"
+	}
+	text := fmt.Sprintf("%d of %d scenarios are good, %s %s the run fail", good, len(r.Scenarios), trial.Plural(n, "finding"), verb)
 	if len(r.Problems) > 0 {
 		text += "; it ended by: " + strings.Join(r.Problems, "; ")
 	}
@@ -90,7 +108,8 @@ func (r *result) terms() (list [][2]string) {
 	return append(list,
 		[2]string{"wrong", "The gateway did what it must not: packets with a source outside of the pair, damaged, twice, or to somebody else."},
 		[2]string{"failed", "Something could not be measured to its end."},
-		[2]string{"to be read with care", "The machine was noisy (NOISY says how), or the harness and not the gateway was at its limit."})
+		[2]string{"to be read with care", "The machine was noisy (NOISY says how), or the harness and not the gateway was at its limit."},
+		[2]string{"LIMIT", "What kept the next rate from passing. The source is said to have been held up where packets were late beside a gateway's core that had time, and next to none were lost: what a gateway holds back queues up, and queues fill and lose. Where the machine was noisy nobody knows what it was."})
 }
 
 // meanings explain the figures, by their names in JSON.
@@ -106,7 +125,7 @@ func meanings() map[string]string {
 		figureCore:        "CPU time of the gateway's core for each, with the kernel's part, in microseconds.",
 		figureProcessGB:   "CPU time of the gateway's process for each GB, in seconds.",
 		figureCoreGB:      "CPU time of the gateway's core for each GB, with the kernel's part, in seconds.",
-		figureBusy:        "Part of the time in which the gateway's core was in use.",
+		figureBusy:        "Part of the time in which the gateway's core was in use: by all of the load, of whatever kinds, and by what else ran there.",
 		figureDuplicates:  "Packets that arrived twice.",
 		figureReordered:   "Packets that arrived behind later ones of their flow.",
 		figureDamaged:     "Packets that arrived with other contents.",

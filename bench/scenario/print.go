@@ -100,6 +100,12 @@ func (o *outcome) rows() [][]string {
 	return rows
 }
 
+// How notes begin that are plain facts.
+const (
+	noteLimit  = "LIMIT: "
+	noteBeside = "ALSO: "
+)
+
 // notes are what is to be known beside the figures, each with its mark.
 func (o *outcome) notes() (list []string) {
 	if o.NotRun != "" {
@@ -110,16 +116,16 @@ func (o *outcome) notes() (list []string) {
 			list = append(list, "WRONG: "+s.Name+": "+w)
 		}
 		if s.Refused {
-			list = append(list, "REFUSED: "+s.Name+": its figures are thrown away: "+strings.Join(s.Noise.why(), "; ")+s.still())
+			list = append(list, "REFUSED: "+s.Name+": its figures are thrown away: "+strings.Join(s.Noise.Why, "; ")+s.still())
 		}
 		for _, m := range s.Marks {
 			list = append(list, "NOTE: "+s.Name+": "+m)
 		}
 		if s.Limit != nil {
-			list = append(list, "LIMIT: "+s.Name+": "+s.Limit.String())
+			list = append(list, noteLimit+s.Name+": "+s.Limit.String())
 		}
 		for _, m := range s.Beside {
-			list = append(list, "ALSO: "+s.Name+": "+m)
+			list = append(list, noteBeside+s.Name+": "+m)
 		}
 	}
 	for _, p := range o.Problems {
@@ -193,8 +199,12 @@ func (r *result) conditions() []string {
 	case wrong > 0:
 		sources = fmt.Sprintf("Source addresses: %d packets or connections from others than the pair %v", wrong, g.Pair)
 	}
+	repeats := "Noisy steps: never measured again (--again 0)"
+	if a := r.Again; a.Allowed > 0 {
+		repeats = fmt.Sprintf("Noisy steps: measured again %d of at most %d times (--again)", a.Used, a.Allowed)
+	}
 	return []string{
-		what, sources,
+		what, sources, repeats,
 		fmt.Sprintf("Harness: %s; %d cores; Linux %s; %s; sallyport-bench %s; load average %.2f at the start; %s; %.0f s",
 			r.Machine.CPU, r.Machine.Cores, r.Machine.Kernel, r.Machine.Go, r.Sallyport, r.Load1, r.Date.Format(time.DateTime+" UTC"), r.Seconds),
 		"Command: " + r.Command,
@@ -204,7 +214,7 @@ func (r *result) conditions() []string {
 // charts are what a scenario's figures look like.
 func (o *outcome) charts() (list []chart.Chart) {
 	quantiles := chart.Chart{Title: o.Title + ": latency", X: chart.Axis{Label: "of all", Scale: chart.Quantile}, Y: chart.Axis{Label: "us", Scale: chart.Log}}
-	scale := chart.Chart{Title: o.Title + ": cost", X: chart.Axis{Label: o.scale(), Scale: chart.Log}, Y: chart.Axis{Label: "us of CPU per packet"}}
+	scale := chart.Chart{Title: o.Title, X: chart.Axis{Label: o.scale(), Scale: chart.Log}, Y: chart.Axis{Label: "us of CPU per packet"}}
 	over := map[string]*chart.Chart{}
 	var units []string
 	process, core := chart.Series{Name: "process", Dots: true}, chart.Series{Name: "core", Dots: true}

@@ -26,10 +26,17 @@ type result struct {
 	Load1     float64       `json:"load1"`     // its load average of a minute when it began
 	Gateway   about         `json:"gateway"`
 	Seconds   float64       `json:"seconds"`
+	Again     again         `json:"again"`
 	Scenarios []*outcome    `json:"scenarios"`
 	// Problems are what ended the run, or kept scenarios from running. What was
 	// wrong in one step stands there.
 	Problems []string `json:"problems"`
+}
+
+// again is how often noisy steps may be measured again, and were.
+type again struct {
+	Allowed int `json:"allowed"`
+	Used    int `json:"used"`
 }
 
 // about is what was measured.
@@ -75,8 +82,8 @@ type step struct {
 	// Limit is why a step that looks for the highest rate found no higher one.
 	Limit *trial.Limit `json:"limit,omitempty"`
 	// Attempts is how often it was measured to its end, as it was noisy before: the last counts,
-	// and what a gateway must not do in any.
-	Attempts int `json:"attempts,omitempty"`
+	// and what a gateway must not do in any. 0: it broke off the first time, or was left out.
+	Attempts int `json:"attempts"`
 	// Refused says that figures were thrown away for the noise (--strict).
 	Refused bool `json:"refused,omitempty"`
 	// Broken says that it did not come to its end: what figures there are, are of the time
@@ -90,6 +97,8 @@ type step struct {
 	Wrong []string `json:"wrong,omitempty"`
 
 	lasting []string // what of Wrong counts if it is measured again
+	bound   bool     // its limit is not the gateway's own
+	spent   bool     // it is noisy, and the run has no repeats left
 }
 
 // load is what was offered.
@@ -186,13 +195,20 @@ func (s *step) breakOff(interrupted bool) {
 	s.mark("INTERRUPTED: what was measured of it is left out")
 }
 
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+func oneLine(err error) string {
+	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+}
 
-// faults counts what makes the exit code differ from 0.
+// faults counts what makes the exit code differ from 0. What ended a scenario and with it the run
+// counts once.
 func (r *result) faults() (n int) {
 	n = len(r.Problems)
 	for _, o := range r.Scenarios {
-		n += len(o.Problems)
+		for _, p := range o.Problems {
+			if !slices.Contains(r.Problems, p) {
+				n++
+			}
+		}
 		for _, s := range o.Steps {
 			n += len(s.Wrong)
 			if s.Refused {

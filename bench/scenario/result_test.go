@@ -39,7 +39,7 @@ func made() *result {
 	}
 	return &result{
 		Version: resultVersion, Date: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Command: "sallyport-bench run --chain", Sallyport: "v1.2.3",
-		Machine: machine.Facts{CPU: "a CPU", Cores: 2, Memory: 4096, Kernel: "6.1", Go: "go1.26"}, Load1: 0.5, Seconds: 61,
+		Machine: machine.Facts{CPU: "a CPU", Cores: 2, Memory: 4096, Kernel: "6.1", Go: "go1.26"}, Load1: 0.5, Seconds: 61, Again: again{Allowed: 10, Used: 2},
 		Gateway: about{Kind: "chain", Uplink: "tun", Endpoint: netip.MustParseAddrPort("198.51.100.1:51820"), Pair: pair,
 			Far: netip.MustParseAddrPort("192.0.2.80:9000"), CPU: "process 4711 (sallyportd) and core 0"},
 		Scenarios: []*outcome{
@@ -47,12 +47,12 @@ func made() *result {
 				{Name: "20,000/s", At: 1.5, Load: load{Rate: 20000, Size: 64, Sandboxes: 16, Flows: 64, Seconds: 10},
 					Figures: values{figureRate: 19999.4, figureLoss: 0.001, figureProcess: 5.87, figureCore: 6.02, figureGbps: 0.0102},
 					Latency: latencyOf(h), Series: []series{{"arrived", "packets/s", [][2]float64{{0.1, 20000}, {0.3, 19900}, {0.5, 20050}}}},
-					Sources: &sources{Seen: pair[:1], Checked: true}, Noise: noise{Stolen: 0.001, Disturbed: 0.02, Reached: 1}},
+					Attempts: 1, Sources: &sources{Seen: pair[:1], Checked: true}, Noise: noise{Stolen: 0.001, Disturbed: 0.02, Reached: 1}},
 				{Name: "peak", Figures: values{figurePeak: 250123}, Limit: &trial.Limit{By: search.LimitCore, Rate: 262144, Why: "0.31 % of the packets were lost on their way; the gateway's core was 97 % in use"}, Noise: noise{Stolen: 0.02}, Attempts: 3, Marks: []string{"NOISY: the hypervisor gave 2.0 % of all cores' time to others, more than 1 % (the last of 3 attempts, all noisy)"}},
 			}},
 			{Name: nameSandboxes, Title: "many sandboxes: cost per packet", Problems: []string{"the gateway is no more"}, Steps: []*step{
 				{Name: "1 sandbox", Load: load{Sandboxes: 1}, Figures: values{figureProcess: 5.1, figureCore: 5.6}},
-				{Name: "1,000 sandboxes", Load: load{Sandboxes: 1000}, Figures: values{figureProcess: 5.9, figureCore: 6.6}, Refused: true, Noise: noise{Reached: 0.5}},
+				{Name: "1,000 sandboxes", Load: load{Sandboxes: 1000}, Figures: values{figureProcess: 5.9, figureCore: 6.6}, Refused: true, Attempts: 1, Noise: noise{Reached: 0.5, Why: []string{"the source kept 50 % of its rate"}}},
 				{Name: "10,000 sandboxes", Load: load{Sandboxes: 10000}, Figures: values{}, Wrong: []string{"7 packets came from 192.0.2.1\x1b[2J"}},
 			}},
 			{Name: "failover", Title: "hosts are lost", NotRun: "give --chain", Steps: []*step{}},
@@ -120,7 +120,7 @@ func TestReports(t *testing.T) {
 	if n := r.faults(); n != 4 {
 		t.Errorf("%d findings, want a problem, a scenario's, a refused step and a wrong one", n)
 	}
-	if !strings.Contains(r.first(), "too noisy") {
+	if !strings.Contains(r.first(), "too noisy: the source kept 50 % of its rate") {
 		t.Errorf("first: %s", r.first())
 	}
 }
@@ -148,17 +148,17 @@ func TestNoise(t *testing.T) {
 	noisy := noise{Stolen: 0.011, Disturbed: 0.06, Reached: 0.9}
 	s := &step{Figures: values{figureRate: 1}, Noise: noisy}
 	(&runner{cfg: &Config{}}).judge(s, "")
-	if len(s.Marks) != 3 || s.Refused || s.Figures[figureRate] != 1 {
+	if len(s.Marks) != 3 || len(s.Noise.Why) != 3 || s.Refused || s.Figures[figureRate] != 1 {
 		t.Errorf("marked: %+v", s)
 	}
 	s = &step{Figures: values{figureRate: 1}, Latency: &latency{}, Series: []series{{}}, Noise: noisy}
 	(&runner{cfg: &Config{Strict: true}}).judge(s, "")
-	if !s.Refused || len(s.Figures) != 0 || s.Latency != nil || s.Series != nil {
+	if !s.Refused || len(s.Noise.Why) != 3 || len(s.Figures) != 0 || s.Latency != nil || s.Series != nil {
 		t.Errorf("strictly: %+v", s)
 	}
 	s = &step{Figures: values{figureRate: 1}, Noise: noise{Stolen: 0.009, Disturbed: 0.04, Reached: 0.98}}
 	(&runner{cfg: &Config{Strict: true}}).judge(s, "")
-	if s.Refused || len(s.Marks) != 0 {
+	if s.Refused || len(s.Marks) != 0 || len(s.Noise.Why) != 0 {
 		t.Errorf("quiet: %+v", s)
 	}
 }
@@ -175,7 +175,7 @@ func TestInspect(t *testing.T) {
 		"more addresses than":     {sent: 10, got: 10, report: wire.Report{Others: 3}},
 		"2 packets came twice":    {sent: 10, got: 10, report: wire.Report{Duplicates: 2}},
 		"3 packets came twice":    {sent: 10, got: 10, received: traffic.Received{Duplicates: 3}},
-		"1 packets came back dam": {sent: 10, got: 10, received: traffic.Received{Damaged: 1}},
+		"1 packet came back dama": {sent: 10, got: 10, received: traffic.Received{Damaged: 1}},
 		"2 packets came back tha": {sent: 10, got: 10, received: traffic.Received{Foreign: 1, Strange: 1}},
 		"none arrived":            {sent: 10},
 	} {

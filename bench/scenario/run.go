@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sallyport-net/sallyport/bench/machine"
@@ -82,6 +83,7 @@ type runner struct {
 	members  map[string]*members
 	crowds   map[string]*crowd
 	repeats  trial.Repeats
+	spent    bool    // a step would have been measured again with more repeats
 	least    float64 // latency of datagrams so far, in microseconds; 0: not known
 	peak     float64 // of small packets, per second and outwards; 0: not known
 }
@@ -96,9 +98,10 @@ func Run(ctx context.Context, cfg Config) error {
 	r.measure(ctx)
 	r.progress.End()
 	r.result.Seconds = time.Since(r.began).Seconds()
+	r.result.Again.Used = cfg.Again - r.repeats.All
 	err := r.result.write(&cfg)
 	if n := r.result.faults(); n > 0 {
-		err = errors.Join(fmt.Errorf("%s: %s", plural(n, "finding"), r.result.first()), err)
+		err = errors.Join(fmt.Errorf("%s: %s", trial.Plural(n, "finding"), r.result.first()), err)
 	}
 	return err
 }
@@ -113,6 +116,7 @@ func newRunner(cfg *Config) *runner {
 		Version: resultVersion, Date: r.began.UTC().Round(time.Second), Command: cfg.Command, Sallyport: cfg.Version,
 		Machine: machine.Here(), Load1: machine.LoadAverage(), Scenarios: []*outcome{}, Problems: []string{},
 	}
+	r.result.Again.Allowed = cfg.Again
 	r.result.Gateway = about{Kind: cfg.kind(), Pair: []netip.Addr{}, Far: cfg.Far, CPU: "none"}
 	return r
 }
@@ -125,7 +129,7 @@ func (r *result) first() string {
 				return o.Name + ": " + s.Name + ": " + s.Wrong[0]
 			}
 			if s.Refused {
-				return o.Name + ": " + s.Name + ": too noisy"
+				return o.Name + ": " + s.Name + ": too noisy: " + strings.Join(s.Noise.Why, "; ")
 			}
 		}
 		if len(o.Problems) > 0 {
@@ -177,16 +181,20 @@ func (r *runner) all(ctx context.Context) {
 			r.progress.Print("%s  FAILED: %s", o.place, o.Problems[0])
 		}
 		if ctx.Err() != nil || r.dead(err) {
-			r.leave(ctx, s.name)
+			r.leave(ctx, s.name, err != nil)
 			return
 		}
 	}
 }
 
 // leave says why the run ends with a scenario, where its user ended it, and that those
-// behind were not begun.
-func (r *runner) leave(ctx context.Context, last string) {
-	if r.interrupted(ctx) {
+// behind were not begun. Those who watch may have been told why.
+func (r *runner) leave(ctx context.Context, last string, told bool) {
+	switch {
+	case !r.interrupted(ctx):
+	case told:
+		r.result.Problems = append(r.result.Problems, oneLine(r.explain(ctx, ctx.Err())))
+	default:
 		r.problem(ctx, ctx.Err())
 	}
 	behind := false

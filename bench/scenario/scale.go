@@ -7,6 +7,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/bench/progress"
 	"github.com/sallyport-net/sallyport/bench/traffic"
+	"github.com/sallyport-net/sallyport/bench/trial"
 )
 
 const (
@@ -56,7 +57,7 @@ func (r *runner) sandboxesOnce(ctx context.Context, o *outcome, n, attached int)
 		return err
 	}
 	took := time.Since(began)
-	name := plural(n, "sandbox")
+	name := trial.Plural(n, "sandbox")
 	if n > 1 {
 		name = progress.Group(float64(n)) + " sandboxes"
 	}
@@ -97,7 +98,7 @@ func (r *runner) sessions(ctx context.Context, o *outcome) error {
 		if n > samePorts*len(r.remotes) {
 			o.Steps = append(o.Steps, &step{Name: sessionsOf(n), Figures: values{}, Marks: []string{fmt.Sprintf(
 				"not measured: the far side has %s, and a gateway has no more than some %s ports towards each (--far-prefix)",
-				plural(len(r.remotes), "address"), progress.Group(samePorts))}})
+				trial.Plural(len(r.remotes), "address"), progress.Group(samePorts))}})
 			continue
 		}
 		if err := r.sessionsOnce(ctx, o, c, n); err != nil {

@@ -3,7 +3,6 @@ package scenario
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -26,8 +25,8 @@ func (r *runner) step(ctx context.Context, o *outcome, name string, l load, f fu
 	var s *step // what counts so far
 	place, at := o.place+"  "+name, len(o.Steps)
 	first := "" // why it was noisy
-	vain := 0   // how often it broke off when it was measured again
-	attempts := repeats.Measure(func() string {
+	broken := 0 // how often it broke off
+	attempts, spent := repeats.Measure(func() string {
 		before := s
 		if before != nil {
 			o.Steps = o.Steps[:at]
@@ -39,7 +38,6 @@ func (r *runner) step(ctx context.Context, o *outcome, name string, l load, f fu
 		case before == nil && len(o.Steps) > at:
 			s = one
 		case before != nil && ended:
-			vain++
 			before.inherit(one)
 			o.Steps = append(o.Steps[:at], before)
 			before.mark("it was measured again, as it was noisy, and that was broken off")
@@ -48,6 +46,7 @@ func (r *runner) step(ctx context.Context, o *outcome, name string, l load, f fu
 			s = one
 		}
 		if ended {
+			broken++
 			return ""
 		}
 		return strings.Join(s.Noise.why(), "; ")
@@ -60,7 +59,11 @@ func (r *runner) step(ctx context.Context, o *outcome, name string, l load, f fu
 	if s == nil {
 		return err
 	}
-	s.Attempts = attempts - vain
+	s.Attempts, s.spent = attempts-broken, spent && r.cfg.Again > 0
+	if s.spent && !r.spent {
+		r.spent = true
+		r.progress.Print("noisy steps are not measured again from here on: --again %d is used up", r.cfg.Again)
+	}
 	r.judge(s, first)
 	r.progress.Brief(place + s.short())
 	return err
@@ -96,8 +99,9 @@ func (r *runner) attempt(ctx context.Context, o *outcome, s *step, f func(s *ste
 // judge marks or throws away what is noisy; first is why it was when it was measured first, if it
 // was measured again.
 func (r *runner) judge(s *step, first string) {
-	why := s.Noise.why()
-	if len(why) == 0 {
+	s.Noise.Why = s.Noise.why()
+	s.bounded()
+	if len(s.Noise.Why) == 0 {
 		if first != "" {
 			s.also("it was measured %d times, as it was noisy before: %s", s.Attempts, first)
 		}
@@ -107,17 +111,22 @@ func (r *runner) judge(s *step, first string) {
 		s.Figures, s.Latency, s.Series, s.Limit, s.Refused = values{}, nil, nil, nil, true
 		return
 	}
-	for _, w := range why {
+	for _, w := range s.Noise.Why {
 		s.mark("NOISY: %s%s", w, s.still())
 	}
 }
 
-// still says how often a step that is noisy was measured; empty: once.
+// still says how often a step that is noisy was measured, and why not once more where only the
+// run's repeats were missing; empty: once, and nothing was missing.
 func (s *step) still() string {
-	if s.Attempts <= 1 {
-		return ""
+	text := trial.AllNoisy(s.Attempts)
+	switch {
+	case !s.spent:
+		return text
+	case text == "":
+		return " (not measured again: --again is used up)"
 	}
-	return fmt.Sprintf(" (the last of %d attempts, all noisy)", s.Attempts)
+	return text + ", and --again is used up"
 }
 
 // never notes what a gateway must not do however noisy the machine is: it counts if it is measured

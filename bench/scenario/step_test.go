@@ -60,7 +60,7 @@ func TestAgain(t *testing.T) {
 		"no repeats are left":     {times: times{reached: []float64{0.5, 0.5}}, again: 1, attempts: 2, rate: 2, noisy: true},
 		"never again":             {times: times{reached: []float64{0.5}}, attempts: 1, rate: 1, noisy: true},
 		"not to be repeated":      {times: times{reached: []float64{0.5}}, again: 9, once: true, attempts: 1, rate: 1, noisy: true},
-		"broken":                  {times: times{reached: []float64{0.5}, broken: 1}, again: 9, attempts: 1, rate: 1, noisy: true},
+		"broken":                  {times: times{reached: []float64{0.5}, broken: 1}, again: 9, attempts: 0, rate: 1, noisy: true},
 		"broken when it is again": {times: times{reached: []float64{0.5, 0.5}, broken: 2}, again: 9, attempts: 1, rate: 1, noisy: true},
 		"broken at last":          {times: times{reached: []float64{0.5, 0.5, 0.5}, broken: 3}, again: 9, attempts: 2, rate: 2, noisy: true},
 		"strictly, noisy once":    {times: times{reached: []float64{0.5, 1}}, again: 9, strict: true, attempts: 2, rate: 2},
@@ -74,7 +74,7 @@ func TestAgain(t *testing.T) {
 			r.meter, r.pair = still{}, pair
 			o := &outcome{Name: "x", place: "x", once: c.once, Steps: []*step{{Name: "before"}}}
 			measured := c.attempts
-			if c.broken > 1 {
+			if c.broken > 0 {
 				measured++ // it is no attempt at a figure
 			}
 			err := r.step(t.Context(), o, "a step", load{}, c.measure(r))
@@ -91,6 +91,13 @@ func TestAgain(t *testing.T) {
 			}
 			if all := strings.Contains(notes, "attempts, all noisy)"); all != (c.noisy && c.attempts > 1) {
 				t.Errorf("it says %q", notes)
+			}
+			spent := c.again > 0 && c.again < againEach && c.noisy
+			if told := strings.Contains(notes, "--again is used up"); told != spent {
+				t.Errorf("it says %q", notes)
+			}
+			if told := strings.Contains(said.String(), "not measured again from here on: --again 1 is used up"); told != spent {
+				t.Errorf("it said %q", said.String())
 			}
 			if verdict, _ := o.verdict(); (verdict == "good") == c.noisy {
 				t.Errorf("it is %s: %q", verdict, notes)

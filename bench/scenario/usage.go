@@ -185,6 +185,9 @@ func (r *runner) costs(s *step, spent trial.Cost, n uint64) {
 	}
 }
 
+// busyOfAll explains a core that is in use for more than the requests that a step is about.
+const busyOfAll = "core busy counts all kinds of load together, and what else ran on the gateway's core"
+
 // minReached is the part of the rate that the source was to keep.
 const minReached = 0.97
 
@@ -201,11 +204,18 @@ type noise struct {
 	// Dropped is the part of what was sent that was lost by full sockets of the far side or of
 	// this process: not by the gateway.
 	Dropped float64 `json:"dropped,omitempty"`
+	// Why says what of these makes the step noisy, and for which figures are thrown away.
+	Why []string `json:"why,omitempty"`
+}
+
+// machine is the part of others.
+func (n noise) machine() machine.Noise {
+	return machine.Noise{Core: n.Core, Disturbed: n.Disturbed, Stolen: n.Stolen}
 }
 
 // why says what is noisy.
 func (n noise) why() (list []string) {
-	list = machine.Noise{Core: n.Core, Disturbed: n.Disturbed, Stolen: n.Stolen}.Why()
+	list = n.machine().Why()
 	if n.Reached > 0 && n.Reached < minReached {
 		list = append(list, fmt.Sprintf("the source kept %.0f %% of its rate", 100*n.Reached))
 	}

@@ -17,6 +17,7 @@ const (
 	LimitFailures Limit = "failures" // connections failed, or were answered wrongly
 	LimitSource   Limit = "source"   // the source was held up, and the gateway had time
 	LimitFar      Limit = "far"      // sockets of the far side, or of who measures, were full
+	LimitMachine  Limit = "machine"  // others used the machine: nobody knows what else it was
 )
 
 // Blame says what kept a rate from passing, and by how much in a few words.
@@ -72,7 +73,7 @@ func (l ConnectionLimits) seen(c Connections) (by Limit, why string) {
 	}
 	switch {
 	case c.Wrong > 0:
-		by, why = LimitFailures, fmt.Sprintf("%d segments came from somebody else, or damaged", c.Wrong)
+		by, why = LimitFailures, fmt.Sprintf("segments came from somebody else, or damaged: %d", c.Wrong)
 	case float64(c.Failed) > allowed:
 		by, why = LimitFailures, of(c.Failed, "failed")
 	case !l.settled(c):

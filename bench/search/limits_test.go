@@ -134,7 +134,7 @@ func TestBlameConnections(t *testing.T) {
 		"the core was full":   {func(c *Connections) { c.Late, c.Busy = 2, 1.05 }, LimitCore, LimitCore, "2 of 1000 connections failed or were late; the gateway's core was 100 % in use"},
 		"nobody sees it":      {func(c *Connections) { c.Skipped, c.Busy = 2, -1 }, LimitLatency, LimitLatency, "2 of 1000 connections did not begin in time, as too many were open or the source was held up"},
 		"much was sent again": {func(c *Connections) { c.Resent = 8 }, LimitLoss, LimitNone, "0.20 % of the segments were sent again; the gateway's core was 50 % in use"},
-		"a wrong source":      {func(c *Connections) { c.Wrong = 1 }, LimitFailures, LimitFailures, "1 segments came from somebody else, or damaged; the gateway's core was 50 % in use"},
+		"a wrong source":      {func(c *Connections) { c.Wrong = 1 }, LimitFailures, LimitFailures, "segments came from somebody else, or damaged: 1; the gateway's core was 50 % in use"},
 	} {
 		of := Connections{Due: 1000, Segments: 4000, Busy: 0.5}
 		c.change(&of)

@@ -2,7 +2,9 @@ package trial
 
 import (
 	"fmt"
+	"strings"
 
+	"github.com/sallyport-net/sallyport/bench/machine"
 	"github.com/sallyport-net/sallyport/bench/progress"
 	"github.com/sallyport-net/sallyport/bench/search"
 )
@@ -34,6 +36,18 @@ func LimitOf[T Blamed](f search.Found[T]) *Limit {
 	return l
 }
 
+// Amid has the limit say that others used the machine while it was looked for, and how (noise): what
+// kept the rate from passing need not be the gateway then. Without noise it stays as it is, and so
+// does one that is none, or that is a gateway which answers wrongly or not at all.
+func (l *Limit) Amid(noise machine.Noise) {
+	why := noise.Why()
+	if len(why) == 0 || l.By == search.LimitNone || l.By == search.LimitFailures {
+		return
+	}
+	l.By = search.LimitMachine
+	l.Why += "; " + strings.Join(why, "; ")
+}
+
 // String is the limit in a line.
 func (l *Limit) String() string {
 	if l.Rate == 0 {
@@ -49,6 +63,8 @@ func (l *Limit) Bound() string {
 		return "the search ended there"
 	case search.LimitFar:
 		return "sockets of the far side or the harness were full"
+	case search.LimitMachine:
+		return "the machine was busy"
 	}
 	return "the source could do no more"
 }
@@ -62,6 +78,8 @@ func (l *Limit) title() string {
 		return "the source was held up"
 	case search.LimitFar:
 		return "the far side or the harness"
+	case search.LimitMachine:
+		return "the machine was busy with other things"
 	case search.LimitNone:
 		return "none was found"
 	}

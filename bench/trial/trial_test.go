@@ -236,11 +236,14 @@ func TestSettle(t *testing.T) {
 // What is noisy is measured again while repeats are left, of its own and of all.
 func TestRepeats(t *testing.T) {
 	r := Repeats{Each: 2, All: 3}
-	for i, c := range []struct{ noisy, attempts, left int }{
-		{0, 1, 3}, {1, 2, 2}, {9, 3, 0}, {9, 1, 0}, {0, 1, 0},
+	for i, c := range []struct {
+		noisy, attempts, left int
+		spent                 bool
+	}{
+		{0, 1, 3, false}, {1, 2, 2, false}, {9, 3, 0, false}, {9, 1, 0, true}, {0, 1, 0, false},
 	} {
 		n, told := 0, 0
-		attempts := r.Measure(func() string {
+		attempts, spent := r.Measure(func() string {
 			if n++; n <= c.noisy {
 				return "a reason"
 			}
@@ -250,8 +253,8 @@ func TestRepeats(t *testing.T) {
 				t.Errorf("%d: told of %q %d times after %d attempts", i, noise, told, n)
 			}
 		})
-		if attempts != c.attempts || n != attempts || told != n-1 || r.All != c.left {
-			t.Errorf("%d: %d attempts, told %d times, %d left; want %+v", i, n, told, r.All, c)
+		if attempts != c.attempts || spent != c.spent || n != attempts || told != n-1 || r.All != c.left {
+			t.Errorf("%d: %d attempts, told %d times, %d left, spent: %t; want %+v", i, n, told, r.All, spent, c)
 		}
 	}
 }

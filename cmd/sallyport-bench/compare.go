@@ -35,6 +35,12 @@ are left. What fails is said: nothing arrived, much was sent again, or packets c
 from a wrong address or damaged. What was measured is reported all the same, and the
 exit code is not 0. Requests that are not answered within 2 s count as answered then.
 
+What kept the next rate from passing is said as the limit of each peak. It is the source
+where packets were late, next to none were lost and the gateway's core had time, and the
+machine where others used it: nobody knows then what the gateway's own limit is.
+"core %" is the part of the time in which the gateway's core was in use, by all that it
+did and by what else ran there.
+
 All figures of CPU are seconds of the gateway's process (/proc/PID/stat) and of its
 core (/proc/stat: user, system, interrupts, stolen), which has the kernel's work too.
 

@@ -24,20 +24,28 @@ func TestNames(t *testing.T) {
 			t.Errorf("compare's %s is not one of run's %q", name, known)
 		}
 	}
-	commands := map[*cobra.Command][]string{
-		runCommand(io.Discard):     known,
-		compareCommand(io.Discard): compare.Scenarios(),
-	}
-	for cmd, names := range commands {
+	for _, c := range []struct {
+		command func(io.Writer) *cobra.Command
+		names   []string
+	}{{runCommand, known}, {compareCommand, compare.Scenarios()}} {
+		cmd, names := c.command(io.Discard), c.names
 		for _, name := range names {
 			if !regexp.MustCompile(`(^|[\s(])` + name + `[ ,:;)\n]`).MatchString(cmd.Long) {
 				t.Errorf("the help of %s does not tell of %s", cmd.Name(), name)
 			}
 		}
-		cmd.SetArgs([]string{"--scenarios", "udp-64-out"})
-		cmd.SilenceErrors, cmd.SilenceUsage = true, true
-		if err := cmd.Execute(); err == nil || !strings.Contains(err.Error(), `no scenario "udp-64-out": choose from `+strings.Join(names, ", ")) {
-			t.Errorf("%s of a name that is none: %v", cmd.Name(), err)
+		for name, want := range map[string]string{
+			"magic":      `no scenario "magic": choose from ` + strings.Join(names, ", "),
+			"udp-64-out": `"udp-64-out" is called udp-out now`, "udp-64-in": "called udp-in now",
+			"udp-1420-out": "called udp1420-out now", "udp-1420-in": "called udp1420-in now",
+			"latency": "called latency-idle and latency-half now",
+		} {
+			cmd := c.command(io.Discard)
+			cmd.SetArgs([]string{"--scenarios", name})
+			cmd.SilenceErrors, cmd.SilenceUsage = true, true
+			if err := cmd.Execute(); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s of %s: %v", cmd.Name(), name, err)
+			}
 		}
 	}
 }

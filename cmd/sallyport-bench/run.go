@@ -59,8 +59,8 @@ The scenarios, of which those that compare has too have the same names there:
 CPU is that of the gateway's process and core where they are on this machine (--chain;
 --pid, --core), or of its metrics (--admin), which lack the kernel's part.
 
-What is noisy is measured again (--again), and if it stays so it is marked, or with
---strict thrown away; the last time counts, and what no noise explains, like a wrong
+What is noisy is measured again (--again, until that is used up, which is said), and if it
+stays so it is marked, or with --strict thrown away; the last time counts, and what no noise explains, like a wrong
 source, counts each time. Noise is more than 1 % of the time given to others by the
 hypervisor, a core in use before the load, a source that did not keep its rate, packets
 that found the harness's own sockets full.
@@ -72,7 +72,13 @@ Ctrl-C ends has no figures, but those of the time before if it is measured again
 
 The most that passes is the highest rate at which at most 0.1 % of the packets are lost
 or late, and outwards half take at most 20 ms longer than the fastest of the run: more
-only fills queues. LIMIT says what kept the next rate from passing.
+only fills queues. LIMIT says what kept the next rate from passing. It is the source where
+packets were late, next to none were lost and the gateway's core had time: what a gateway
+holds back queues up and is lost in the end, so they left late. It is the machine where
+others used it: nobody knows then what the gateway's own limit is.
+
+"core busy" is the part of the time in which the gateway's core was in use, by all kinds of
+load together, also beside the requests of latency-half and mixed, and by what else ran there.
 
 A quantile is "-" with less than 2 values beyond it: p99 takes 200 values, p99.9 2,000.`
 
