@@ -43,10 +43,13 @@ func (c Bars) File() string { return c.draw("<style>" + Style + alone + "</style
 
 func (c Bars) draw(style string) string {
 	var b strings.Builder
-	high := barTop + barRow*float64(len(c.Bars)) + barTextDown
+	high := barTop + barRow*float64(max(1, len(c.Bars))) + barTextDown
 	fmt.Fprintf(&b, `<svg class="chart" viewBox="0 0 %.0f %.0f" role="img" xmlns="http://www.w3.org/2000/svg">`+"\n", width, high)
 	fmt.Fprintf(&b, "<title>%s</title>\n<desc>%s</desc>\n%s", escape(c.Title), escape(c.words()), style)
 	drawTitle(&b, c.Title)
+	if len(c.Bars) == 0 {
+		fmt.Fprintf(&b, `<text x="%.1f" y="%.1f">%s</text>`+"\n", tickLength, barTop+barTextDown, nothing)
+	}
 	from, to := barLeast, width
 	top := 0.0
 	for _, bar := range c.Bars {
@@ -70,6 +73,9 @@ func (c Bars) draw(style string) string {
 
 // words are the picture for who does not see it.
 func (c Bars) words() string {
+	if len(c.Bars) == 0 {
+		return nothing
+	}
 	list := make([]string, len(c.Bars))
 	for i, bar := range c.Bars {
 		list[i] = bar.Name + ": " + bar.Text

@@ -52,6 +52,9 @@ func TestBars(t *testing.T) {
 			t.Errorf("no %s in\n%s", want, svg)
 		}
 	}
+	if empty := (Bars{Title: "none"}).SVG(); strings.Count(empty, ">nothing was measured<") != 2 {
+		t.Errorf("without a bar:\n%s", empty)
+	}
 	for _, text := range []string{svg, Bars{}.SVG(), Bars{Title: "&"}.File()} {
 		d := xml.NewDecoder(strings.NewReader(text))
 		for {
