@@ -14,7 +14,7 @@ import (
 
 var long = flag.Bool("long", false, "run the long form: more packets, more rounds, real time")
 
-func TestMain(m *testing.M) { os.Exit(netlab.Enter(leakChecked{m})) }
+func TestMain(m *testing.M) { os.Exit(netlab.Enter(pion.Around(leakChecked{m}))) }
 
 // leakChecked fails the package if a goroutine outlives its tests.
 type leakChecked struct{ m *testing.M }
