@@ -21,7 +21,7 @@ COMPAREFLAGS ?=
 PACKAGES := iproute2 iperf3 wireguard-tools wireguard-go curl tcpdump dnsutils iputils-ping nftables systemd gcc libc6-dev git
 
 # Debian packages with the programs that gateway/conformance points at the
-# translator. A machine that cannot have them lists their tests as not run.
+# translator; one more is a Go tool. A machine that cannot have them lists their tests as not run.
 CONFORMANCE_PACKAGES := wrk coturn traceroute mtr-tiny iputils-tracepath python3-scapy nmap hping3 conntrack tcptraceroute
 
 # A user without a home of their own, like nobody, gets Go's caches in the clone.
@@ -135,6 +135,7 @@ soak: ## run the tests that go on for long, each for SOAKFOR (10m), as root wher
 .PHONY: conformance
 conformance: TIMEOUT = 45m
 conformance: ## hold the translator against the programs of others, as root, and fuzz it for FUZZFOR (10m)
+	@$(GO) list -deps tool >/dev/null || true # pion's program, which tests in a user namespace cannot fetch
 	@$(as-root); $(call run-tests,-count=1 -v "$${exec[@]}" ./gateway/conformance -long -fuzz-for=$(FUZZFOR))
 
 .PHONY: lint

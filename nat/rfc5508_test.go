@@ -95,7 +95,8 @@ func (l *lab) outgoing(proto packet.Proto) int {
 
 // I-4, T-9: what the sandbox gets of an error from outside is byte for byte the error
 // that it would have got without a translator, however much is quoted: type,
-// code, rest of the header, quoted addresses, ports and checksums.
+// code, rest of the header, quoted addresses, ports and checksums. Only the quoted
+// identification is the one that the packet left with.
 func TestI4ByteExact(t *testing.T) {
 	for _, proto := range []packet.Proto{packet.TCP, packet.UDP, packet.ICMP} {
 		for _, cut := range []int{28, 36, 1500} {
@@ -117,7 +118,7 @@ func TestI4ByteExact(t *testing.T) {
 				if o := l.arrive(n); o != packet.Pass {
 					t.Fatalf("protocol %d, %+v, %d bytes: %v", proto, kind, cut, o)
 				}
-				// Identification of what was quoted is the translator's own: the sandbox does not look at it.
+				// The identification of what was quoted is the translator's own, and with it the checksums.
 				got := bytes.Clone(l.p.B)
 				for _, b := range [][]byte{got, want} {
 					clear(b[28+4 : 28+6])

@@ -21,5 +21,5 @@
 // inner address, or which should not be on a wire at all.
 //
 // The flag -long makes the tests run their long form (make conformance), and with them
-// those that drive programs of others which make check does not depend on.
+// those that take long by nature. A program that is missing is said to be.
 package conformance

@@ -152,15 +152,16 @@ func shown(out string) (hops []string) {
 // does not know those that are quoted from beyond the translator, which gives its own.
 func TestTraceroutePrograms(t *testing.T) {
 	far := farAddr.String()
+	const wait = "10,1e4,1e4" // traceroute gives up a hop ten times as late as the next one is, unless told
 	for _, c := range []struct {
 		args []string
 		long bool // takes seconds
 		byID bool // tracks by identification
 	}{
-		{args: []string{"traceroute", "-n", "-q", "1", "-w", "10", "-m", "8", far}},
-		{args: []string{"traceroute", "-U", "-n", "-q", "1", "-w", "10", "-m", "8", far}},
-		{args: []string{"traceroute", "-I", "-n", "-q", "1", "-w", "10", "-m", "8", far}},
-		{args: []string{"traceroute", "-T", "-p", "81", "-n", "-q", "1", "-w", "10", "-m", "8", far}},
+		{args: []string{"traceroute", "-n", "-q", "1", "-w", wait, "-m", "8", far}},
+		{args: []string{"traceroute", "-U", "-n", "-q", "1", "-w", wait, "-m", "8", far}},
+		{args: []string{"traceroute", "-I", "-n", "-q", "1", "-w", wait, "-m", "8", far}},
+		{args: []string{"traceroute", "-T", "-p", "81", "-n", "-q", "1", "-w", wait, "-m", "8", far}},
 		{args: []string{"tcptraceroute", "--track-port", "-n", "-q", "1", "-w", "10", "-m", "8", far, "81"}},
 		{args: []string{"tcptraceroute", "-n", "-q", "1", "-w", "3", "-m", "8", far, "81"}, long: true, byID: true},
 		{args: []string{"mtr", "--report", "-n", "-c", "2", "-m", "8", far}, long: true},
