@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sallyport-net/sallyport/internal/netlab"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/nat"
 )
@@ -17,7 +18,7 @@ import (
 // check sees that a sandbox still reaches the world.
 func (s *sandbox) check(t *testing.T) {
 	t.Helper()
-	run(t, s.Namespace, "ping", "-n", "-c", "1", "-W", "20", serverAddrs[0].String())
+	run(t, s.Namespace, netlab.Program(t, "ping"), "-n", "-c", "1", "-W", "20", serverAddrs[0].String())
 }
 
 // crafted is a packet that must come to nothing.
