@@ -181,6 +181,31 @@ func TestPassiveRegionIsSlow(t *testing.T) {
 	}
 }
 
+// While the sidecar ends, one control plane that lets it wait does not keep another
+// from hearing of every sandbox.
+func TestEndsBesideSlowRegion(t *testing.T) {
+	w := newEstate(t, quick())
+	for range 2*controlCalls + 1 {
+		w.ready(t, w.stack(t).ID)
+	}
+	never := make(chan struct{}) // whoever asks, waits to the end
+	t.Cleanup(func() { close(never) })
+	w.away.with(func() { w.away.slow = never })
+	w.Sidecar.mu.Lock()
+	w.planes["cle1"].hearing = 20 * time.Millisecond
+	w.Sidecar.mu.Unlock()
+	w.Sidecar.close()
+	if w.home.count() != 0 {
+		t.Errorf("%d attachments are left at home", w.home.count())
+	}
+	// All but those that were under way when the first had waited in vain ask nothing.
+	w.away.with(func() {
+		if n := w.away.asked; n == 0 || n > controlCalls {
+			t.Errorf("the region that does not answer was asked %d times, want at most %d", n, controlCalls)
+		}
+	})
+}
+
 // noted counts what was logged, by level and message.
 type noted struct {
 	slog.Handler

@@ -230,8 +230,12 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	return err
 }
 
-// closeTimeout is how long a sidecar that ends tries to tell the control plane.
-const closeTimeout = 5 * time.Second
+const (
+	// closeTimeout is how long a control plane may take to hear that a sandbox has ended.
+	closeTimeout = 5 * time.Second
+	// endTimeout is how long a sidecar that ends tries to tell of all; systemd gives it 15 s.
+	endTimeout = 12 * time.Second
+)
 
 // close detaches everything. Nothing can be attached any more.
 func (s *Sidecar) close() {
@@ -245,7 +249,7 @@ func (s *Sidecar) close() {
 		ids = append(ids, id)
 	}
 	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()
 	var group errgroup.Group
 	group.SetLimit(controlCalls)
