@@ -3,6 +3,7 @@ module github.com/sallyport-net/sallyport
 go 1.26.3
 
 require (
+	github.com/HdrHistogram/hdrhistogram-go v1.4.0
 	github.com/gaissmai/bart v0.30.0
 	github.com/goccy/go-yaml v1.19.2
 	github.com/miekg/dns v1.1.73

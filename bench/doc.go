@@ -5,5 +5,5 @@
 // other gateways, scenario what one gateway can do. They run the programs by daemon,
 // look at machine, and report by document. What a load sends and what takes it in
 // beyond the gateway speak by wire; far is the latter, and traffic the former: as many
-// sandboxes as one likes in the harness's own process, timed into histogram's buckets.
+// sandboxes as one likes in the harness's own process, timed into an HdrHistogram.
 package bench

@@ -20,11 +20,11 @@ import (
 // A rate of requests passes if all but a few are answered soon.
 func TestEchoTrial(t *testing.T) {
 	made := func(lost uint64, each time.Duration, reached, busy float64) echoTrial {
-		var h histogram.Histogram
+		h := histogram.New()
 		for range 1000 {
 			h.Record(each)
 		}
-		return echoTrial{Answers: traffic.Answers{Sent: traffic.Sent{Asked: 1000, Answered: 1000 - lost, Reached: reached, Latency: &h}, Lost: lost}, busy: busy}
+		return echoTrial{Answers: traffic.Answers{Sent: traffic.Sent{Asked: 1000, Answered: 1000 - lost, Reached: reached, Latency: h}, Lost: lost}, busy: busy}
 	}
 	for name, c := range map[string]struct {
 		echoTrial

@@ -79,7 +79,7 @@ func TestShort(t *testing.T) {
 // A rate that only fills queues does not pass, and is not for want of a faster source.
 func TestQueued(t *testing.T) {
 	of := func(d ...time.Duration) *latency {
-		h := &histogram.Histogram{}
+		h := histogram.New()
 		for _, one := range d {
 			h.Record(one)
 		}
@@ -104,7 +104,7 @@ func TestQueued(t *testing.T) {
 
 // Quantiles of too few values are not told, and a finished step has one short line.
 func TestFew(t *testing.T) {
-	h := &histogram.Histogram{}
+	h := histogram.New()
 	for range 20 {
 		h.Record(150 * time.Microsecond)
 	}

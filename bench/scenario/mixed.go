@@ -95,7 +95,7 @@ func (r *runner) phase(ctx context.Context, s *step, p phase, m mixers) error {
 	var made trial.Connected
 	var moved [2]tcp.Moved
 	runs := []uint64{0, 0, m.dialer.run}
-	out := &stormed{}
+	out := newStormed()
 	before, err := r.meter.Read(ctx)
 	if err != nil {
 		return err

@@ -33,7 +33,7 @@ var pair = []netip.Addr{netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr(
 
 // made is a result with one of everything.
 func made() *result {
-	h := &histogram.Histogram{}
+	h := histogram.New()
 	for i := range 1000 {
 		h.Record(time.Duration(150+i) * time.Microsecond)
 	}

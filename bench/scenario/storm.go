@@ -101,10 +101,12 @@ func (k *knocker) Fill(bufs [][]byte, sizes []int, offset int) (n int, again tim
 // stormed is what came of attaches.
 type stormed struct {
 	mu            sync.Mutex
-	attach, ready histogram.Histogram
+	attach, ready *histogram.Histogram
 	done, failed  int
 	why           error // the first
 }
+
+func newStormed() *stormed { return &stormed{attach: histogram.New(), ready: histogram.New()} }
 
 // storm attaches sandboxes at a steady rate, and has each ask the far side until it is answered.
 func (r *runner) storm(ctx context.Context, o *outcome) error {
@@ -122,7 +124,7 @@ func (r *runner) storm(ctx context.Context, o *outcome) error {
 		if err != nil {
 			return err
 		}
-		out := &stormed{}
+		out := newStormed()
 		if err := r.stormOnce(ctx, c, s, n, out); err != nil {
 			return err
 		}
@@ -219,7 +221,7 @@ func (o *stormed) note(s *step) {
 	if o.done > 0 {
 		s.Figures[figureAttachP50], s.Figures[figureAttachP99] = millis(o.attach.Quantile(0.5)), millis(o.attach.Quantile(0.99))
 		s.Figures[figureReady], s.Figures[figureReadyP99] = millis(o.ready.Quantile(0.5)), millis(o.ready.Quantile(0.99))
-		s.Latency = latencyOf(&o.ready)
+		s.Latency = latencyOf(o.ready)
 	}
 	if o.failed > 0 {
 		s.fail("%d of %d sandboxes were not attached and answered: %v", o.failed, o.failed+o.done, o.why)

@@ -93,7 +93,7 @@ const look = time.Millisecond
 // Run makes connections and waits until the last has ended. At most one run at a time. What was
 // made is returned with an error, too: of a context that ended, where connections were given up.
 func (c *Connections) Run(ctx context.Context, w Waker, l Load) (Made, error) {
-	m := Made{Connect: &histogram.Histogram{}, Exchange: &histogram.Histogram{}}
+	m := Made{Connect: histogram.New(), Exchange: histogram.New()}
 	began := c.now()
 	c.mu.Lock()
 	before := c.client.Counts()

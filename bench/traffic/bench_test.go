@@ -72,7 +72,7 @@ func BenchmarkBuild(b *testing.B) {
 			}
 			sets := spread(1_000_000, wireFlows, [][]uint32{inners}, []remote{{1, 1}, {2, 1}, {3, 1}})
 			r := &run{load: Load{Size: size, Run: 1}, kind: 1, template: newTemplate(size), source: &Source{began: time.Now()}}
-			l := &lane{run: r, set: sets[0], end: &end{shard: new(shard)}}
+			l := &lane{run: r, set: sets[0], end: &end{shard: newShard()}}
 			r.lanes = []*lane{l}
 			l.cursor = newCursor(&l.set)
 			l.pace = schedule.Schedule{Rate: 1e9, Total: 1 << 62, Backlog: 1 << 40}
@@ -95,7 +95,7 @@ func BenchmarkTake(b *testing.B) {
 	for _, size := range []int{64, 1420} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			s := &Source{began: time.Now()}
-			e := &end{source: s, shard: new(shard), owners: map[uint32]owner{}}
+			e := &end{source: s, shard: newShard(), owners: map[uint32]owner{}}
 			var inners []uint32
 			for i := range 10_000 {
 				inners = append(inners, uint32(10<<24+i))

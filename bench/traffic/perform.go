@@ -219,7 +219,7 @@ func (s *Source) unsent() (n uint64) {
 
 // result is what was sent, when it has ended.
 func (r *run) result() Sent {
-	t := Sent{Asked: r.asked(), Unsent: r.unsent, Behind: new(histogram.Histogram), Latency: new(histogram.Histogram)}
+	t := Sent{Asked: r.asked(), Unsent: r.unsent, Behind: histogram.New(), Latency: histogram.New()}
 	var began time.Duration
 	for _, l := range r.lanes {
 		l.mu.Lock()
@@ -240,8 +240,8 @@ func (r *run) result() Sent {
 	for _, sh := range r.source.shards {
 		sh.mu.Lock()
 		t.Answered += sh.answered
-		t.Latency.Merge(&sh.latency)
-		t.Behind.Merge(&sh.behind)
+		t.Latency.Merge(sh.latency)
+		t.Behind.Merge(sh.behind)
 		sh.mu.Unlock()
 	}
 	return t

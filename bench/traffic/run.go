@@ -66,9 +66,11 @@ type shard struct {
 	received Received
 	answered uint64
 	late     uint64
-	latency  histogram.Histogram
-	behind   histogram.Histogram
+	latency  *histogram.Histogram
+	behind   *histogram.Histogram
 }
+
+func newShard() *shard { return &shard{latency: histogram.New(), behind: histogram.New()} }
 
 // reset forgets all counts.
 func (s *shard) reset() {

@@ -96,7 +96,7 @@ func New(cfg Config) (*Source, error) {
 	s := &Source{began: time.Now(), mail: newMail(), key: cfg.Key, sealer: wire.NewSealer(cfg.Key)}
 	s.runs.Store(new([]uint64))
 	for range min(shards, len(cfg.Ends)) {
-		s.shards = append(s.shards, new(shard))
+		s.shards = append(s.shards, newShard())
 	}
 	if len(cfg.Ends) == 0 {
 		return nil, errors.New("make a source of packets: it has no end of a tunnel")

@@ -129,6 +129,8 @@ var outsiders = []outsider{
 		"the engine of the control plane is seen by the control plane only"},
 	{"github.com/spf13/cobra", []string{"cmd"},
 		"command lines are parsed in main; rooms take validated settings"},
+	{"github.com/HdrHistogram", []string{"bench/histogram"},
+		"ranks, exact extremes and what is too long are counted in one way by all that measure"},
 }
 
 // neverLinked holds, by program, module prefixes that must not be linked even
