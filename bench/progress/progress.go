@@ -1,5 +1,5 @@
-// Package progress says what is going on in a measurement: on a terminal by one line that is
-// written again and again, else by lines for what is done.
+// Package progress says what is going on in a measurement: on a terminal by a line below all
+// others that is painted again and again, else by lines for what is done.
 package progress
 
 import (
@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/vbauerster/mpb/v8"
 )
 
 // Line is that line, and those that stay above it. Its methods may be called by anyone.
@@ -18,132 +20,117 @@ type Line struct {
 	width    int
 
 	mu    sync.Mutex
-	what  string // what takes a while
-	began time.Time
-	takes time.Duration // about; 0: unknown
-	shown time.Time     // when the line was written last
+	bars  *mpb.Progress // from the first work on
+	bar   *mpb.Bar      // of work; nil: nothing is going on
+	work  *work
+	ended bool
 }
 
-// The control sequences of ECMA-48 that are used, and the line's usual width and pace.
 const (
+	// clearLine is of ECMA-48. What is typed is echoed behind the line, and so where the next
+	// would begin.
 	clearLine  = "\r\x1b[K"
 	usualWidth = 80
 	repaint    = 100 * time.Millisecond
 )
 
 // New makes one that says nothing if out is nil. width is a terminal's, in columns; 0: the usual.
+// A terminal that is an [os.File] is asked for its width by each painting.
 func New(out io.Writer, terminal bool, width int) *Line {
 	if out == nil {
-		out = io.Discard
+		out, terminal = io.Discard, false
 	}
 	if width <= 0 {
-		width = usualWidth
+		width, out = usualWidth, struct{ io.Writer }{out} // that is not asked, as it does not know
 	}
 	return &Line{out: out, terminal: terminal, width: width}
 }
 
-// Begin begins something that takes a while.
-func (l *Line) Begin(what string, now time.Time, takes time.Duration) {
+// Work begins something that takes a while, and takes the place of what did before. Until stop is
+// called a terminal shows how far it is. takes is about how long; 0: unknown.
+func (l *Line) Work(what string, takes time.Duration) (stop func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.what, l.began, l.takes, l.shown = what, now, takes, time.Time{}
-	l.paint(now, "")
+	if !l.terminal || l.ended {
+		return func() {}
+	}
+	if l.bars == nil {
+		l.bars = mpb.New(mpb.WithOutput(l.out), mpb.WithWidth(l.width), mpb.WithAutoRefresh(), mpb.WithRefreshRate(repaint))
+	}
+	l.clear()
+	w := newWork(what, takes)
+	l.work = w
+	// An error means that the terminal takes no more: nobody sees what is not painted.
+	l.bar, _ = l.bars.Add(0, w, w.options()...)
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.work == w {
+			l.clear()
+		}
+	}
+}
+
+// clear takes away what is going on. The caller holds l.mu.
+func (l *Line) clear() {
+	if l.bar != nil {
+		l.bar.Abort(true)
+		l.bar.Wait() // else two would be painted for a moment
+	}
+	l.bar, l.work = nil, nil
 }
 
 // Rate says how fast it goes, and what part is lost (less than 0: nobody knows).
-func (l *Line) Rate(now time.Time, perSecond, loss float64) {
-	text := Group(perSecond) + "/s"
-	if loss >= 0 {
-		text += fmt.Sprintf("  %.2f %% lost", 100*loss)
-	}
+func (l *Line) Rate(perSecond, loss float64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.paint(now, text)
-}
-
-// Elapsed says how far it is, where nobody knows how fast it goes.
-func (l *Line) Elapsed(now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.paint(now, "")
-}
-
-// Work begins something that takes a while and shows how far it is until stop is called, which
-// waits for that to end. takes is about how long; 0: unknown.
-func (l *Line) Work(what string, takes time.Duration) (stop func()) {
-	l.Begin(what, time.Now(), takes)
-	if !l.terminal {
-		return func() {}
+	if l.work != nil {
+		l.work.rate.Store(&rate{perSecond: perSecond, loss: loss})
 	}
-	quit := make(chan struct{})
-	var done sync.WaitGroup
-	done.Go(func() {
-		tick := time.NewTicker(repaint)
-		defer tick.Stop()
-		for {
-			select {
-			case now := <-tick.C:
-				l.Elapsed(now)
-			case <-quit:
-				return
-			}
-		}
-	})
-	return func() {
-		close(quit)
-		done.Wait()
-	}
-}
-
-// paint writes the line on a terminal. The caller holds l.mu.
-func (l *Line) paint(now time.Time, text string) {
-	if !l.terminal || now.Sub(l.shown) < repaint {
-		return
-	}
-	l.shown = now
-	line := l.what
-	if l.takes > 0 {
-		done := min(1, max(0, float64(now.Sub(l.began))/float64(l.takes)))
-		line += fmt.Sprintf("  %3.0f %%", 100*done)
-	} else if d := now.Sub(l.began); d >= time.Second {
-		line += fmt.Sprintf("  %.0f s", d.Seconds())
-	}
-	if text != "" {
-		line += "  " + text
-	}
-	l.write(clearLine + cut(line, l.width-1))
 }
 
 // Print says something that stays.
 func (l *Line) Print(format string, args ...any) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ") + "\n"
-	if l.terminal {
-		text = clearLine + text
-	}
-	l.write(text)
+	l.print(strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; "))
 }
 
 // Brief says what stays, and is in a table at the end, too: it is cut to a terminal's width.
 func (l *Line) Brief(text string) {
+	text = strings.ReplaceAll(text, "\n", "; ")
 	if l.terminal {
 		text = cut(text, l.width-1)
 	}
-	l.Print("%s", text)
+	l.print(text)
 }
 
-// End leaves the terminal's line empty.
-func (l *Line) End() {
+func (l *Line) print(line string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.terminal {
-		l.write(clearLine)
+	switch {
+	case l.ended:
+	case l.bars != nil:
+		l.write(l.bars, clearLine+line+"\n")
+	default:
+		l.write(l.out, line+"\n")
 	}
 }
 
+// End leaves the lines that stay, and waits until they are written. Nothing is said any more.
+func (l *Line) End() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
+	if l.bars == nil {
+		return
+	}
+	l.clear()
+	l.bars.Wait()
+	l.bars = nil
+	l.write(l.out, clearLine)
+}
+
 // write ignores errors: who closed the output does not want to know more.
-func (l *Line) write(s string) { _, _ = io.WriteString(l.out, s) }
+func (l *Line) write(to io.Writer, s string) { _, _ = io.WriteString(to, s) }
 
 // cut shortens a line to a number of characters.
 func cut(s string, width int) string {

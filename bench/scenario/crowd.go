@@ -124,7 +124,7 @@ func (r *runner) attachUpTo(ctx context.Context, m *members, n int) error {
 		count := 0
 		for range done {
 			count++
-			r.progress.Rate(time.Now(), float64(count)/time.Since(began).Seconds(), -1)
+			r.progress.Rate(float64(count)/time.Since(began).Seconds(), -1)
 		}
 	}()
 	for i := range fresh {

@@ -54,7 +54,7 @@ func (r *runner) latencyHalf(ctx context.Context, o *outcome) error {
 	}
 	background := traffic.Load{Size: smallSize, Flows: flows, For: r.cfg.Try}
 	if r.peak == 0 {
-		r.progress.Begin(o.place+"  looking for the load", time.Now(), 0)
+		stop := r.progress.Work(o.place+"  looking for the load", 0)
 		found, err := search.Highest(search.Range{Least: firstRate, Most: maxRate, Tries: halfSearch, Hold: r.cfg.Try},
 			func(rate float64, hold time.Duration) (carried, error) {
 				background.Rate, background.For, background.Patience = rate, hold, trialPatience
@@ -64,6 +64,7 @@ func (r *runner) latencyHalf(ctx context.Context, o *outcome) error {
 				}
 				return t, err
 			})
+		stop()
 		if err != nil {
 			return err
 		}

@@ -147,8 +147,9 @@ func (r *runner) measure(ctx context.Context) {
 	r.meter = local{trial.Local{Core: testbed.AnyCore}} // nothing, until there is a gateway
 	needed := slices.ContainsFunc(scenarios(), func(s scenario) bool { return !s.alone && slices.Contains(r.cfg.Scenarios, s.name) })
 	if needed {
-		r.progress.Begin("starting", time.Now(), 0)
+		stop := r.progress.Work("starting", 0)
 		err := r.open(ctx, tell)
+		stop()
 		defer r.close(parent)
 		if err != nil {
 			r.problem(ctx, err)

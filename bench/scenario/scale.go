@@ -46,13 +46,14 @@ func (r *runner) sandboxes(ctx context.Context, o *outcome) error {
 
 // sandboxesOnce lets n sandboxes send while as many as attached are.
 func (r *runner) sandboxesOnce(ctx context.Context, o *outcome, n, attached int) error {
-	r.progress.Begin(fmt.Sprintf("%s  attaching up to %s", o.place, progress.Group(float64(n))), time.Now(), 0)
+	stop := r.progress.Work(fmt.Sprintf("%s  attaching up to %s", o.place, progress.Group(float64(n))), 0)
 	began := time.Now()
 	have := 0
 	if m := r.members[mainGroup]; m != nil {
 		have = len(m.inners)
 	}
 	c, err := r.crowd(ctx, mainGroup, n)
+	stop()
 	if err != nil {
 		return err
 	}

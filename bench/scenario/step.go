@@ -79,9 +79,10 @@ func (r *runner) attempt(ctx context.Context, o *outcome, s *step, f func(s *ste
 	if err != nil {
 		return err
 	}
-	r.progress.Begin(o.place+"  "+s.Name, time.Now(), time.Duration(s.Load.Seconds*float64(time.Second)))
+	stop := r.progress.Work(o.place+"  "+s.Name, time.Duration(s.Load.Seconds*float64(time.Second)))
 	o.Steps = append(o.Steps, s)
 	err = f(s)
+	stop()
 	if after, uerr := r.meter.Read(ctx); uerr == nil {
 		s.Noise.Stolen = after.Stolen(before)
 	} else {

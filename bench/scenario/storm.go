@@ -179,7 +179,7 @@ func (r *runner) stormOnce(ctx context.Context, c *crowd, s *step, n int, out *s
 		out.mu.Lock()
 		done := out.done
 		out.mu.Unlock()
-		r.progress.Rate(time.Now(), float64(done)/time.Since(began).Seconds(), -1)
+		r.progress.Rate(float64(done)/time.Since(began).Seconds(), -1)
 	}
 	all.Wait()
 	report, err := c.source.Report(ctx, k.run, k.remote)

@@ -30,11 +30,9 @@ func (r *runner) watch(takes time.Duration, rate float64, read func() uint64) (s
 		defer tick.Stop()
 		for {
 			now := time.Now()
-			if read == nil {
-				r.progress.Elapsed(now)
-			} else {
+			if read != nil {
 				t.add(now, read())
-				r.progress.Rate(now, t.speed(), t.lost(rate))
+				r.progress.Rate(t.speed(), t.lost(rate))
 			}
 			select {
 			case <-tick.C:

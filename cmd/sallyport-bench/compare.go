@@ -67,6 +67,9 @@ one request, its answer, close - at a fixed rate and at the highest at which non
 			if !silent {
 				cfg.Progress = cfg.Out
 			}
+			if !silent && cfg.Terminal {
+				cfg.Progress = rest // itself, which is asked for its width
+			}
 			return compare.Run(cmd.Context(), cfg)
 		},
 	}

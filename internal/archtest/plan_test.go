@@ -79,7 +79,7 @@ var plan = []room{
 	{path: "bench/machine",
 		why: "where something is measured is read from the kernel; what it is measured for is its callers' business"},
 	{path: "bench/progress",
-		why: "what is going on is said in one way by all that measure; a library in its place would be seen here alone"},
+		why: "what is going on is said in one way by all that measure"},
 	{path: "bench/trial", may: []string{"bench/machine", "bench/progress", "bench/search", "bench/tcp", "bench/handshake", "bench/histogram"},
 		why: "one attempt at a load is the same for all who measure; what they accept, and of which gateway, is theirs to say"},
 	{path: "bench/handshake", pure: true, may: []string{"bench/schedule", "internal/packet"},
@@ -131,6 +131,8 @@ var outsiders = []outsider{
 		"command lines are parsed in main; rooms take validated settings"},
 	{"github.com/HdrHistogram", []string{"bench/histogram"},
 		"ranks, exact extremes and what is too long are counted in one way by all that measure"},
+	{"github.com/vbauerster/mpb", []string{"bench/progress"},
+		"a terminal has one painter; rooms say what is going on"},
 }
 
 // neverLinked holds, by program, module prefixes that must not be linked even
