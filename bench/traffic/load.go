@@ -33,8 +33,8 @@ type Load struct {
 	// was answered for so long that was asked of a gateway, the gateway is taken for
 	// dead. 0: 2 s.
 	Patience time.Duration
-	// All says that every packet is sent, however late, up to ten times For: of a load that
-	// prepares, and is not to be measured.
+	// All says that every packet is sent, however late, up to ten times For, or 10 s if that
+	// is longer: of a load that prepares, and is not to be measured.
 	All bool
 	// Unasked says that nothing on the far side answers: a Blast then asks for nothing, and
 	// cannot notice that a gateway died.

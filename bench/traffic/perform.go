@@ -23,6 +23,8 @@ const (
 	settle = 2 * time.Millisecond
 	// overtime is how long after its end a run may still make up for what was due.
 	overtime = time.Second
+	// leastForAll is how long the shortest load has that is sent whole.
+	leastForAll = 10 * time.Second
 )
 
 // prepare makes a run of a load and forgets the counts of the one before. Nothing is sent
@@ -139,7 +141,7 @@ func (s *Source) attend(ctx context.Context, r *run) error {
 	defer tick.Stop()
 	limit := r.load.For
 	if r.load.All {
-		limit *= 10
+		limit = max(10*limit, leastForAll)
 	}
 	over := time.NewTimer(lead + time.Duration(len(r.lanes))*leadEach + limit + overtime)
 	defer over.Stop()
