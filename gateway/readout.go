@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/sallyport-net/sallyport/gateway/readout"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/nat"
 )
@@ -21,10 +25,10 @@ const (
 	readStep = 2048
 	// readRest is the pause between two steps.
 	readRest = time.Millisecond
-	// MaxReadout is the largest number of rows of each list of a read-out.
-	MaxReadout = 1024
 	// standardReadout is the number where none is asked for.
 	standardReadout = 32
+	// servedNamed is how many of the networks that are served an error names.
+	servedNamed = 8
 )
 
 // ErrBusy says that another read-out is under way: there is one at a time.
@@ -39,73 +43,16 @@ type PortsQuery struct {
 	// Protocol and Destination name a destination whose users are told; optional.
 	Protocol    packet.Proto
 	Destination netip.AddrPort
-	// Top is the number of rows of each list: 32 where it is 0, at most MaxReadout.
+	// Top is the number of rows of each list: 32 where it is 0, at most readout.MaxRows.
 	Top int
-}
-
-// PortsReadout is the answer to a PortsQuery, an element per dedicated IP held here.
-type PortsReadout struct {
-	Network string    `json:"network"`
-	IPs     []IPPorts `json:"ips"`
-}
-
-// IPPorts is the use of one dedicated IP. All lists have the most first.
-type IPPorts struct {
-	IP       netip.Addr `json:"ip"`
-	Draining bool       `json:"draining,omitempty"`
-	// Shared are ports that serve all destinations: those of UDP, echo identifiers, and
-	// those of TCP where it is mapped endpoint-independently.
-	Shared []PortUse `json:"shared"`
-	// Busiest are the TCP destinations that take the most ports; one that is missing takes
-	// no more than OthersAtMost.
-	Busiest      []PortUse `json:"busiest"`
-	OthersAtMost int       `json:"othersAtMost"`
-	// Destination is the one that was asked for.
-	Destination *DestinationUse `json:"destination,omitempty"`
-	// Sandboxes are the inner addresses that hold the most ports.
-	Sandboxes []SandboxUse `json:"sandboxes"`
-}
-
-// PortUse counts external ports. Held ones are free, but not given out yet.
-type PortUse struct {
-	Protocol    string         `json:"protocol"`
-	Destination netip.AddrPort `json:"destination,omitzero"`
-	Used        int            `json:"used"`
-	Held        int            `json:"held"`
-	Left        int            `json:"left"`
-}
-
-// DestinationUse is the use of one destination. Users is the number of inner addresses
-// that have sessions with it, of which Sandboxes are the first.
-type DestinationUse struct {
-	PortUse
-	Users     int        `json:"users"`
-	Sandboxes []InnerUse `json:"sandboxes"`
-}
-
-// InnerUse is the number of sessions of an inner address with a destination.
-type InnerUse struct {
-	Inner    netip.Addr `json:"inner"`
-	Sessions int        `json:"sessions"`
-}
-
-// SandboxUse is what an inner address holds.
-type SandboxUse struct {
-	Inner    netip.Addr `json:"inner"`
-	Sessions int        `json:"sessions"`
-	HalfOpen int        `json:"halfOpen"`
-	Ports    int        `json:"ports"`
-	TCP      uint64     `json:"tcp"`
-	UDP      uint64     `json:"udp"`
-	ICMP     uint64     `json:"icmp"`
 }
 
 // Ports says who uses the external ports of a network. It takes a few microseconds per
 // thousand sessions under the tables' locks, and longer by its rests. The error wraps
 // ErrNotServed or ErrBusy, or is that of ctx.
-func (h *Host) Ports(ctx context.Context, q PortsQuery) (PortsReadout, error) {
-	out := PortsReadout{Network: q.Network, IPs: []IPPorts{}}
-	if q.Top = min(max(q.Top, 0), MaxReadout); q.Top == 0 {
+func (h *Host) Ports(ctx context.Context, q PortsQuery) (readout.Ports, error) {
+	out := readout.Ports{Network: q.Network, IPs: []readout.IPPorts{}}
+	if q.Top = min(max(q.Top, 0), readout.MaxRows); q.Top == 0 {
 		q.Top = standardReadout
 	}
 	err := h.readOut(q.Network, func(n *network) error {
@@ -134,45 +81,59 @@ func (h *Host) readOut(id string, read func(*network) error) error {
 	}
 	defer h.reading.Store(false)
 	h.mu.Lock()
-	n := h.networks[id]
+	n, served := h.networks[id], []string(nil)
+	if n == nil {
+		served = slices.Sorted(maps.Keys(h.networks))
+	}
 	h.mu.Unlock()
 	if n == nil {
-		return fmt.Errorf("network %q: %w", id, ErrNotServed)
+		return fmt.Errorf("network %q: %w; %s", id, ErrNotServed, servedText(served))
 	}
 	return read(n)
 }
 
-func ipPorts(ip netip.Addr, draining bool, r nat.PortReport, q PortsQuery) IPPorts {
-	u := IPPorts{
+// servedText names the networks that a host serves, the first of many.
+func servedText(ids []string) string {
+	switch n := len(ids); {
+	case n == 0:
+		return "it serves none now"
+	case n > servedNamed:
+		return fmt.Sprintf("it serves %s and %d more", strings.Join(ids[:servedNamed], ", "), n-servedNamed)
+	}
+	return "it serves " + strings.Join(ids, ", ")
+}
+
+func ipPorts(ip netip.Addr, draining bool, r nat.PortReport, q PortsQuery) readout.IPPorts {
+	u := readout.IPPorts{
 		IP: ip, Draining: draining, OthersAtMost: r.Missed,
-		Shared: portUses(r.Spaces), Busiest: portUses(r.Busiest), Sandboxes: []SandboxUse{},
+		Shared: portUses(r.Spaces), Busiest: portUses(r.Busiest), Sandboxes: []readout.SandboxUse{},
 	}
 	for _, s := range r.Sandboxes {
-		u.Sandboxes = append(u.Sandboxes, SandboxUse{
+		u.Sandboxes = append(u.Sandboxes, readout.SandboxUse{
 			Inner: s.Inner, Sessions: s.Sessions, HalfOpen: s.HalfOpen, Ports: s.Ports,
 			TCP: s.PerProtocol.Of(packet.TCP), UDP: s.PerProtocol.Of(packet.UDP), ICMP: s.PerProtocol.Of(packet.ICMP),
 		})
 	}
 	if q.Destination.IsValid() {
-		d := &DestinationUse{PortUse: portUse(r.Chosen), Users: len(r.By), Sandboxes: []InnerUse{}}
+		d := &readout.DestinationUse{PortUse: portUse(r.Chosen), Users: len(r.By), Sandboxes: []readout.InnerUse{}}
 		for _, by := range r.By[:min(len(r.By), q.Top)] {
-			d.Sandboxes = append(d.Sandboxes, InnerUse(by))
+			d.Sandboxes = append(d.Sandboxes, readout.InnerUse(by))
 		}
 		u.Destination = d
 	}
 	return u
 }
 
-func portUses(uses []nat.PortUse) []PortUse {
-	out := make([]PortUse, 0, len(uses))
+func portUses(uses []nat.PortUse) []readout.PortUse {
+	out := make([]readout.PortUse, 0, len(uses))
 	for _, u := range uses {
 		out = append(out, portUse(u))
 	}
 	return out
 }
 
-func portUse(u nat.PortUse) PortUse {
-	return PortUse{Protocol: protocolName(u.Proto), Destination: u.Remote, Used: u.Used, Held: u.Held, Left: u.Left}
+func portUse(u nat.PortUse) readout.PortUse {
+	return readout.PortUse{Protocol: protocolName(u.Proto), Destination: u.Remote, Used: u.Used, Held: u.Held, Left: u.Left}
 }
 
 // protocolName is a protocol as it stands in metrics and read-outs.
@@ -194,7 +155,7 @@ type SessionsQuery struct {
 	Destination netip.AddrPort
 	// After is the Next of the page before; its zero value is the beginning.
 	After SessionCursor
-	// Limit is the number of sessions of a page: 0 stands for 32, at most MaxReadout.
+	// Limit is the number of sessions of a page: 0 stands for 32, at most readout.MaxRows.
 	Limit int
 }
 
@@ -207,30 +168,17 @@ type SessionCursor struct {
 // SessionPage is a part of a network's sessions on this host. What comes and goes between
 // two pages may or may not be told.
 type SessionPage struct {
-	Sessions []SessionRow
+	Sessions []readout.Session
 	// Next goes on where this page ended; More is false after the last one.
 	Next SessionCursor
 	More bool
 }
 
-// SessionRow is one session.
-type SessionRow struct {
-	Protocol string         `json:"protocol"`
-	Inner    netip.AddrPort `json:"inner"`
-	External netip.AddrPort `json:"external"`
-	Remote   netip.AddrPort `json:"remote"`
-	State    string         `json:"state"`
-	// Age is how long it has been there, and Expires when it goes if nothing more is
-	// heard, in seconds.
-	Age     int64 `json:"ageSeconds"`
-	Expires int64 `json:"expiresInSeconds"`
-}
-
 // Sessions reads sessions of the tables of a network's pair. The error is as that
 // of Ports.
 func (h *Host) Sessions(ctx context.Context, q SessionsQuery) (SessionPage, error) {
-	page := SessionPage{Sessions: []SessionRow{}}
-	if q.Limit = min(max(q.Limit, 0), MaxReadout); q.Limit == 0 {
+	page := SessionPage{Sessions: []readout.Session{}}
+	if q.Limit = min(max(q.Limit, 0), readout.MaxRows); q.Limit == 0 {
 		q.Limit = standardReadout
 	}
 	step := min(readStep, q.Limit)
@@ -241,6 +189,10 @@ func (h *Host) Sessions(ctx context.Context, q SessionsQuery) (SessionPage, erro
 		at := q.After
 		some := make([]nat.Session, 0, step)
 		for at.Side >= 0 && at.Side < len(n.pair) {
+			if !n.held[at.Side] {
+				at = SessionCursor{Side: at.Side + 1}
+				continue
+			}
 			now := n.clock.Now()
 			next := uint32(0)
 			n.fwd.withTable(n.pair[at.Side], func(t *nat.Table) {
@@ -279,8 +231,8 @@ func (q *SessionsQuery) wants(s nat.Session) bool {
 	return (!q.Inner.IsValid() || s.Inner.Addr() == q.Inner) && (!q.Destination.IsValid() || s.Remote == q.Destination)
 }
 
-func sessionRow(s nat.Session, now packet.Instant) SessionRow {
-	return SessionRow{
+func sessionRow(s nat.Session, now packet.Instant) readout.Session {
+	return readout.Session{
 		Protocol: protocolName(s.Proto), Inner: s.Inner, External: s.External, Remote: s.Remote, State: s.State,
 		Age:     int64(max(now-s.Created, 0) / packet.Instant(time.Second)),
 		Expires: int64(max(s.Expires-now, 0) / packet.Instant(time.Second)),

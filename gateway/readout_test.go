@@ -5,11 +5,13 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sallyport-net/sallyport/gateway/readout"
 	"github.com/sallyport-net/sallyport/gateway/uplink"
 	"github.com/sallyport-net/sallyport/internal/packet"
 	"github.com/sallyport-net/sallyport/nat"
@@ -51,7 +53,7 @@ func TestPortsReadout(t *testing.T) {
 		t.Fatalf("%+v, %v", out, err)
 	}
 	u := out.IPs[0]
-	if d := u.Destination; d == nil || d.PortUse != (PortUse{"tcp", origin, 35, 0, 65}) || d.Users != 2 || len(d.Sandboxes) != 1 || d.Sandboxes[0].Sessions != 30 {
+	if d := u.Destination; d == nil || d.PortUse != (readout.PortUse{Protocol: "tcp", Destination: origin, Used: 35, Left: 65}) || d.Users != 2 || len(d.Sandboxes) != 1 || d.Sandboxes[0].Sessions != 30 {
 		t.Errorf("the destination: %+v", d)
 	}
 	if len(u.Busiest) != 1 || u.Busiest[0].Used != 35 || u.Busiest[0].Left != 65 {
@@ -60,15 +62,18 @@ func TestPortsReadout(t *testing.T) {
 	if len(u.Sandboxes) != 1 || u.Sandboxes[0].Ports != 31 || u.Sandboxes[0].TCP != 30 || u.Sandboxes[0].UDP != 1 || u.Sandboxes[0].HalfOpen != 30 {
 		t.Errorf("sandboxes: %+v", u.Sandboxes)
 	}
-	if len(u.Shared) != 2 || u.Shared[0] != (PortUse{"udp", netip.AddrPort{}, 2, 0, 98}) {
+	if len(u.Shared) != 2 || u.Shared[0] != (readout.PortUse{Protocol: "udp", Used: 2, Left: 98}) {
 		t.Errorf("shared: %+v", u.Shared)
 	}
 	r.drain(pair[1], true)
 	if out, err = h.Ports(t.Context(), PortsQuery{Network: "net_a"}); err != nil || out.IPs[0].Destination != nil || out.IPs[0].Draining || !out.IPs[1].Draining {
 		t.Errorf("%+v, %v", out, err)
 	}
-	if _, err := h.Ports(t.Context(), PortsQuery{Network: "net_b"}); !errors.Is(err, ErrNotServed) {
+	if _, err := h.Ports(t.Context(), PortsQuery{Network: "net_b"}); !errors.Is(err, ErrNotServed) || !strings.HasSuffix(err.Error(), "it serves net_a") {
 		t.Errorf("a network of another host: %v", err)
+	}
+	if got := servedText(strings.Fields("a b c d e f g h i j")); got != "it serves a, b, c, d, e, f, g, h and 2 more" {
+		t.Errorf("of ten networks an error says %q", got)
 	}
 	h.reading.Store(true)
 	if _, err := h.Ports(t.Context(), PortsQuery{Network: "net_a"}); !errors.Is(err, ErrBusy) {
@@ -89,7 +94,7 @@ func TestPortsReadout(t *testing.T) {
 func TestSessionsReadout(t *testing.T) {
 	h, r := readoutHost(t)
 	r.clock.now += 5e9
-	seen := map[SessionRow]int{}
+	seen := map[readout.Session]int{}
 	q := SessionsQuery{Network: "net_a", Limit: 7}
 	for pages := 1; ; pages++ {
 		page, err := h.Sessions(t.Context(), q)
@@ -130,6 +135,24 @@ func TestSessionsReadout(t *testing.T) {
 	page, err = h.Sessions(t.Context(), SessionsQuery{Network: "net_a", Inner: page.Sessions[0].Inner.Addr(), Destination: resolver})
 	if err != nil || len(page.Sessions) != 1 {
 		t.Errorf("%+v, %v", page, err)
+	}
+}
+
+// C-10: of a pair whose other IP another host holds, each session is told once.
+func TestSessionsReadoutOfHalfAPair(t *testing.T) {
+	for _, away := range []int{0, 1} {
+		h, r := readoutHost(t)
+		h.networks["net_a"].held[away], r.f.tables[away].nat = false, nil
+		seen := map[readout.Session]int{}
+		page, err := h.Sessions(t.Context(), SessionsQuery{Network: "net_a", Limit: 100})
+		for _, s := range page.Sessions {
+			if seen[s]++; seen[s] > 1 || s.External.Addr() != pair[1-away] {
+				t.Errorf("without IP %d: %+v, told %d times", away, s, seen[s])
+			}
+		}
+		if want := [...]int{3, 37}[away]; err != nil || len(seen) != want || page.More {
+			t.Errorf("without IP %d: %d sessions, want %d; more: %v, %v", away, len(seen), want, page.More, err)
+		}
 	}
 }
 

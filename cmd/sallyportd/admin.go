@@ -13,6 +13,7 @@ import (
 
 	"github.com/sallyport-net/sallyport/control/api"
 	"github.com/sallyport-net/sallyport/gateway"
+	"github.com/sallyport-net/sallyport/gateway/readout"
 	"github.com/sallyport-net/sallyport/internal/allowance"
 	"github.com/sallyport-net/sallyport/internal/config"
 )
@@ -52,8 +53,8 @@ func admin(host *gateway.Host, token string) http.Handler {
 	}
 	mux.Handle("GET /debug/pprof/{kind}", profiles)
 	if host != nil {
-		mux.HandleFunc("GET /v1/networks/{network}/ports", local(readPorts(host)))
-		mux.HandleFunc("GET /v1/networks/{network}/sessions", local(readSessions(host)))
+		mux.HandleFunc("GET "+readout.PortsPath("{network}"), local(readPorts(host)))
+		mux.HandleFunc("GET "+readout.SessionsPath("{network}"), local(readSessions(host)))
 	}
 	return mux
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/sallyport-net/sallyport/gateway"
+	"github.com/sallyport-net/sallyport/gateway/readout"
 	"github.com/sallyport-net/sallyport/internal/packet"
 )
 
@@ -49,13 +50,6 @@ func fromHere(r *http.Request) bool {
 	return a == netip.AddrFrom4([4]byte{127, 0, 0, 1}) || a == netip.IPv6Loopback()
 }
 
-// sessionPage is a page of sessions; Next is for the parameter after.
-type sessionPage struct {
-	Network  string               `json:"network"`
-	Sessions []gateway.SessionRow `json:"sessions"`
-	Next     string               `json:"next,omitempty"`
-}
-
 func readPorts(host *gateway.Host) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		q := parameters{values: r.URL.Query()}
@@ -87,7 +81,7 @@ func readSessions(host *gateway.Host) http.HandlerFunc {
 			return
 		}
 		page, err := host.Sessions(r.Context(), query)
-		out := sessionPage{Network: query.Network, Sessions: page.Sessions}
+		out := readout.Sessions{Network: query.Network, Sessions: page.Sessions}
 		if page.More {
 			out.Next = fmt.Sprintf("%d.%d", page.Next.Side, page.Next.Record)
 		}
@@ -133,8 +127,8 @@ func (p *parameters) number(name string) int {
 		return 0
 	}
 	n, err := strconv.Atoi(v)
-	if err != nil || n < 1 || n > gateway.MaxReadout {
-		p.refuse(name, v, fmt.Sprintf("a number from 1 to %d", gateway.MaxReadout))
+	if err != nil || n < 1 || n > readout.MaxRows {
+		p.refuse(name, v, fmt.Sprintf("a number from 1 to %d", readout.MaxRows))
 	}
 	return n
 }

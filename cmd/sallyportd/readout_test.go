@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/sallyport-net/sallyport/gateway"
+	"github.com/sallyport-net/sallyport/gateway/readout"
 )
 
 // TestReadoutRequests: read-outs are for this machine alone, and whoever asks wrongly is told
@@ -55,6 +56,18 @@ func TestReadoutRequests(t *testing.T) {
 		w := httptest.NewRecorder()
 		if handler.ServeHTTP(w, r); w.Code != http.StatusForbidden {
 			t.Errorf("by a proxy that says so in %s: %d", by, w.Code)
+		}
+	}
+}
+
+// A control plane alone has no such paths; the answer, which is net/http's, is what the
+// sallyport command knows that by.
+func TestReadoutsOfAControlPlane(t *testing.T) {
+	for _, path := range []string{readout.PortsPath("net_a"), readout.SessionsPath("net_a")} {
+		w := httptest.NewRecorder()
+		admin(nil, "").ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		if w.Code != http.StatusNotFound || strings.TrimSpace(w.Body.String()) != "404 page not found" {
+			t.Errorf("%s: %d %q", path, w.Code, w.Body)
 		}
 	}
 }
