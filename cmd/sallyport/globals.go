@@ -33,8 +33,8 @@ func (g *globals) flags(root *cobra.Command) {
 
 // call runs a command with a client of the API.
 func (g *globals) call(cmd *cobra.Command, run func(context.Context, *api.Client) error) error {
-	if g.output != "table" && g.output != "json" {
-		return fmt.Errorf("--output: there is no format %q; use table or json", g.output)
+	if err := g.checkOutput(); err != nil {
+		return err
 	}
 	token, err := g.token()
 	if err != nil {
@@ -48,6 +48,13 @@ func (g *globals) call(cmd *cobra.Command, run func(context.Context, *api.Client
 	ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
 	defer cancel()
 	return run(ctx, c)
+}
+
+func (g *globals) checkOutput() error {
+	if g.output != "table" && g.output != "json" {
+		return fmt.Errorf("--output: there is no format %q; use table or json", g.output)
+	}
+	return nil
 }
 
 func (g *globals) token() (string, error) {

@@ -1,5 +1,5 @@
 // Command sallyport is the operator's command line: it calls the control API of
-// one region.
+// one region, and the admin listener of a gateway host on that host.
 package main
 
 import (
@@ -38,13 +38,16 @@ func command() *cobra.Command {
 
 The commands call the control API of one region, which sallyportd serves. --api
 and --token-file say where it is and which token it takes, or the environment
-variables SALLYPORT_API and SALLYPORT_TOKEN_FILE.`,
+variables SALLYPORT_API and SALLYPORT_TOKEN_FILE.
+
+ports, sessions and profile ask the sallyportd of a gateway host instead, on that
+host, by its admin listener (--admin).`,
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	g.flags(root)
-	root.AddCommand(attachCommand(&g), detachCommand(&g), attachmentsCommand(&g), peeringCommand(&g), statusCommand(&g), profileCommand(), versionCommand())
+	root.AddCommand(attachCommand(&g), detachCommand(&g), attachmentsCommand(&g), peeringCommand(&g), statusCommand(&g), portsCommand(&g), sessionsCommand(&g), profileCommand(), versionCommand())
 	group.Guard(root)
 	return root
 }

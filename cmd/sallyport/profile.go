@@ -1,12 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"os"
 	"strconv"
@@ -23,8 +21,6 @@ const (
 	profileTime = 90 * time.Second
 	// maxProfile is more than a profile has, in bytes; traces of a busy gateway are the largest.
 	maxProfile = 1 << 30
-	// maxRefusal is how many bytes of a refusal are shown.
-	maxRefusal = 1 << 10
 )
 
 // profileKinds are the kinds, with the names that net/http/pprof has for them.
@@ -47,8 +43,9 @@ func profilePath(kind string) (string, error) {
 
 // profileQuery is which profile is asked for, and where.
 type profileQuery struct {
-	kind, admin, tokenFile, out string
-	seconds                     int
+	kind, tokenFile, out string
+	admin                adminListener
+	seconds              int
 }
 
 func profileCommand() *cobra.Command {
@@ -76,7 +73,7 @@ of 60 seconds at most; it slows the daemon by a few per cent.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&q.out, "out", "", "`FILE` to write (needed)")
-	f.StringVar(&q.admin, "admin", "127.0.0.1:9469", "`ADDRESS` and port of the daemon's admin listener")
+	q.admin.flag(cmd)
 	f.StringVar(&q.tokenFile, "admin-token-file", "/etc/sallyport/admin-token", "`FILE` with the token of admin.token_file")
 	f.IntVar(&q.seconds, "seconds", 0, "how long, 1 to 60; 0: 30 for cpu, 1 for trace, 10 for mutex and block, what there is for the others")
 	if err := cmd.MarkFlagRequired("out"); err != nil {
@@ -115,24 +112,13 @@ func (q profileQuery) ask(ctx context.Context) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--admin-token-file: %w", err)
 	}
-	u := url.URL{Scheme: "http", Host: q.admin, Path: path}
+	query := url.Values{}
 	if q.seconds != 0 {
-		u.RawQuery = "seconds=" + strconv.Itoa(q.seconds)
+		query.Set("seconds", strconv.Itoa(q.seconds))
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return nil, fmt.Errorf("--admin %s: %w", q.admin, err)
+	body, err := q.admin.get(ctx, adminRequest{path: path, query: query, token: token})
+	if refusal := (*adminRefusal)(nil); errors.As(err, &refusal) {
+		return nil, fmt.Errorf("sallyportd at %s gives no profile: %s", q.admin.address, refusal.text)
 	}
-	req.Header.Set("Authorization", "Bearer "+token)
-	transport := &http.Transport{DisableKeepAlives: true} // and no proxy: the token is for this machine
-	resp, err := (&http.Client{Transport: transport}).Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("ask sallyportd's admin listener for a profile (--admin, and admin.listen of its configuration): %w", err)
-	}
-	if resp.StatusCode == http.StatusOK {
-		return resp.Body, nil
-	}
-	defer resp.Body.Close()
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal)) // what came of it is shown
-	return nil, fmt.Errorf("sallyportd at %s gives no profile: %s", q.admin, cmp.Or(strings.TrimSpace(string(text)), resp.Status))
+	return body, err
 }

@@ -1,11 +1,8 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -230,14 +227,7 @@ func (e *estate) startSidecar() {
 
 // cli runs the sallyport command as an operator does, and returns its output.
 func (e *estate) cli(args ...string) (string, error) {
-	cmd := exec.CommandContext(e.t.Context(), filepath.Join(e.bin, "sallyport"), args...)
-	cmd.Env = append(os.Environ(), "SALLYPORT_API=unix://"+filepath.Join(e.dir, "run/api.sock"), "SALLYPORT_TOKEN_FILE="+filepath.Join(e.dir, "token"))
-	out, err := cmd.Output()
-	var ended *exec.ExitError
-	if errors.As(err, &ended) {
-		err = fmt.Errorf("sallyport %s: %w: %s", strings.Join(args, " "), err, ended.Stderr)
-	}
-	return string(out), err
+	return e.cliOn(e.control, args...)
 }
 
 func (e *estate) mustCLI(args ...string) string {

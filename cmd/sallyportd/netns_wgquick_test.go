@@ -169,6 +169,7 @@ func stockSandbox(t *testing.T, e *estate, on *gatewayHost) {
 	s.must("ping", "-n", "-c", "3", "-i", "0.05", "-W", "2", originAddr.String())
 
 	held := holdOpen(t, e, s)
+	judgeReadouts(t, e, on, inner, held)
 	out := e.mustCLI("detach", id)
 	ended := time.Now()
 	if !strings.Contains(out, id) {
