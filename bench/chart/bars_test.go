@@ -14,7 +14,7 @@ import (
 // as they are, and no bar runs into the text behind it.
 func TestBarsRoom(t *testing.T) {
 	long := strings.Repeat("long ", 30)
-	for name, want := range map[string]string{"tun": "", strings.Repeat("x", 58): "", long: ` textLength="448.0" lengthAdjust="spacingAndGlyphs"`} {
+	for name, want := range map[string]string{"tun": "", strings.Repeat("x", 58): "", "bytes out, sockets": "", long: ` textLength="448.0" lengthAdjust="spacingAndGlyphs"`} {
 		svg := Bars{Title: "a title", Bars: []Bar{{Name: name, Value: 1, Text: "1.00x, at most"}}}.SVG()
 		from := min(barMost, max(barLeast, textWidth(name)+3*tickLength))
 		if tag := fmt.Sprintf(`<text x="%.1f" y="44.0" text-anchor="end"%s>`, from-2*tickLength, want); !strings.Contains(svg, tag) {

@@ -210,9 +210,9 @@ func textWidth(text string) (wide float64) {
 }
 
 // squeezed has a text, whose letters are some times as wide as usual, keep within a room that is too
-// small for it.
+// small for it. Room that was made for the text is not: sums of its letters' widths are not exact.
 func squeezed(text string, times, room float64) string {
-	if times*textWidth(text) <= room {
+	if times*textWidth(text) < room+0.1 {
 		return ""
 	}
 	return fmt.Sprintf(` textLength="%.1f" lengthAdjust="spacingAndGlyphs"`, room)
