@@ -59,9 +59,6 @@ func (r *runner) sandboxesOnce(ctx context.Context, o *outcome, n, attached int)
 	}
 	took := time.Since(began)
 	name := trial.Plural(n, "sandbox")
-	if n > 1 {
-		name = progress.Group(float64(n)) + " sandboxes"
-	}
 	if attached > n {
 		name = fmt.Sprintf("%s of %s attached", name, progress.Group(float64(attached)))
 	}

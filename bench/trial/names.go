@@ -33,12 +33,12 @@ func Names(what, option string, chosen, known []string) (list []string, err erro
 	return list, nil
 }
 
-// Plural counts things: "1 finding", "2 findings", "3 addresses".
+// Plural counts things: "1 finding", "2 findings", "3 addresses", "4 sandboxes".
 func Plural[N int | uint64](n N, one string) string {
 	switch {
 	case n == 1:
 		return "1 " + one
-	case strings.HasSuffix(one, "s"):
+	case strings.HasSuffix(one, "s"), strings.HasSuffix(one, "x"):
 		one += "e"
 	}
 	return progress.Group(float64(n)) + " " + one + "s"

@@ -37,4 +37,7 @@ func TestPlural(t *testing.T) {
 	if one, two := Plural(uint64(1), "address"), Plural(uint64(2), "address"); one != "1 address" || two != "2 addresses" {
 		t.Errorf("%q, %q", one, two)
 	}
+	if many := Plural(10_000, "sandbox"); many != "10,000 sandboxes" {
+		t.Errorf("%q", many)
+	}
 }
