@@ -6,13 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"github.com/sallyport-net/sallyport/bench/trial"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sallyport-net/sallyport/bench/trial"
 )
 
 // The failover command of this program makes the faults. A run of all of them takes about
