@@ -240,7 +240,6 @@ type plane struct {
 	last     int
 	refuse   *api.Error    // for every call
 	slow     chan struct{} // detaching waits until it is closed; nil: it does not
-	asked    int           // how often to detach
 	resumed  []api.Resume
 	detached []string
 	dns      []netip.Addr // of both networks
@@ -386,7 +385,6 @@ func (p *plane) show(w http.ResponseWriter, _ *http.Request) {
 func (p *plane) detach(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.asked++
 	if slow := p.slow; slow != nil {
 		p.mu.Unlock()
 		<-slow
