@@ -181,8 +181,15 @@ func TestConnections(t *testing.T) {
 	}
 	w := newWire(t, c, stack)
 	m, err := c.Run(t.Context(), w, Load{Rate: 1000, For: 200 * time.Millisecond, Lag: time.Second})
-	if err != nil || m.Begun != 200 || m.OK != 100 || m.Refused != 100 || served != 100 || m.Connect.Count() != 100 || m.Exchange.Count() != 100 {
-		t.Errorf("open loop: %+v, %d served: %v", m.Counts, served, err)
+	if err != nil || m.Begun+m.Skipped != 200 || m.Begun == 0 || m.OK+m.Refused != m.Begun {
+		t.Errorf("open loop: %+v: %v", m.Counts, err)
+	}
+	// What a machine that stood still skips may have been due to either remote.
+	if diff := int64(m.OK) - int64(m.Refused); max(diff, -diff) > int64(m.Skipped) {
+		t.Errorf("open loop: %+v, want as many refused as not", m.Counts)
+	}
+	if n := uint64(served); n != m.OK || m.Connect.Count() != n || m.Exchange.Count() != n {
+		t.Errorf("open loop: %+v, %d served", m.Counts, n)
 	}
 	m, err = c.Run(t.Context(), w, Load{Open: 4, For: 100 * time.Millisecond})
 	if err != nil || m.Begun == 0 || m.OK+m.Refused != m.Begun || m.Sent < 100*time.Millisecond || m.Took < m.Sent {
