@@ -131,8 +131,12 @@ func attachBesideDead(t *testing.T, e *estate) {
 	allFrom(t, b.must(t, task{Do: "http", Target: at(originAddr, portHTTP), Count: 5}).Sources, 5, acmePair[1:])
 	// The first waited for the host, until it had not been heard of for 3 s. Another does not.
 	again := e.sandboxOn(t, acmeFunction, e.a)
-	if again.took >= 3*time.Second {
-		t.Errorf("another takes %v", again.took)
+	for tries := 1; again.took >= 3*time.Second; tries++ {
+		if tries == 3 { // a busy machine may need as long for one
+			t.Errorf("another takes %v", again.took)
+			break
+		}
+		again = e.sandboxOn(t, acmeFunction, e.a)
 	}
 	allFrom(t, again.must(t, task{Do: "http", Target: at(originAddr, portHTTP)}).Sources, 1, acmePair[1:])
 	text := e.mustCLI("attach", "--project", "shop", "--environment", "production", "--region", "iad1", "--format", "wg-quick")
