@@ -41,11 +41,19 @@ func (p probe) set(option, value int) error {
 }
 
 // send sends, where the socket is connected, to its peer.
+//
+// The kernel puts an ICMP error into the queue, and then notes it for the next call. Who takes
+// it out of the queue in between has that call fail once more, which sends nothing.
 func (p probe) send(to netip.AddrPort, b []byte) (err error) {
-	if p.c.RemoteAddr() == nil {
-		_, err = p.c.WriteToUDPAddrPort(b, to)
-	} else {
-		_, err = p.c.Write(b)
+	for range 2 {
+		if p.c.RemoteAddr() == nil {
+			_, err = p.c.WriteToUDPAddrPort(b, to)
+		} else {
+			_, err = p.c.Write(b)
+		}
+		if !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ECONNREFUSED) {
+			break
+		}
 	}
 	return err
 }
