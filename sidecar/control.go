@@ -59,7 +59,7 @@ func (s *Sidecar) tellDetached(ctx context.Context, p *controlPlane, id string) 
 	ctx, cancel := context.WithTimeout(ctx, hearing)
 	defer cancel()
 	if err := s.forget(ctx, p, id); err != nil {
-		s.cfg.Log.Debug("the control plane was not told of a detached sandbox; it will be", "region", p.region, "attachment", id, "error", err)
+		s.cfg.Log.Debug("the control plane was not told of a detached sandbox", "region", p.region, "attachment", id, "error", err)
 		s.mu.Lock()
 		p.owed[id] = struct{}{}
 		p.silent = p.silent || s.closing && ctx.Err() != nil

@@ -3,6 +3,7 @@ package sidecar
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -185,7 +186,10 @@ func TestPassiveRegionIsSlow(t *testing.T) {
 // While the sidecar ends, one control plane that lets it wait does not keep another
 // from hearing of every sandbox.
 func TestEndsBesideSlowRegion(t *testing.T) {
-	w := newEstate(t, quick())
+	said := &noted{lines: map[string]int{}}
+	cfg := quick()
+	cfg.Log = slog.New(said)
+	w := newEstate(t, cfg)
 	for range 2*controlCalls + 1 {
 		w.ready(t, w.stack(t).ID)
 	}
@@ -201,6 +205,14 @@ func TestEndsBesideSlowRegion(t *testing.T) {
 	// All but those that were under way when the first had waited in vain ask nothing.
 	if n := mute.asked.Load(); n == 0 || n > controlCalls {
 		t.Errorf("the region that does not answer was asked %d times, want at most %d", n, controlCalls)
+	}
+	// Its attachments stay, which nobody but the operator can mend.
+	said.mu.Lock()
+	defer said.mu.Unlock()
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(said.lines)), func(line string) bool {
+		return strings.HasPrefix(line, "WARN ") && strings.Contains(line, "not told")
+	}) {
+		t.Errorf("the log is %v, without a word of what stays attached", said.lines)
 	}
 }
 

@@ -65,7 +65,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -264,4 +266,19 @@ func (s *Sidecar) close() {
 	defer stop()
 	s.tasks.Wait()
 	s.giveUp()
+	s.tellLeft()
+}
+
+// tellLeft logs which attachments stay, because their control plane did not hear that they
+// have ended. Nobody else knows it.
+func (s *Sidecar) tellLeft() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range append(slices.Collect(maps.Values(s.planes)), s.home) {
+		if len(p.owed) == 0 {
+			continue
+		}
+		s.cfg.Log.Warn("the control plane was not told that sandboxes have ended; they stay in `sallyport attachments` until somebody detaches them there (sallyport detach ID ...)",
+			"region", p.region, "number", len(p.owed), "attachments", slices.Sorted(maps.Keys(p.owed)))
+	}
 }

@@ -134,7 +134,7 @@ func (c *Config) program(name string) string { return filepath.Join(c.Bin, name)
 func (c *Config) usable() error {
 	return testbed.Needs{
 		Root: "run it as root: cores are steered and namespaces made", Programs: []string{"iperf3", "nft", "taskset", "unshare", "mount"},
-		Built: []string{"sallyportd", comparator, harness}, Bin: c.Bin, Make: "make bench-compare builds it", Core: c.Core, Alone: true, WireGuard: true,
+		Built: []string{"sallyportd", comparator, harness}, Bin: c.Bin, Make: "make comparator builds it", Core: c.Core, Alone: true, WireGuard: true,
 	}.Check()
 }
 

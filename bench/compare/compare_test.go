@@ -72,7 +72,7 @@ func TestConfig(t *testing.T) {
 	c := valid()
 	c.Bin, c.Core = t.TempDir(), 63
 	err := Run(t.Context(), c)
-	for _, want := range []string{"nothing can be compared here", "sallyportd", "wireguard-go", "make bench-compare", "core 63"} {
+	for _, want := range []string{"nothing can be compared here", "sallyportd", "wireguard-go", "make comparator", "core 63"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q in it", err, want)
 		}

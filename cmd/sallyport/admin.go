@@ -21,6 +21,9 @@ import (
 const (
 	// connectTime bounds the wait for a connection to this machine.
 	connectTime = 5 * time.Second
+	// readTime bounds the wait for a read-out, which takes a second of a host with millions of
+	// sessions.
+	readTime = 10 * time.Second
 	// maxRefusal is how many bytes of a refusal are shown.
 	maxRefusal = 1 << 10
 	// maxReadout is more than a read-out has, in bytes: some lists of 1024 rows, twice.
@@ -117,7 +120,7 @@ func (a *adminListener) unreachable(err error) error {
 	remedy := "check that sallyportd runs on this host and that this is admin.listen of its configuration (--admin)"
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("no answer of sallyportd's admin listener at %s in time: %w", a.address, err)
+		return fmt.Errorf("no answer of sallyportd's admin listener at %s in time; does sallyportd hang, or was it stopped?: %w", a.address, err)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		remedy = "nobody listens there; is sallyportd running on this host, and is this admin.listen of its configuration (--admin)?"
 	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.EADDRNOTAVAIL): // from a loopback address no other machine is reached
@@ -151,7 +154,7 @@ func (a *adminListener) read(ctx context.Context, q adminRequest, out any) error
 }
 
 func (a *adminListener) readOnce(ctx context.Context, q adminRequest, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	body, err := a.get(ctx, q)
 	if err != nil {

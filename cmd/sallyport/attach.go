@@ -188,26 +188,37 @@ func attachTable(resp api.AttachResponse, private string) *console.Table {
 
 func detachCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:     "detach ID",
-		Short:   "End an attachment: the sandbox's traffic stops",
+		Use:     "detach ID ...",
+		Short:   "End attachments: the sandboxes' traffic stops",
 		Example: "  sallyport detach att-ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !spec.ValidID(args[0]) {
-				return fmt.Errorf("%q is not the ID of an attachment; `sallyport attachments` lists them", args[0])
+			for _, id := range args {
+				if !spec.ValidID(id) {
+					return fmt.Errorf("%q is not the ID of an attachment, and nothing was detached; `sallyport attachments` lists them", id)
+				}
 			}
-			return g.call(cmd, func(ctx context.Context, c *api.Client) error {
-				if err := c.Detach(ctx, args[0]); err != nil {
-					return explain(err)
-				}
-				if g.output == "json" {
-					return console.JSON(cmd.OutOrStdout(), map[string]string{"detached": args[0]})
-				}
-				_, err := fmt.Fprintf(cmd.OutOrStdout(), "detached %s\n", args[0])
-				return err
-			})
+			var all []error
+			for _, id := range args {
+				all = append(all, g.detach(cmd, id))
+			}
+			return errors.Join(all...)
 		},
 	}
+}
+
+// detach ends one attachment and says so.
+func (g *globals) detach(cmd *cobra.Command, id string) error {
+	return g.call(cmd, func(ctx context.Context, c *api.Client) error {
+		if err := c.Detach(ctx, id); err != nil {
+			return fmt.Errorf("detach %s: %w", id, explain(err))
+		}
+		if g.output == "json" {
+			return console.JSON(cmd.OutOrStdout(), map[string]string{"detached": id})
+		}
+		_, err := fmt.Fprintf(cmd.OutOrStdout(), "detached %s\n", id)
+		return err
+	})
 }
 
 func attachmentsCommand(g *globals) *cobra.Command {

@@ -36,8 +36,9 @@ for each dedicated IP that it holds, the busiest destinations, and the sandboxes
 the most ports. --destination tells of one destination besides, and who uses it.
 
 TCP ports count for each destination by itself; those of UDP, and the identifiers of
-echoes (icmp), for all together. Ports held are free, and not given out yet. The two
-IPs of a network may be on two hosts: each tells of its own.
+echoes (icmp), for all together. Ports held are free, and not given out yet: the busiest
+destinations are those with the most ports used and held together. The two IPs of a
+network may be on two hosts: each tells of its own.
 
 It asks the admin listener (admin.listen) of the sallyportd on this machine, and needs
 no token for that; --names asks the control API for the sandboxes' projects.
@@ -107,7 +108,7 @@ func (q *portsQuery) request(protocol bool) (adminRequest, error) {
 	case q.destination != "":
 		query.Set("destination", q.destination)
 		query.Set("protocol", q.protocol)
-		wrong = append(wrong, checkDestination(q.destination))
+		wrong = append(wrong, checkDestination(q.destination), checkEcho(q.destination, q.protocol))
 	case protocol:
 		wrong = append(wrong, errors.New("--protocol is that of --destination: write that, too, or leave it out"))
 	}
@@ -125,6 +126,15 @@ func checkNetwork(id string) error {
 func checkDestination(s string) error {
 	if to, err := netip.ParseAddrPort(s); err != nil || !to.Addr().Is4() {
 		return fmt.Errorf("--destination: %q is not an IPv4 address and a port; write it such as 192.0.2.5:5432 (look a name up before), with port 0 for echoes", s)
+	}
+	return nil
+}
+
+// checkEcho refuses what no session can have: echoes have port 0, and nothing else has.
+func checkEcho(destination, protocol string) error {
+	to, err := netip.ParseAddrPort(destination)
+	if err == nil && (to.Port() == 0) != (protocol == "icmp") {
+		return fmt.Errorf("--destination %s: echoes are of port 0 and of --protocol icmp, and nothing else is; write the two as they go together", destination)
 	}
 	return nil
 }
@@ -225,8 +235,9 @@ func portsTable(p readout.Ports) *console.Table {
 		for _, b := range u.Busiest {
 			t.Row(ipText(u), b.Protocol, b.Destination, b.Used, b.Held, b.Left)
 		}
-		if u.OthersAtMost > 0 {
-			t.Row(ipText(u), "tcp", "any other", fmt.Sprintf("at most %d", u.OthersAtMost), "", "")
+		if n := len(u.Busiest); n > 0 && u.OthersAtMost > 0 { // used and held ports
+			last := u.Busiest[n-1]
+			t.Row(ipText(u), "tcp", "any other", "", "", fmt.Sprintf("at least %d", last.Used+last.Held+last.Left-u.OthersAtMost))
 		}
 		for _, s := range u.Shared {
 			t.Row(ipText(u), s.Protocol, "all", s.Used, s.Held, s.Left)

@@ -251,6 +251,9 @@ func TestListAndDetach(t *testing.T) {
 	if _, err := w.sallyport("detach", id); err == nil || !strings.Contains(err.Error(), "there is no attachment") {
 		t.Errorf("got %v", err)
 	}
+	if _, err := w.sallyport("detach", id, "a/b"); err == nil || !strings.Contains(err.Error(), "nothing was detached") {
+		t.Errorf("got %v", err)
+	}
 	if _, err := w.sallyport("detach", "a/b"); err == nil || !strings.Contains(err.Error(), "not the ID") {
 		t.Errorf("got %v", err)
 	}
@@ -344,7 +347,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		"flag missing":        {[]string{"attach", "--project", "p"}, `"environment", "region" not set`},
 		"project unknown":     {[]string{"attach", "--project", "p", "--environment", "e", "--region", "iad1", "--api", w.api, "--token-file", w.token}, "add it"},
 		"another region":      {[]string{"attach", "--project", "prj_1", "--environment", "production", "--region", "fra1", "--api", w.api, "--token-file", w.token}, "--api or SALLYPORT_API"},
-		"detach whom":         {[]string{"detach"}, "accepts 1 arg"},
+		"detach whom":         {[]string{"detach"}, "requires at least 1 arg"},
 		"command unknown":     {[]string{"atach"}, "attach"},
 		"argument to nothing": {[]string{"version", "x"}, "unknown command"},
 	} {

@@ -25,17 +25,32 @@ import (
 func local(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !fromHere(r) {
-			http.Error(w, "read-outs name customers' addresses: ask on the gateway host itself, by its loopback address and by no proxy", http.StatusForbidden)
+			http.Error(w, "read-outs name customers' addresses: ask on the gateway host itself, by its loopback address, not by a name, and by no proxy", http.StatusForbidden)
 			return
 		}
 		next(w, r)
 	}
 }
 
+// hostOf is the host that the caller thinks we are, without its port.
+func hostOf(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.Host)
+	if err != nil {
+		host = r.Host
+	}
+	return strings.Trim(host, "[]")
+}
+
 // fromHere reports whether a program on this machine asks by itself.
 func fromHere(r *http.Request) bool {
 	for _, by := range [...]string{"Forwarded", "Via", "X-Forwarded-For", "X-Real-Ip"} {
 		if len(r.Header.Values(by)) > 0 {
+			return false
+		}
+	}
+	// A browser on this machine whose name for us is somebody else's asks for them.
+	if host := hostOf(r); host != "" && host != "localhost" {
+		if _, err := netip.ParseAddr(host); err != nil {
 			return false
 		}
 	}

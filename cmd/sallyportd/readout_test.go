@@ -42,16 +42,24 @@ func TestReadoutRequests(t *testing.T) {
 		{"127.0.0.1:4000", sessions + "?after=1", http.StatusBadRequest, "next"},
 	} {
 		r := httptest.NewRequest(http.MethodGet, c.path, nil)
-		r.RemoteAddr = c.from
+		r.RemoteAddr, r.Host = c.from, "127.0.0.1:9469"
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, r)
 		if w.Code != c.status || !strings.Contains(w.Body.String(), c.says) {
 			t.Errorf("%s from %s: %d %s, want %d and %q", c.path, c.from, w.Code, w.Body, c.status, c.says)
 		}
 	}
+	for host, want := range map[string]int{"127.0.0.1:9469": http.StatusNotFound, "[::1]:9469": http.StatusNotFound, "localhost": http.StatusNotFound, "evil.example": http.StatusForbidden, "evil.example:9469": http.StatusForbidden} {
+		r := httptest.NewRequest(http.MethodGet, ports, nil)
+		r.RemoteAddr, r.Host = "127.0.0.1:4000", host
+		w := httptest.NewRecorder()
+		if handler.ServeHTTP(w, r); w.Code != want {
+			t.Errorf("asked as %s: %d, want %d", host, w.Code, want)
+		}
+	}
 	for _, by := range []string{"Forwarded", "Via", "X-Forwarded-For", "X-Real-IP"} {
 		r := httptest.NewRequest(http.MethodGet, ports, nil)
-		r.RemoteAddr = "127.0.0.1:4000"
+		r.RemoteAddr, r.Host = "127.0.0.1:4000", "127.0.0.1:9469"
 		r.Header.Set(by, "192.0.2.1")
 		w := httptest.NewRecorder()
 		if handler.ServeHTTP(w, r); w.Code != http.StatusForbidden {
