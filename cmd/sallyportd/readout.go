@@ -24,7 +24,7 @@ import (
 // address of 127/8: in a region of loopback addresses that is a sandbox.
 func local(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if !fromHere(r) {
+		if !fromHere(r) || !byOurName(r) {
 			http.Error(w, "read-outs name customers' addresses: ask on the gateway host itself, by its loopback address, not by a name, and by no proxy", http.StatusForbidden)
 			return
 		}
@@ -32,25 +32,21 @@ func local(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// hostOf is the host that the caller thinks we are, without its port.
-func hostOf(r *http.Request) string {
+// byOurName reports whether the caller asked for an address or localhost. A browser on
+// this machine may have been sent here under somebody else's name.
+func byOurName(r *http.Request) bool {
 	host, _, err := net.SplitHostPort(r.Host)
 	if err != nil {
 		host = r.Host
 	}
-	return strings.Trim(host, "[]")
+	_, err = netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil || host == "" || host == "localhost"
 }
 
 // fromHere reports whether a program on this machine asks by itself.
 func fromHere(r *http.Request) bool {
 	for _, by := range [...]string{"Forwarded", "Via", "X-Forwarded-For", "X-Real-Ip"} {
 		if len(r.Header.Values(by)) > 0 {
-			return false
-		}
-	}
-	// A browser on this machine whose name for us is somebody else's asks for them.
-	if host := hostOf(r); host != "" && host != "localhost" {
-		if _, err := netip.ParseAddr(host); err != nil {
 			return false
 		}
 	}
